@@ -1,0 +1,116 @@
+"""What several subcommands share: finding files, loading the scorer, scoring with a progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scorer import ImageScore, RaliScorer
+
+SLOW_SECONDS = 2.0
+"""A progress bar appears where a run takes longer."""
+
+
+def add_path_arguments(parser: argparse.ArgumentParser) -> None:
+    """`PATH...` and `--recursive`."""
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="image files, and folders whose images are scored")
+    parser.add_argument("-r", "--recursive", action="store_true", help="search folders inside folders as well")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--model`, `--device`, `--dtype`, `--batch-size` and `--coverage`."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="NAME_OR_FILE", help="model name or .safetensors file (default: the bundled one)"
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                       help="arithmetic of the image tower (default: float32)")  # fmt: skip
+    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (default: 8)")
+    group.add_argument("--coverage", choices=("center", "tiles"),
+                       help="centre crop, or crops along the longer side (default: the model's own)")  # fmt: skip
+
+
+def load_scorer(options: argparse.Namespace) -> RaliScorer:
+    """The scorer that the model arguments ask for."""
+    from ..scorer import RaliScorer
+
+    return RaliScorer.from_pretrained(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        coverage=options.coverage,
+    )
+
+
+def find_images(paths: Iterable[str], *, recursive: bool) -> list[Path]:
+    """The image files under `paths`, in the order given, folders sorted by name, each file once.
+
+    A named file is kept whatever its ending, also where it does not exist: scoring it reports the reason.
+
+    Raises:
+        FileNotFoundError: No image in any of the folders, and no file was named.
+    """
+    from ..images import IMAGE_SUFFIXES
+
+    found: dict[str, Path] = {}
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            for file in sorted(_walk(path, recursive)):
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+                    found.setdefault(os.path.abspath(file), file)
+        else:
+            found.setdefault(os.path.abspath(path), path)
+    if not found:
+        hint = "" if recursive else " (folders inside folders are searched with --recursive)"
+        raise FileNotFoundError(f"no images in {', '.join(paths)}{hint}")
+    return list(found.values())
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        if not recursive:
+            folders.clear()
+        yield from (Path(root, name) for name in names)
+
+
+def score_files(scorer: RaliScorer, files: list[Path]) -> tuple[list[ImageScore], bool]:
+    """Score files with a progress bar on standard error.
+
+    Returns:
+        The results so far, in input order, and whether Ctrl-C ended the run.
+    """
+    results: list[ImageScore] = []
+    try:
+        for result in track(scorer.stream(files, on_error="record"), total=len(files)):
+            results.append(result)
+    except KeyboardInterrupt:
+        print(f"rali: stopped after {len(results)} of {len(files)} images", file=sys.stderr)
+        return results, True
+    return results, False
+
+
+def track(results: Iterator[ImageScore], *, total: int) -> Iterator[ImageScore]:
+    """Pass results through a progress bar, which appears only on a terminal and on long runs."""
+    from tqdm import tqdm
+
+    yield from tqdm(results, total=total, unit="image", delay=SLOW_SECONDS, disable=None, file=sys.stderr)
+
+
+def report_errors(files: list[Path], results: Iterable[ImageScore]) -> int:
+    """Print each image's error on standard error; returns how many there were."""
+    failed = [result for result in results if result.error is not None]
+    for result in failed:
+        name = str(files[result.index])
+        reason = result.error or ""
+        print(f"rali: {reason}" if name in reason else f"rali: {name}: {reason}", file=sys.stderr)
+    if failed:
+        print(f"rali: {len(failed)} of {len(files)} images could not be scored", file=sys.stderr)
+    return len(failed)

@@ -1,0 +1,39 @@
+"""Numbers that are fixed by published work, each with its source."""
+
+from __future__ import annotations
+
+CLIP_MEAN: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+"""Channel means (RGB, pixels in [0, 1]) of CLIP's preprocessing; Radford et al. 2021, `openai/CLIP`."""
+
+CLIP_STD: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+"""Channel standard deviations (RGB, pixels in [0, 1]) of CLIP's preprocessing; same source."""
+
+IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
+"""Channel means of ImageNet, used by DINOv2 (Oquab et al. 2023); RGB, pixels in [0, 1]."""
+
+IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
+"""Channel standard deviations of ImageNet, used by DINOv2; RGB, pixels in [0, 1]."""
+
+OFFICIAL_IMAGE_SIZE: int = 336
+"""Input side in pixels of the official RALI encoder, CLIP ViT-L/14-336 (Zhao et al. 2025, section 4)."""
+
+OFFICIAL_OPEN_CLIP_NAME: str = "ViT-L-14-336-quickgelu"
+"""open_clip's name of the official encoder; OpenAI's CLIP uses QuickGELU."""
+
+RALI_PCA_DIMENSION: int = 512
+"""Dimension after PCA in the paper (768 -> 512)."""
+
+RALI_SCORE_BINS: int = 240
+"""Equal-width score bins N of the paper's feature compression."""
+
+RALI_PROTOTYPES: int = 250
+"""Basis vectors K of the paper: the K-means centroids of all bins together."""
+
+RALI_INITIAL_TEMPERATURE: float = 0.07
+"""The paper's initial softmax temperature tau; the trained value in the model file counts."""
+
+BAND_NAMES: tuple[str, str, str, str, str] = ("bad", "poor", "fair", "good", "excellent")
+"""The five categories of the absolute category rating scale, ITU-R BT.500 / P.910."""
+
+BAND_THRESHOLDS: tuple[float, float, float, float] = (0.2, 0.4, 0.6, 0.8)
+"""Lower limits of poor, fair, good and excellent: the [0, 1] scale in five equal parts."""

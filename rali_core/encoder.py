@@ -1,0 +1,115 @@
+"""The image tower: any open_clip vision tower, built from a configuration that travels in the model file.
+
+No text tower is built. The tower's output is the pooled, projected, **un-normalised** embedding (B, D), which is
+what RALI's head takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """An open_clip vision tower.
+
+    Attributes:
+        embed_dim: Dimension D of the embedding.
+        vision_cfg: open_clip's `vision_cfg`, such as `{"image_size": 336, "layers": 24, "width": 1024, ...}`, or a
+            timm tower, `{"timm_model_name": "vit_small_patch14_dinov2", "image_size": 224, ...}`.
+        quick_gelu: True for the QuickGELU activation of OpenAI's CLIP.
+    """
+
+    embed_dim: int
+    vision_cfg: dict[str, Any] = field(hash=False)
+    quick_gelu: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.embed_dim) is not int or self.embed_dim < 1:
+            raise ValueError(f"embed_dim must be a positive whole number, got {self.embed_dim!r}")
+        if not isinstance(self.vision_cfg, dict) or not all(isinstance(key, str) for key in self.vision_cfg):
+            raise ValueError(f"vision_cfg must be a dictionary of open_clip settings, got {self.vision_cfg!r}")
+        if not isinstance(self.quick_gelu, bool):
+            raise ValueError(f"quick_gelu must be true or false, got {self.quick_gelu!r}")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the tower's square input, in pixels."""
+        size = self.vision_cfg.get("image_size", 224)
+        if type(size) is not int:
+            raise ValueError(f"vision_cfg's image_size must be one whole number (square input), got {size!r}")
+        return size
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderConfig:
+        """The configuration from what `to_dict` gave.
+
+        Raises:
+            ValueError: A key is missing or unknown, or a value is of the wrong type.
+        """
+        if not isinstance(values, dict) or set(values) != {"embed_dim", "vision_cfg", "quick_gelu"}:
+            raise ValueError(f"expected the keys embed_dim, vision_cfg and quick_gelu, got {values!r}")
+        return cls(**values)
+
+    @classmethod
+    def from_open_clip(cls, name: str) -> EncoderConfig:
+        """The vision part of one of open_clip's own model configurations.
+
+        Args:
+            name: open_clip's model name, such as `"ViT-L-14-336-quickgelu"`.
+
+        Raises:
+            ValueError: open_clip has no model of that name.
+        """
+        import open_clip
+
+        config = open_clip.get_model_config(name)
+        if config is None:
+            raise ValueError(f"open_clip knows no model {name!r}; open_clip.list_models() lists its names")
+        return cls(
+            embed_dim=config["embed_dim"],
+            vision_cfg=dict(config["vision_cfg"]),
+            quick_gelu=bool(config.get("quick_gelu", False)),
+        )
+
+
+def build_encoder(config: EncoderConfig) -> nn.Module:
+    """Build the tower with random weights; the checkpoint fills them.
+
+    Args:
+        config: Which tower.
+
+    Returns:
+        A module from (B, 3, S, S) normalised input to (B, D) embeddings, float32, in evaluation mode.
+
+    Raises:
+        ValueError: open_clip or timm cannot build a tower from this configuration.
+    """
+    # open_clip has no public builder for the vision tower alone; create_model would build a text tower too.
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+    settings = dict(config.vision_cfg)
+    timm_name = settings.get("timm_model_name")
+    if timm_name:
+        import timm
+
+        # A name such as "hf-hub:..." would make timm go to the network, at the wish of whoever wrote the file.
+        if not timm.is_model(timm_name):
+            raise ValueError(f"timm has no model {timm_name!r}; a newer timm may be needed (pip install -U timm)")
+        settings["timm_model_pretrained"] = False
+    try:
+        tower = _build_vision_tower(config.embed_dim, CLIPVisionCfg(**settings), config.quick_gelu)
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
+        raise ValueError(f"open_clip cannot build a vision tower from {config.vision_cfg!r}: {error}") from error
+    if timm_name and hasattr(tower.trunk, "set_input_size"):
+        # open_clip does not hand its image_size on to timm, whose DINOv2 would insist on 518 pixels.
+        tower.trunk.set_input_size(img_size=(config.image_size, config.image_size))
+    module: nn.Module = tower.eval()
+    return module

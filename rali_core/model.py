@@ -1,0 +1,96 @@
+"""Pixels to scores: preprocessing, image tower and head as one differentiable module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .encoder import EncoderConfig, build_encoder
+from .head import PrototypeHead
+from .preprocess import Coverage, PreprocessConfig, preprocess
+
+
+class RaliModel(nn.Module):
+    """RALI (Zhao et al., ICLR 2026): image tower and prototype head.
+
+    Args:
+        encoder_config: Which image tower.
+        preprocess_config: Size and normalisation of its input.
+        pca_dim: P, dimension after PCA.
+        prototypes: K, number of prototypes.
+        coverage: What `forward` does with pictures that are not square, unless it is told otherwise.
+
+    Raises:
+        ValueError: The tower cannot be built, or its input size differs from the preprocessing's.
+
+    Example:
+        >>> from rali_core import RaliScorer
+        >>> model = RaliScorer.from_pretrained().model
+        >>> pixels = torch.rand(1, 3, 256, 256, requires_grad=True)
+        >>> model(pixels).sum().backward()
+        >>> tuple(pixels.grad.shape)
+        (1, 3, 256, 256)
+    """
+
+    def __init__(
+        self,
+        encoder_config: EncoderConfig,
+        preprocess_config: PreprocessConfig,
+        *,
+        pca_dim: int,
+        prototypes: int,
+        coverage: Coverage = "center",
+    ) -> None:
+        super().__init__()
+        if encoder_config.image_size != preprocess_config.image_size:
+            raise ValueError(
+                f"the tower takes {encoder_config.image_size} pixels, the preprocessing makes "
+                f"{preprocess_config.image_size}"
+            )
+        self.encoder_config = encoder_config
+        self.preprocess_config = preprocess_config
+        self.coverage: Coverage = coverage
+        self.encoder = build_encoder(encoder_config)
+        self.head = PrototypeHead(encoder_config.embed_dim, pca_dim, prototypes)
+
+    def preprocess(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
+        """(B, 3, H, W) pixels in [0, 1] to (B, T, 3, S, S) encoder input; see `preprocess.preprocess`."""
+        return preprocess(pixels, self.preprocess_config, coverage=coverage or self.coverage)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(N, 3, S, S) encoder input to (N, D) un-normalised embeddings, in the encoder's dtype."""
+        dtype = next(self.encoder.parameters()).dtype
+        embedding = self.encoder(inputs.to(dtype))
+        pooled: Tensor = embedding[0] if isinstance(embedding, tuple) else embedding  # output_tokens gives a pair
+        return pooled
+
+    def weights(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
+        """(B, 3, H, W) pixels in [0, 1] to (B, K) prototype weights, the mean over the crops; rows sum to 1.
+
+        The score is their inner product with `head.scores`.
+        """
+        crops = self.preprocess(pixels, coverage=coverage)
+        weights = self.head.weights(self.embed(crops.flatten(0, 1)))
+        return weights.view(*crops.shape[:2], -1).mean(dim=1)
+
+    def forward(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
+        """Score pictures of one size; differentiable.
+
+        Args:
+            pixels: (B, 3, H, W), floating point, RGB in [0, 1], on the model's device.
+            coverage: `"center"` or `"tiles"`; by default the model's own setting.
+
+        Returns:
+            (B,) float32 scores, higher is better; for `"tiles"` the mean over the crops.
+
+        Raises:
+            TypeError, ValueError: `pixels` has another type, shape or range; see `preprocess.check_pixels`.
+        """
+        crops = self.preprocess(pixels, coverage=coverage)
+        scores: Tensor = self.head(self.embed(crops.flatten(0, 1)))
+        return scores.view(crops.shape[:2]).mean(dim=1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.head.mean.device

@@ -1,0 +1,188 @@
+"""Pixels to encoder input: resize the shorter side, crop, normalise; tensors all the way.
+
+The steps and their order are those of CLIP's image processor, which RALI uses (Zhao et al. 2025): shorter side to
+`image_size` with antialiased bicubic interpolation, centre crop, per-channel normalisation. Differences from the
+Pillow-based reference: nothing is rounded to 8 bits between or after the two resize passes, so that gradients
+reach the pixels, and pictures longer than `MAX_ASPECT_RATIO` are cut to that ratio before they are resized.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Coverage = Literal["center", "tiles"]
+COVERAGES: tuple[str, ...] = get_args(Coverage)
+
+MAX_ASPECT_RATIO = 32
+"""Longer pictures are cut around their centre, so that a 1 x 100,000 strip cannot exhaust the memory."""
+
+MAX_TILES = 8
+"""Upper limit of crops per picture for `coverage="tiles"`; they stay evenly spread over the long side."""
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How pixels become encoder input.
+
+    Attributes:
+        image_size: Side of the square encoder input, in pixels.
+        mean: Channel means to subtract (RGB, for pixels in [0, 1]).
+        std: Channel standard deviations to divide by (RGB, for pixels in [0, 1]).
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if type(self.image_size) is not int or not 1 <= self.image_size <= 4096:
+            raise ValueError(f"image_size must be a whole number of pixels in 1..4096, got {self.image_size!r}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(isinstance(v, int | float) for v in values):
+                raise ValueError(f"{name} must be three numbers (RGB), got {values!r}")
+            object.__setattr__(self, name, tuple(float(v) for v in values))
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON types."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PreprocessConfig:
+        """The configuration from what `to_dict` gave.
+
+        Raises:
+            ValueError: A key is missing or unknown, or a value is out of range.
+        """
+        if not isinstance(values, dict) or set(values) != {"image_size", "mean", "std"}:
+            raise ValueError(f"expected the keys image_size, mean and std, got {values!r}")
+        return cls(image_size=values["image_size"], mean=tuple(values["mean"]), std=tuple(values["std"]))
+
+
+def check_pixels(pixels: Tensor) -> None:
+    """Check that `pixels` is what every public function here takes.
+
+    Args:
+        pixels: (B, 3, H, W), floating point, expected in [0, 1].
+
+    Raises:
+        TypeError: Not a floating-point tensor.
+        ValueError: Another shape, an empty axis, NaN or infinite values, or values clearly outside [0, 1].
+    """
+    if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
+        got = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise TypeError(f"expected a floating-point tensor of pixels in [0, 1], got {got}")
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"expected pixels of shape (B, 3, H, W), got {tuple(pixels.shape)}")
+    if 0 in pixels.shape:
+        raise ValueError(f"expected at least one image of at least 1 x 1 pixel, got shape {tuple(pixels.shape)}")
+    low, high = (float(v) for v in torch.aminmax(pixels.detach()))
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):  # NaN makes either comparison false
+        raise ValueError("the pixels hold NaN or infinite values; an image before it may have gone wrong")
+    if low < -0.05 or high > 1.05:
+        raise ValueError(
+            f"expected pixels in [0, 1], got values from {low:.4g} to {high:.4g}; "
+            "divide by 255 if they are 0..255, or map from [-1, 1] with (x + 1) / 2"
+        )
+
+
+def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width after the shorter side became `size`; the longer one is truncated, as in CLIP's processor."""
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
+
+
+def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:
+    """Resize so that the shorter side is `size` pixels, with antialiased bicubic interpolation (a = -0.5).
+
+    Args:
+        pixels: (B, 3, H, W) in [0, 1].
+        size: Target length of the shorter side in pixels.
+
+    Returns:
+        (B, 3, h, w) with min(h, w) = size, clamped to [0, 1] (bicubic overshoots at edges; Pillow clips too).
+    """
+    height, width = pixels.shape[-2:]
+    longest = MAX_ASPECT_RATIO * min(height, width)
+    if max(height, width) > longest:
+        pixels = center_crop(pixels, min(height, longest), min(width, longest))
+        height, width = pixels.shape[-2:]
+    target = resized_shape(height, width, size)
+    if target != (height, width):
+        pixels = functional.interpolate(pixels, size=target, mode="bicubic", antialias=True, align_corners=False)
+    return pixels.clamp(0.0, 1.0)
+
+
+def center_crop(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Cut (..., height, width) out of the centre; the odd pixel goes to the right and below, as in CLIP's processor."""
+    top = (pixels.shape[-2] - height) // 2
+    left = (pixels.shape[-1] - width) // 2
+    return pixels[..., top : top + height, left : left + width]
+
+
+def tile_offsets(length: int, size: int) -> list[int]:
+    """Starts of the fewest evenly spread windows of `size` that cover `length`, at most `MAX_TILES`."""
+    count = min(-(-length // size), MAX_TILES)
+    if count == 1:
+        return [(length - size) // 2]
+    return [round(i * (length - size) / (count - 1)) for i in range(count)]
+
+
+def tile_crops(pixels: Tensor, size: int) -> Tensor:
+    """Square crops, evenly spread along the longer side.
+
+    Args:
+        pixels: (B, 3, h, w) whose shorter side is `size`.
+        size: Side of each crop in pixels.
+
+    Returns:
+        (B, T, 3, size, size), T = ceil(longer side / size), at most `MAX_TILES`.
+    """
+    height, width = pixels.shape[-2:]
+    if height >= width:
+        crops = [pixels[..., top : top + size, :] for top in tile_offsets(height, size)]
+    else:
+        crops = [pixels[..., left : left + size] for left in tile_offsets(width, size)]
+    return torch.stack(crops, dim=1)
+
+
+def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage = "center") -> Tensor:
+    """Turn pixels into encoder input; differentiable.
+
+    Args:
+        pixels: (B, 3, H, W) floating point in [0, 1], any H and W from 1 up. Computed in float32 at least.
+        config: Size and normalisation of the encoder.
+        coverage: `"center"` is the paper's centre crop; `"tiles"` takes evenly spread square crops along the longer
+            side, so that nothing of the picture is left out up to 8:1.
+
+    Returns:
+        (B, T, 3, S, S), T crops per picture (1 for `"center"`), normalised.
+
+    Raises:
+        TypeError: `pixels` is not a floating-point tensor.
+        ValueError: `pixels` has another shape or range, or `coverage` is unknown.
+
+    Example:
+        >>> config = PreprocessConfig(image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> tuple(preprocess(torch.rand(2, 3, 300, 600), config, coverage="tiles").shape)
+        (2, 2, 3, 224, 224)
+    """
+    check_pixels(pixels)
+    if coverage not in COVERAGES:
+        raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
+    if pixels.dtype in (torch.float16, torch.bfloat16):
+        pixels = pixels.float()
+    size = config.image_size
+    resized = resize_shorter_side(pixels, size)
+    crops = tile_crops(resized, size) if coverage == "tiles" else center_crop(resized, size, size).unsqueeze(1)
+    mean = crops.new_tensor(config.mean).view(3, 1, 1)
+    std = crops.new_tensor(config.std).view(3, 1, 1)
+    return (crops - mean) / std

@@ -1,0 +1,320 @@
+"""Load once, score anything: files, PIL images, arrays and tensors of any sizes, in batches, as a stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from .checkpoint import ModelInfo, load_model
+from .hub import find_model
+from .images import ImageError, ImageInput, to_pixels
+from .model import RaliModel
+from .preprocess import COVERAGES, Coverage
+from .selection import rank
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+OnError = Literal["raise", "record"]
+Images = ImageInput | Iterable[ImageInput]
+Progress = Callable[[int, int | None], bool | None]
+"""Called as progress(done, total); total is None where the length is not known. Returning False stops the run."""
+
+DEFAULT_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image's score.
+
+    Attributes:
+        index: 0-based position in the input.
+        score: In the model's range, by default 0..1, higher is better; NaN where `error` is set.
+        band: bad, poor, fair, good or excellent; empty without a score.
+        percentile: Percentage of the model's reference pictures that score lower; NaN without calibration.
+        error: Why the image has no score, or None.
+    """
+
+    index: int
+    score: float
+    band: str
+    percentile: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """The scores of several images, in input order.
+
+    Attributes:
+        scores: (N,) float32 in the model's range, by default 0..1, higher is better; NaN for an image with an error.
+        bands: N names: bad, poor, fair, good, excellent; empty for an image with an error.
+        percentiles: (N,) float32, 0..100; NaN where the model file has no calibration.
+        errors: N texts, None for each image that was scored.
+        stopped: True where the progress callback ended the run; N then counts only what was done.
+    """
+
+    scores: NDArray[np.float32]
+    bands: tuple[str, ...]
+    percentiles: NDArray[np.float32]
+    errors: tuple[str | None, ...]
+    stopped: bool = False
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def ranking(self) -> list[int]:
+        """0-based indexes of the scored images, best first."""
+        return rank(self.scores)
+
+
+@dataclass(frozen=True)
+class PrototypeShare:
+    """What one prototype adds to a score.
+
+    Attributes:
+        prototype: 0-based index of the prototype; -1 for all that are not listed one by one.
+        weight: Its softmax weight; the weights of all shares sum to 1.
+        score: Its own score (for -1: the weighted mean of theirs).
+        part: weight * score; the parts of all shares sum to the image's score.
+    """
+
+    prototype: int
+    weight: float
+    score: float
+    part: float
+
+
+class RaliScorer:
+    """Scores images with one model.
+
+    Args:
+        model: A model, in evaluation mode.
+        info: What its file says about it.
+        device: Where to compute; by default the GPU where there is one (CUDA, then Apple's), else the CPU.
+        dtype: Of the image tower; the head always computes in float32.
+        batch_size: Crops per forward pass.
+        coverage: `"center"` or `"tiles"`; by default the model's own setting.
+
+    Raises:
+        ValueError: An unknown device, dtype or coverage, or a batch size under 1.
+
+    Example:
+        >>> scorer = RaliScorer.from_pretrained()
+        >>> result = scorer.score([Image.new("RGB", (64, 48)), np.zeros((32, 32, 3), dtype=np.uint8)])
+        >>> result.scores.shape, len(result.bands)
+        ((2,), 2)
+    """
+
+    def __init__(
+        self,
+        model: RaliModel,
+        info: ModelInfo,
+        *,
+        device: str | torch.device | None = None,
+        dtype: DtypeName = "float32",
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        coverage: Coverage | None = None,
+    ) -> None:
+        if dtype not in get_args(DtypeName):
+            raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
+        if coverage is not None and coverage not in COVERAGES:
+            raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.device = _choose_device(device)
+        self.model = model.to(self.device)
+        self.model.encoder.to(getattr(torch, dtype))
+        self.info = info
+        self.batch_size = batch_size
+        self.coverage: Coverage = coverage or model.coverage
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_file: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: DtypeName = "float32",
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        coverage: Coverage | None = None,
+    ) -> RaliScorer:
+        """Load a model file.
+
+        Args:
+            name_or_file: None for the bundled model, or a name or `.safetensors` file, see `hub.find_model`.
+            device: As for the class.
+            dtype: As for the class.
+            batch_size: As for the class.
+            coverage: As for the class.
+
+        Raises:
+            FileNotFoundError: No such model.
+            CheckpointError: The file cannot be used; every problem is listed.
+            ValueError: As for the class.
+        """
+        loaded = load_model(find_model(name_or_file))
+        return cls(loaded.model, loaded.info, device=device, dtype=dtype, batch_size=batch_size, coverage=coverage)
+
+    def score(self, images: Images, *, on_error: OnError = "raise", progress: Progress | None = None) -> ScoreResult:
+        """Score one or many images.
+
+        Args:
+            images: One image, or any iterable of them, of mixed kinds and sizes: a path; a PIL image; a numpy array
+                (H, W), (H, W, 3) or (H, W, 4), uint8 or float in [0, 1]; a torch tensor (3, H, W), uint8 or float
+                in [0, 1]. A numpy array (N, H, W, C) and a tensor (N, C, H, W) are N images. A generator is read
+                as it is scored: memory holds one batch.
+            on_error: `"raise"` lets the first unusable image raise; `"record"` notes its error and goes on.
+            progress: Called after each batch with (done, total or None); returning False stops.
+
+        Returns:
+            Scores in input order.
+
+        Raises:
+            TypeError, FileNotFoundError, ImageError: With `on_error="raise"`; the message names the image.
+        """
+        sequence = _iterate(images)
+        total = 1 if _is_single(images) else len(images) if isinstance(images, Sized) else None
+        results: list[ImageScore] = []
+        stopped = False
+        for batch in self._batches(sequence, on_error):
+            results += batch
+            if progress is not None and progress(len(results), total) is False:
+                stopped = True
+                break
+        return ScoreResult(
+            scores=np.array([result.score for result in results], dtype=np.float32),
+            bands=tuple(result.band for result in results),
+            percentiles=np.array([result.percentile for result in results], dtype=np.float32),
+            errors=tuple(result.error for result in results),
+            stopped=stopped,
+        )
+
+    def stream(self, images: Images, *, on_error: OnError = "raise") -> Iterator[ImageScore]:
+        """Score images one after the other as they come; arguments and errors as for `score`.
+
+        Yields:
+            One result per image, in input order, a batch at a time.
+        """
+        for batch in self._batches(_iterate(images), on_error):
+            yield from batch
+
+    def explain(self, image: ImageInput, *, top: int = 5) -> tuple[PrototypeShare, ...]:
+        """Show which prototypes make an image's score.
+
+        Args:
+            image: One image, as for `score`.
+            top: How many prototypes to list one by one, by weight.
+
+        Returns:
+            `top` shares, heaviest first, and one with `prototype=-1` for all others; their `part`s sum to the score.
+
+        Raises:
+            ValueError: `top` is less than 1.
+            TypeError, FileNotFoundError, ImageError: As for `score`.
+        """
+        if top < 1:
+            raise ValueError(f"top must be at least 1, got {top}")
+        with torch.inference_mode():
+            crops = self._prepare(image)
+            weights = self.model.head.weights(self._embed(crops)).mean(dim=0).double().cpu().numpy()
+        scores = self.model.head.scores.detach().double().cpu().numpy()
+        order = np.argsort(-weights, kind="stable")
+        shares = [
+            PrototypeShare(int(i), float(weights[i]), float(scores[i]), float(weights[i] * scores[i]))
+            for i in order[:top]
+        ]
+        rest = order[top:]
+        if len(rest):
+            weight, part = float(weights[rest].sum()), float(weights[rest] @ scores[rest])
+            shares.append(PrototypeShare(-1, weight, part / weight if weight > 0 else float("nan"), part))
+        return tuple(shares)
+
+    def _batches(self, images: Iterator[ImageInput], on_error: OnError) -> Iterator[list[ImageScore]]:
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error must be 'raise' or 'record', got {on_error!r}")
+        numbered = enumerate(images)
+        while chunk := list(islice(numbered, self.batch_size)):
+            prepared: list[tuple[int, Tensor | str]] = []
+            for index, image in chunk:
+                try:
+                    with torch.inference_mode():
+                        prepared.append((index, self._prepare(image)))
+                except (ImageError, OSError, TypeError) as error:
+                    if on_error == "raise":
+                        error.args = (f"image {index}: {error}",)
+                        raise
+                    prepared.append((index, str(error)))
+            chunk.clear()  # lets go of the pixels before the tower needs its memory
+            yield self._score_batch(prepared)
+
+    def _prepare(self, image: ImageInput) -> Tensor:
+        """One image to its (T, 3, S, S) crops on the model's device."""
+        pixels = to_pixels(image).to(self.device)
+        return self.model.preprocess(pixels.unsqueeze(0), coverage=self.coverage)[0]
+
+    def _embed(self, crops: Tensor) -> Tensor:
+        return torch.cat([self.model.embed(part) for part in crops.split(self.batch_size)])
+
+    def _score_batch(self, prepared: list[tuple[int, Tensor | str]]) -> list[ImageScore]:
+        crops = [item for _, item in prepared if isinstance(item, Tensor)]
+        scores: list[float] = []
+        if crops:
+            with torch.inference_mode():
+                per_crop = self.model.head(self._embed(torch.cat(crops)))
+                means = [part.mean() for part in per_crop.split([len(part) for part in crops])]
+                scores = torch.stack(means).cpu().tolist()
+        calibration = self.info.calibration
+        bands = calibration.bands(scores) if calibration else ("",) * len(scores)
+        percentiles = calibration.percentiles(scores).tolist() if calibration else [float("nan")] * len(scores)
+        made = iter(zip(scores, bands, percentiles, strict=True))
+        return [
+            ImageScore(index, float("nan"), "", float("nan"), item)
+            if isinstance(item, str)
+            else ImageScore(index, *next(made))
+            for index, item in prepared
+        ]
+
+
+def _is_single(images: object) -> bool:
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return True
+    return isinstance(images, np.ndarray | Tensor) and images.ndim < 4
+
+
+def _iterate(images: Images) -> Iterator[ImageInput]:
+    if _is_single(images):
+        return iter([cast(ImageInput, images)])
+    if not isinstance(images, Iterable):
+        raise TypeError(
+            "expected an image (path, PIL image, numpy array or torch tensor) or an iterable of them, "
+            f"got {type(images).__name__}"
+        )
+    if isinstance(images, np.ndarray | Tensor) and images.ndim > 4:
+        raise ImageError(f"expected at most 4 dimensions (a batch of images), got shape {tuple(images.shape)}")
+    return iter(images)
+
+
+def _choose_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; examples: cpu, cuda, cuda:1, mps") from error
+    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"device {str(chosen)!r} is not available: torch sees {torch.cuda.device_count()} CUDA device(s)"
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' is not available on this machine")
+    return chosen

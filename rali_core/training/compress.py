@@ -1,0 +1,135 @@
+"""Stage 2 of RALI: PCA and score-aware K-means turn the training embeddings into prototypes with scores.
+
+Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.2: PCA of the image embeddings; the training scores are
+cut into N equal-width bins; K-means runs inside every bin; the centroids of all bins are the K basis vectors, each
+with the mean score of its members. What the paper leaves open, and what is done here: every bin that is not empty
+gets one centroid, and the rest go, one at a time, to the bin whose members lie farthest from their centroids in sum
+of squares; a bin never gets more centroids than it has distinct members. K-means runs on unit vectors, because the
+head compares by cosine. Empty bins get none. scikit-learn does the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..constants import RALI_INITIAL_TEMPERATURE
+
+
+@dataclass(frozen=True)
+class CompressedHead:
+    """The head's tensors before they are fitted, float32.
+
+    Attributes:
+        mean: (D,) mean of the embeddings.
+        scale: (D,) standard deviation of each dimension.
+        components: (P, D) principal components of the standardised embeddings.
+        prototypes: (K, P) unit vectors.
+        scores: (K,) mean human score of each prototype's members.
+        logit_scale: Initial inverse temperature.
+    """
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    components: NDArray[np.float32]
+    prototypes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    logit_scale: float = 1.0 / RALI_INITIAL_TEMPERATURE
+
+
+def compress(
+    embeddings: NDArray[np.float32],
+    scores: NDArray[np.float64],
+    *,
+    pca_dim: int,
+    bins: int,
+    prototypes: int,
+    seed: int,
+) -> CompressedHead:
+    """Run PCA and binned K-means.
+
+    Args:
+        embeddings: (N, D) un-normalised embeddings of the training images.
+        scores: (N,) human scores in [0, 1].
+        pca_dim: P; lowered to min(N, D) where that is less.
+        bins: Number of equal-width bins over [0, 1].
+        prototypes: K; fewer come out where there are fewer images.
+        seed: Seed of K-means.
+
+    Raises:
+        ValueError: Shapes or ranges do not fit, or there are more occupied bins than prototypes.
+    """
+    from sklearn.decomposition import PCA
+
+    if embeddings.ndim != 2 or scores.shape != (len(embeddings),):
+        raise ValueError(f"expected (N, D) embeddings and (N,) scores, got {embeddings.shape} and {scores.shape}")
+    if not (np.isfinite(embeddings).all() and np.isfinite(scores).all()):
+        raise ValueError("the embeddings or scores hold NaN or infinite values")
+    if scores.min() < 0 or scores.max() > 1:
+        raise ValueError(f"expected scores in [0, 1], got {scores.min():.4g} to {scores.max():.4g}")
+    values = embeddings.astype(np.float64)
+    mean, scale = values.mean(axis=0), values.std(axis=0)
+    scale[scale < 1e-10] = 1.0
+    standardised = (values - mean) / scale
+    pca = PCA(n_components=min(pca_dim, *values.shape), svd_solver="full").fit(standardised)
+    projected = standardised @ pca.components_.T
+    projected /= np.linalg.norm(projected, axis=1, keepdims=True).clip(1e-12)
+    members = [np.flatnonzero(np.minimum((scores * bins).astype(int), bins - 1) == index) for index in range(bins)]
+    members = [group for group in members if len(group)]
+    centroids, centroid_scores = _cluster_bins(projected, scores, members, prototypes, seed)
+    return CompressedHead(
+        mean=mean.astype(np.float32),
+        scale=scale.astype(np.float32),
+        components=pca.components_.astype(np.float32),
+        prototypes=centroids.astype(np.float32),
+        scores=centroid_scores.astype(np.float32),
+    )
+
+
+def _cluster_bins(
+    points: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    members: list[NDArray[np.intp]],
+    prototypes: int,
+    seed: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if len(members) > prototypes:
+        raise ValueError(
+            f"{len(members)} score bins hold images, more than the {prototypes} prototypes: use fewer bins or more "
+            "prototypes"
+        )
+    labels = [np.zeros(len(group), dtype=int) for group in members]
+    inertia = [_inertia(points[group], label) for group, label in zip(members, labels, strict=True)]
+    distinct = [len(np.unique(points[group], axis=0)) for group in members]
+    for _ in range(prototypes - len(members)):
+        open_bins = [i for i in range(len(members)) if labels[i].max() + 1 < distinct[i]]
+        if not open_bins:
+            break
+        worst = max(open_bins, key=lambda i: inertia[i])
+        labels[worst] = _kmeans(points[members[worst]], int(labels[worst].max()) + 2, seed)
+        inertia[worst] = _inertia(points[members[worst]], labels[worst])
+    centroids, centroid_scores = [], []
+    for group, label in zip(members, labels, strict=True):
+        for cluster in range(label.max() + 1):
+            inside = group[label == cluster]
+            centre = points[inside].mean(axis=0)
+            length = np.linalg.norm(centre)
+            # Members that cancel out have no direction in common: one of them stands for them.
+            centroids.append(centre / length if length > 1e-9 else points[inside[0]])
+            centroid_scores.append(scores[inside].mean())
+    return np.stack(centroids), np.asarray(centroid_scores)
+
+
+def _kmeans(points: NDArray[np.float64], clusters: int, seed: int) -> NDArray[np.intp]:
+    from sklearn.cluster import KMeans
+
+    labels = KMeans(clusters, n_init=4, random_state=seed).fit(points).labels_
+    return np.unique(labels, return_inverse=True)[1]  # numbered 0.. without gaps
+
+
+def _inertia(points: NDArray[np.float64], labels: NDArray[np.intp]) -> float:
+    return sum(
+        float(((points[labels == k] - points[labels == k].mean(axis=0)) ** 2).sum()) for k in range(labels.max() + 1)
+    )

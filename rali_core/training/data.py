@@ -1,0 +1,122 @@
+"""Labelled images: a `labels.csv` and its split into training, validation and test."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image with its human score.
+
+    Attributes:
+        path: The image file.
+        score: Mean opinion score, scaled to [0, 1]; higher is better.
+        split: `"train"`, `"test"` or whatever else the table says; `"train"` where it says nothing.
+        near_duplicate: True for a test image that the table flags as (nearly) contained in the training part.
+    """
+
+    path: Path
+    score: float
+    split: str
+    near_duplicate: bool
+
+
+def read_labels(
+    path: str | Path, *, root: str | Path | None = None, score_range: tuple[float, float] = (0.0, 1.0)
+) -> list[LabelledImage]:
+    """Read a table of images and human scores.
+
+    Args:
+        path: CSV file with the columns `image` and `mos`, and optionally `split` and `near_dup_in_train` (1 = yes).
+        root: Folder that the `image` column is relative to; by default the folder of the CSV file.
+        score_range: Worst and best score of the table's own scale; mapped to 0 and 1.
+
+    Raises:
+        FileNotFoundError: The table or one of its images is missing.
+        ValueError: A column is missing, a score is not a number or outside `score_range`, or there are no rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no labels file {path}; expected a CSV with the columns image and mos")
+    folder = Path(root) if root is not None else path.parent
+    low, high = score_range
+    if not low < high:
+        raise ValueError(f"score_range must be (worst, best) with worst < best, got {score_range}")
+    rows: list[LabelledImage] = []
+    problems: list[str] = []
+    with path.open(newline="", encoding="utf-8-sig") as handle:
+        reader = csv.DictReader(handle)
+        absent = {"image", "mos"} - set(reader.fieldnames or [])
+        if absent:
+            raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(absent))}; it has {reader.fieldnames}")
+        for number, line in enumerate(reader, start=2):
+            try:
+                score = float(line["mos"])
+            except (TypeError, ValueError):
+                score = math.nan
+            if not low <= score <= high:
+                problems.append(f"line {number}: mos {line['mos']!r} is not a number in [{low:g}, {high:g}]")
+                continue
+            file = folder / line["image"]
+            if not file.is_file():
+                problems.append(f"line {number}: no file {file}")
+                continue
+            rows.append(
+                LabelledImage(
+                    path=file,
+                    score=(score - low) / (high - low),
+                    split=(line.get("split") or "train").strip(),
+                    near_duplicate=(line.get("near_dup_in_train") or "0").strip() == "1",
+                )
+            )
+    if problems:
+        shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
+        kind = FileNotFoundError if all("no file" in problem for problem in problems) else ValueError
+        raise kind(f"{path} has {len(problems)} unusable row(s):\n  {shown}")
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def split_validation(
+    rows: list[LabelledImage], *, fraction: float = 0.1, seed: int = 0
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Split the training rows into training and validation at random.
+
+    Args:
+        rows: Labelled images; only those with `split == "train"` are used.
+        fraction: Share that becomes validation, in (0, 1); at least one image.
+        seed: Seed of the permutation.
+
+    Returns:
+        (training rows, validation rows), each in the table's order.
+
+    Raises:
+        ValueError: Fewer than two training rows, or `fraction` out of range.
+    """
+    train = [row for row in rows if row.split == "train"]
+    if len(train) < 2:
+        raise ValueError(f"training needs at least two rows with split 'train', got {len(train)}")
+    if not 0 < fraction < 1:
+        raise ValueError(f"the validation fraction must lie in (0, 1), got {fraction}")
+    held_out = set(np.random.default_rng(seed).permutation(len(train))[: max(1, round(len(train) * fraction))].tolist())
+    return (
+        [row for index, row in enumerate(train) if index not in held_out],
+        [row for index, row in enumerate(train) if index in held_out],
+    )
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""Stage 3 of RALI: tune the prototypes and their scores end to end on the human scores.
+
+Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.3: mean squared error; prototypes, their scores and,
+optionally, the PCA and the temperature are tuned. Here all of them are, on embeddings that are computed once, with
+AdamW and a cosine schedule; the prototypes' scores are kept inside [0, 1], so that every score is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from ..head import PrototypeHead
+from .compress import CompressedHead
+from .evaluate import Report, measure_agreement
+
+WEIGHT_DECAY = 1e-4
+
+
+def build_head(compressed: CompressedHead) -> PrototypeHead:
+    """The head module with the tensors of stage 2."""
+    prototypes, pca_dim = compressed.prototypes.shape
+    head = PrototypeHead(len(compressed.mean), pca_dim, prototypes)
+    values = {name: torch.tensor(getattr(compressed, name)) for name in head.state_dict()}
+    head.load_state_dict(values)
+    return head
+
+
+def fit_head(
+    head: PrototypeHead,
+    embeddings: Tensor,
+    scores: Tensor,
+    *,
+    validation: tuple[Tensor, NDArray[np.float64]],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    report: Report = print,
+) -> PrototypeHead:
+    """Tune the head in place.
+
+    Args:
+        head: From `build_head`.
+        embeddings: (N, D) float32 embeddings of the training views.
+        scores: (N,) float32 human scores in [0, 1].
+        validation: ((M, D) embeddings, (M,) human scores), only reported.
+        epochs: Passes over the training views.
+        batch_size: Views per step.
+        learning_rate: Peak learning rate.
+        seed: Seed of the order.
+        report: Called with a line of text per epoch.
+
+    Returns:
+        The same head.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    steps = epochs * -(-len(embeddings) // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    head.train()
+    for epoch in range(epochs):
+        losses = []
+        for index in torch.randperm(len(embeddings), generator=generator).split(batch_size):
+            loss = functional.mse_loss(head(embeddings[index]), scores[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                head.scores.clamp_(0.0, 1.0)
+            losses.append(float(loss.detach()))
+        with torch.inference_mode():
+            agreement = measure_agreement(head(validation[0]).numpy(), validation[1])
+        report(
+            f"fit epoch {epoch + 1}/{epochs}: MSE {np.mean(losses):.5f}, validation SRCC {agreement.srcc:.4f} "
+            f"PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}, tau {1 / float(head.logit_scale):.4f}"
+        )
+    return head.eval()

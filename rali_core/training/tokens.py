@@ -1,0 +1,220 @@
+"""Frozen lower blocks run once: their output tokens on disk, so that the upper blocks train quickly on a small machine.
+
+Each training image is seen in several views (whole, mirrored, a random square crop) and some are seen distorted at
+two levels, for the ordering term of `tune`. All views of all images go through the frozen part of the tower once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..images import load_image, pixels_from_pil
+from ..preprocess import PreprocessConfig, preprocess
+from .data import LabelledImage
+from .distortions import DISTORTIONS, Distortion, distort
+
+ViewKind = Literal["whole", "mirrored", "crop", "weak", "strong"]
+
+CROP_SIDE_RANGE = (0.7, 1.0)
+"""A random crop keeps this share of the shorter side: smaller ones would change what people scored."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One way in which one image is shown to the tower.
+
+    Attributes:
+        image: Index of the image.
+        kind: `"weak"` and `"strong"` are two levels of the same distortion of the same image.
+        seed: Seed of the crop or of the noise.
+        distortion: Type of the distortion, for `"weak"` and `"strong"`.
+        level: Its level, 1..5; 0 for no distortion.
+    """
+
+    image: int
+    kind: ViewKind
+    seed: int = 0
+    distortion: Distortion | None = None
+    level: int = 0
+
+
+def plan_views(count: int, *, pairs: int, seed: int) -> list[View]:
+    """The views of `count` training images: whole, mirrored and cropped each, and `pairs` images distorted twice.
+
+    Args:
+        count: Number of images.
+        pairs: Number of images that are shown at two levels of one distortion as well; at most `count`.
+        seed: Seed of the choice.
+    """
+    random = np.random.default_rng(seed)
+    views = [View(image, "whole") for image in range(count)]
+    views += [View(image, "mirrored") for image in range(count)]
+    views += [View(image, "crop", seed=int(random.integers(2**31))) for image in range(count)]
+    for position, image in enumerate(random.permutation(count)[:pairs].tolist()):
+        kind = DISTORTIONS[position % len(DISTORTIONS)]
+        weak, strong = sorted(random.choice(np.arange(1, 6), size=2, replace=False).tolist())
+        noise_seed = int(random.integers(2**31))
+        views.append(View(image, "weak", noise_seed, kind, weak))
+        views.append(View(image, "strong", noise_seed, kind, strong))
+    return views
+
+
+def render_view(path: Path, view: View, config: PreprocessConfig) -> Tensor:
+    """Read an image and turn it into the tower's input under `view`; (3, S, S)."""
+    if view.distortion is not None:
+        with Image.open(path) as image:
+            pixels = pixels_from_pil(distort(image, view.distortion, view.level, seed=view.seed))
+    else:
+        pixels = load_image(path)
+    if view.kind == "crop":
+        random = np.random.default_rng(view.seed)
+        height, width = pixels.shape[1:]
+        side = max(1, int(min(height, width) * random.uniform(*CROP_SIDE_RANGE)))
+        top, left = int(random.integers(height - side + 1)), int(random.integers(width - side + 1))
+        pixels = pixels[:, top : top + side, left : left + side]
+        if random.random() < 0.5:
+            pixels = pixels.flip(-1)
+    elif view.kind == "mirrored":
+        pixels = pixels.flip(-1)
+    return preprocess(pixels.unsqueeze(0), config)[0, 0]
+
+
+class _ViewDataset(Dataset[Tensor]):
+    def __init__(self, rows: list[LabelledImage], views: list[View], config: PreprocessConfig) -> None:
+        self.rows, self.views, self.config = rows, views, config
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, index: int) -> Tensor:
+        torch.set_num_threads(1)  # decoding runs beside the tower; more threads here would only fight it
+        view = self.views[index]
+        return render_view(self.rows[view.image].path, view, self.config)
+
+
+class LowerBlocks(nn.Module):
+    """Patch embedding and the first blocks of a timm vision transformer inside open_clip's tower; frozen."""
+
+    def __init__(self, tower: nn.Module, blocks: int) -> None:
+        super().__init__()
+        self.trunk: Any = timm_trunk(tower)
+        self.blocks = blocks
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised input to (B, tokens, width)."""
+        tokens = self.trunk.norm_pre(self.trunk.patch_drop(self.trunk._pos_embed(self.trunk.patch_embed(inputs))))
+        for block in self.trunk.blocks[: self.blocks]:
+            tokens = block(tokens)
+        result: Tensor = tokens
+        return result
+
+
+class UpperBlocks(nn.Module):
+    """The remaining blocks, the final norm and the pooling; what is tuned."""
+
+    def __init__(self, tower: nn.Module, blocks: int) -> None:
+        super().__init__()
+        trunk: Any = timm_trunk(tower)
+        self.blocks, self.norm = trunk.blocks[blocks:], trunk.norm
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, tokens, width) to the class token's (B, D) embedding."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        embedding: Tensor = self.norm(tokens)[:, 0]
+        return embedding
+
+
+def timm_trunk(tower: nn.Module) -> nn.Module:
+    """The timm vision transformer inside an open_clip tower.
+
+    Raises:
+        ValueError: The tower is not one, or its embedding is not its class token alone; `tune` freezes and caches
+            blocks of such a transformer only.
+    """
+    trunk = getattr(tower, "trunk", None)
+    if trunk is None or not hasattr(trunk, "blocks") or getattr(trunk, "global_pool", None) != "token":
+        raise ValueError("tuning upper blocks needs a timm vision transformer tower whose embedding is its class token")
+    module: nn.Module = trunk
+    return module
+
+
+def cache_tokens(
+    lower: LowerBlocks,
+    rows: list[LabelledImage],
+    views: list[View],
+    config: PreprocessConfig,
+    path: Path,
+    *,
+    key: str,
+    batch_size: int = 32,
+    workers: int = 1,
+    report: Callable[[str], None] = print,
+) -> NDArray[np.float16]:
+    """Run the frozen blocks over all views; what is already on disk is kept.
+
+    Args:
+        lower: The frozen blocks.
+        rows: The images that `views` index.
+        views: What to compute, in this order.
+        config: How the tower's input is made.
+        path: File to create, `.npy` of (views, tokens, width) float16; progress stands beside it as `.json`.
+        key: Identifies backbone and settings; a file of another key is made anew.
+        batch_size: Views per forward pass.
+        workers: Processes that decode.
+        report: Called with a line of text now and then.
+
+    Returns:
+        The memory-mapped array, read-only.
+    """
+    size = config.image_size
+    with torch.inference_mode():
+        shape = (len(views), *lower(torch.zeros(1, 3, size, size)).shape[1:])
+    state_path = path.with_suffix(".json")
+    wanted: dict[str, object] = {"key": key, "shape": list(shape), "views": [asdict(view) for view in views]}
+    done = _resume_point(path, state_path, wanted)
+    array = np.lib.format.open_memmap(path, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
+    loader = DataLoader(
+        _ViewDataset(rows, views[done:], config), batch_size=batch_size, num_workers=workers, shuffle=False
+    )
+    written = done
+    for step, inputs in enumerate(loader, start=1):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            tokens = lower(inputs)
+        array[written : written + len(tokens)] = tokens.float().numpy().astype(np.float16)
+        written += len(tokens)
+        if step % 50 == 0 or written == len(views):
+            array.flush()
+            state_path.write_text(json.dumps({**wanted, "done": written}))
+            report(f"frozen blocks: {written} of {len(views)} views")
+    tokens_on_disk: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    return tokens_on_disk
+
+
+def _resume_point(path: Path, state_path: Path, wanted: dict[str, object]) -> int:
+    if not path.is_file() or not state_path.is_file():
+        return 0
+    state = json.loads(state_path.read_text())
+    done = state.pop("done", 0)
+    return int(done) if state == wanted else 0
+
+
+def iterate_embeddings(
+    upper: UpperBlocks, tokens: NDArray[np.float16], indices: NDArray[np.int64], *, batch_size: int = 64
+) -> Iterator[Tensor]:
+    """Embeddings of cached views, (<= batch_size, D) float32 at a time, without gradient."""
+    for start in range(0, len(indices), batch_size):
+        batch = torch.from_numpy(np.asarray(tokens[indices[start : start + batch_size]])).float()
+        with torch.inference_mode():
+            yield upper(batch)
