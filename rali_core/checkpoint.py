@@ -149,11 +149,9 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
             problem = _check_tensor(name, tensor, info)
             if problem:
                 problems.append(problem)
-            elif name.startswith("head."):
-                tensors[name] = tensor.float()
             else:
                 # A copy even where the dtype stays: the mapped file may change or vanish under the model.
-                tensors[name] = tensor.to(dtype, copy=True)
+                tensors[name] = tensor.to(torch.float32 if name.startswith("head.") else dtype, copy=True)
         if problems:
             raise CheckpointError(_describe(path, problems))
     model.load_state_dict(tensors, assign=True)

@@ -89,6 +89,8 @@ def pixels_from_pil(image: Image.Image) -> Tensor:
     if image.mode.startswith("I"):  # "I", "I;16", "I;16B": 16-bit grey
         values = torch.from_numpy(np.array(image).astype(np.float32))
         return _finish(values.unsqueeze(0) / 65535.0, f"a PIL image of mode {image.mode}, divided by 65535,")
+    if image.mode == "La":  # the one mode that Pillow cannot turn into RGB at once
+        image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)

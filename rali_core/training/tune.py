@@ -44,7 +44,7 @@ class TuneSettings:
         seed: Seed of order and choice of views.
     """
 
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 1e-4
     layer_decay: float = 0.8

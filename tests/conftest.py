@@ -1,0 +1,90 @@
+"""Fixtures: tiny real models with seeded random weights, and photographs that scikit-image carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from rali_core.calibration import Calibration
+from rali_core.checkpoint import ModelInfo, save_model
+from rali_core.constants import CLIP_MEAN, CLIP_STD
+from rali_core.encoder import EncoderConfig
+from rali_core.model import RaliModel
+from rali_core.preprocess import PreprocessConfig
+from rali_core.scorer import RaliScorer
+
+TINY_VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+TINY_TIMM = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "none", "image_size": 64}
+
+
+def make_model(encoder: EncoderConfig, *, seed: int = 0, prototypes: int = 12, pca_dim: int = 8) -> RaliModel:
+    """A model with seeded random weights whose scores differ between pictures."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        preprocess = PreprocessConfig(image_size=encoder.image_size, mean=CLIP_MEAN, std=CLIP_STD)
+        model = RaliModel(encoder, preprocess, pca_dim=pca_dim, prototypes=prototypes)
+        head = model.head
+        head.load_state_dict(
+            {
+                "mean": torch.randn(encoder.embed_dim) * 0.1,
+                "scale": torch.rand(encoder.embed_dim) + 0.5,
+                "components": torch.linalg.qr(torch.randn(encoder.embed_dim, pca_dim))[0].T,
+                "prototypes": torch.randn(prototypes, pca_dim),
+                "scores": torch.linspace(0.0, 1.0, prototypes),
+                "logit_scale": torch.tensor(1 / 0.07),
+            }
+        )
+    return model.eval()
+
+
+@pytest.fixture
+def tiny_model() -> RaliModel:
+    return make_model(EncoderConfig(embed_dim=16, vision_cfg=dict(TINY_VIT)))
+
+
+@pytest.fixture
+def tiny_info() -> ModelInfo:
+    return ModelInfo("tiny", "Apache-2.0", calibration=Calibration.from_scores(np.linspace(0.2, 0.8, 50), "made up"))
+
+
+@pytest.fixture
+def tiny_scorer(tiny_model: RaliModel, tiny_info: ModelInfo) -> RaliScorer:
+    return RaliScorer(tiny_model, tiny_info, device="cpu")
+
+
+@pytest.fixture
+def tiny_file(tiny_model: RaliModel, tiny_info: ModelInfo, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    save_model(path, tiny_model, tiny_info)
+    return path
+
+
+@pytest.fixture
+def tiny_timm_file(tiny_info: ModelInfo, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny-timm.safetensors"
+    save_model(path, make_model(EncoderConfig(embed_dim=64, vision_cfg=dict(TINY_TIMM))), tiny_info)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundled_scorer() -> RaliScorer:
+    return RaliScorer.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[str, Image.Image]:
+    """Five colour photographs of 300 to 750 pixels."""
+    left, _, _ = data.stereo_motorcycle()
+    arrays = {
+        "astronaut": data.astronaut(),
+        "coffee": data.coffee(),
+        "cat": data.chelsea(),
+        "rocket": data.rocket(),
+        "motorcycle": left,
+    }
+    return {name: Image.fromarray(array) for name, array in arrays.items()}

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rali_core.constants import CLIP_MEAN, CLIP_STD, OFFICIAL_OPEN_CLIP_NAME
+from rali_core.encoder import EncoderConfig, build_encoder
+from rali_core.model import RaliModel
+from rali_core.preprocess import PreprocessConfig
+
+
+def test_the_official_tower_has_the_published_shape_and_no_text_tower() -> None:
+    config = EncoderConfig.from_open_clip(OFFICIAL_OPEN_CLIP_NAME)
+    assert (config.embed_dim, config.image_size, config.quick_gelu) == (768, 336, True)
+    with torch.device("meta"):
+        tower = build_encoder(config)
+    # CLIP ViT-L/14-336's vision tower with projection: 304.3 million weights (OpenAI's model card rounds to 304 M).
+    assert sum(parameter.numel() for parameter in tower.parameters()) == 304_293_888
+    assert not any("token_embedding" in name for name, _ in tower.named_parameters())
+    assert type(tower.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+
+
+def test_a_timm_tower_takes_the_configured_input_size() -> None:
+    config = EncoderConfig(
+        384,
+        {"timm_model_name": "vit_small_patch14_dinov2", "timm_pool": "token", "timm_proj": "none", "image_size": 112},
+    )
+    tower = build_encoder(config)
+    with torch.inference_mode():
+        assert tower(torch.rand(2, 3, 112, 112)).shape == (2, 384)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"embed_dim": 0, "vision_cfg": {}}, "embed_dim must be a positive whole number"),
+        ({"embed_dim": 8, "vision_cfg": [1]}, "vision_cfg must be a dictionary"),
+        ({"embed_dim": 8, "vision_cfg": {}, "quick_gelu": 1}, "quick_gelu must be true or false"),
+    ],
+)
+def test_an_unusable_configuration_is_refused(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EncoderConfig(**config)  # type: ignore[arg-type]
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="open_clip knows no model 'ViT-Z'"):
+        EncoderConfig.from_open_clip("ViT-Z")
+    with pytest.raises(ValueError, match="timm has no model 'no_such_model'"):
+        build_encoder(EncoderConfig(8, {"timm_model_name": "no_such_model"}))
+
+
+def test_gradients_reach_the_pixels_and_agree_with_finite_differences(tiny_model: RaliModel) -> None:
+    model = tiny_model.double()
+    pixels = torch.rand(1, 3, 40, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 0.6 + 0.2
+    pixels.requires_grad_()
+    model(pixels).sum().backward()
+    assert pixels.grad is not None
+    direction = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    step = 1e-6 * direction
+    with torch.no_grad():
+        numeric = (model(pixels + step) - model(pixels - step)).item() / 2e-6
+    assert numeric == pytest.approx((pixels.grad * direction).sum().item(), rel=1e-5)
+    assert abs(numeric) > 1e-6
+
+
+def test_the_score_is_the_weighted_sum_of_the_prototypes_scores(tiny_model: RaliModel) -> None:
+    pixels = torch.rand(2, 3, 40, 100, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        weights = tiny_model.weights(pixels, coverage="tiles")
+        scores = tiny_model(pixels, coverage="tiles")
+        assert weights.shape == (2, 12)
+        assert torch.allclose(weights @ tiny_model.head.scores, scores, atol=1e-6)
+
+
+def test_tower_and_preprocessing_must_agree_on_the_size() -> None:
+    config = EncoderConfig(16, {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8})
+    with pytest.raises(ValueError, match="the tower takes 32 pixels, the preprocessing makes 64"):
+        RaliModel(config, PreprocessConfig(64, CLIP_MEAN, CLIP_STD), pca_dim=4, prototypes=3)

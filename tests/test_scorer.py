@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rali_core.checkpoint import ModelInfo
+from rali_core.images import ImageError
+from rali_core.model import RaliModel
+from rali_core.scorer import RaliScorer
+
+
+def random_images(count: int, *, seed: int = 0) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [
+        random.integers(0, 256, (*random.integers(8, 90, size=2), 3), dtype=np.uint8) for _ in range(count)
+    ]  # fmt: skip
+
+
+def test_an_image_scores_the_same_alone_in_any_batch_and_in_any_order(
+    tiny_model: RaliModel, tiny_info: ModelInfo
+) -> None:
+    images = random_images(11)
+    alone = [float(RaliScorer(tiny_model, tiny_info, device="cpu").score(image).scores[0]) for image in images]
+    assert np.ptp(alone) > 0.01, "a model that scores everything alike would pass below"
+    for batch_size in (1, 3, 16):
+        scorer = RaliScorer(tiny_model, tiny_info, device="cpu", batch_size=batch_size, coverage="tiles")
+        together = scorer.score(images).scores
+        backwards = scorer.score(images[::-1]).scores[::-1]
+        tiles_alone = [float(scorer.score(image).scores[0]) for image in images]
+        assert np.abs(together - backwards).max() <= 1e-5
+        assert np.abs(together - tiles_alone).max() <= 1e-5
+        centre = RaliScorer(tiny_model, tiny_info, device="cpu", batch_size=batch_size).score(images).scores
+        assert np.abs(centre - alone).max() <= 1e-5
+
+
+def test_one_image_of_each_kind_and_batches_of_them_are_taken(tiny_scorer: RaliScorer, tmp_path: Path) -> None:
+    array = random_images(1)[0]
+    Image.fromarray(array).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    expected = tiny_scorer.score(array).scores[0]
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(array), tensor, tensor / 255):
+        result = tiny_scorer.score(image)
+        assert len(result) == 1
+        assert result.scores[0] == pytest.approx(expected, abs=1e-6)
+    for batch in (
+        np.stack([array, array]),
+        torch.stack([tensor, tensor]),
+        [array, tensor],
+        (i for i in (array, array)),
+    ):
+        assert tiny_scorer.score(batch).scores == pytest.approx([expected] * 2, abs=1e-6)
+    assert len(tiny_scorer.score([])) == 0
+
+
+def test_the_result_says_what_the_scores_mean(tiny_scorer: RaliScorer) -> None:
+    result = tiny_scorer.score(random_images(6))
+    assert result.scores.shape == result.percentiles.shape == (6,)
+    assert result.scores.dtype == np.float32
+    assert result.ranking() == np.argsort(-result.scores, kind="stable").tolist()
+    calibration = tiny_scorer.info.calibration
+    assert calibration is not None
+    assert result.bands == calibration.bands(result.scores)
+    assert result.percentiles == pytest.approx(calibration.percentiles(result.scores))
+    assert result.errors == (None,) * 6
+    assert not result.stopped
+    with pytest.raises(AttributeError):
+        result.stopped = True  # type: ignore[misc]
+
+
+def test_without_calibration_there_are_no_bands_and_percentiles_but_scores(tiny_model: RaliModel) -> None:
+    result = RaliScorer(tiny_model, ModelInfo("bare", "MIT"), device="cpu").score(random_images(2))
+    assert np.isfinite(result.scores).all()
+    assert result.bands == ("", "")
+    assert np.isnan(result.percentiles).all()
+
+
+def test_the_first_unusable_image_raises_and_is_named(tiny_scorer: RaliScorer, tmp_path: Path) -> None:
+    good = random_images(1)[0]
+    with pytest.raises(ImageError, match=r"image 1: expected a numpy array of shape"):
+        tiny_scorer.score([good, np.zeros((3, 3, 3, 3, 3))])
+    with pytest.raises(FileNotFoundError, match=r"image 0: no such file: .*gone.png"):
+        tiny_scorer.score([tmp_path / "gone.png", good])
+    with pytest.raises(TypeError, match="image 0: expected a path, PIL image"):
+        tiny_scorer.score([3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"expected an image .* or an iterable of them, got int"):
+        tiny_scorer.score(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="on_error must be 'raise' or 'record', got 'ignore'"):
+        tiny_scorer.score([good], on_error="ignore")  # type: ignore[arg-type]
+
+
+def test_recorded_errors_leave_the_other_scores_as_they_are(tiny_scorer: RaliScorer, tmp_path: Path) -> None:
+    images = random_images(9)
+    clean = tiny_scorer.score(images).scores
+    mixed = [*images[:4], tmp_path / "gone.png", *images[4:], np.full((4, 4, 3), np.nan)]
+    result = tiny_scorer.score(mixed, on_error="record")
+    assert np.isnan(result.scores[[4, 10]]).all()
+    assert "no such file" in str(result.errors[4])
+    assert "NaN" in str(result.errors[10])
+    assert np.delete(result.scores, [4, 10]) == pytest.approx(clean, abs=1e-5)
+    assert 4 not in result.ranking()
+    assert result.bands[4] == ""
+
+
+def test_a_progress_callback_hears_of_every_batch_and_can_stop(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
+    scorer = RaliScorer(tiny_model, tiny_info, device="cpu", batch_size=4)
+    calls: list[tuple[int, int | None]] = []
+
+    def note(done: int, total: int | None) -> bool:
+        calls.append((done, total))
+        return done < 8
+
+    images = random_images(10)
+    result = scorer.score(images, progress=note)
+    assert calls == [(4, 10), (8, 10)]
+    assert result.stopped
+    assert len(result) == 8
+    assert result.scores == pytest.approx(scorer.score(images[:8]).scores, abs=1e-6)
+    calls.clear()
+    scorer.score((image for image in images[:2]), progress=note)
+    assert calls == [(2, None)]
+
+
+def test_a_generator_is_read_as_it_is_scored_and_its_images_are_let_go(tiny_scorer: RaliScorer) -> None:
+    read = 0
+
+    def pictures() -> Iterator[np.ndarray]:
+        nonlocal read
+        for _ in range(60):
+            read += 1
+            yield np.zeros((500, 500, 3), dtype=np.uint8)  # 0.75 MB each
+
+    stream = tiny_scorer.stream(pictures())
+    next(stream)
+    assert read == tiny_scorer.batch_size
+    tracemalloc.start()
+    rest = sum(1 for _ in stream)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (read, rest) == (60, 59)
+    assert peak < 0.75e6 * 2 * tiny_scorer.batch_size, "60 images would be 45 MB"
+
+
+def test_the_explained_parts_add_up_to_the_score(tiny_scorer: RaliScorer) -> None:
+    image = random_images(1, seed=5)[0]
+    score = float(tiny_scorer.score(image).scores[0])
+    shares = tiny_scorer.explain(image, top=3)
+    assert len(shares) == 4
+    assert shares[-1].prototype == -1
+    assert sum(share.part for share in shares) == pytest.approx(score, abs=1e-6)
+    assert sum(share.weight for share in shares) == pytest.approx(1, abs=1e-6)
+    assert all(share.part == pytest.approx(share.weight * share.score) for share in shares)
+    assert [share.weight for share in shares[:3]] == sorted((share.weight for share in shares[:3]), reverse=True)
+    everything = tiny_scorer.explain(image, top=500)
+    assert [share.prototype for share in everything if share.prototype < 0] == []
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        tiny_scorer.explain(image, top=0)
+
+
+def test_reduced_precision_stays_close(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
+    images = random_images(8)
+    exact = RaliScorer(tiny_model, tiny_info, device="cpu").score(images).scores
+    rounded = RaliScorer(tiny_model, tiny_info, device="cpu", dtype="bfloat16").score(images).scores
+    assert not np.array_equal(exact, rounded)
+    assert np.abs(exact - rounded).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "toaster"}, "unknown device 'toaster'; examples: cpu, cuda"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
+        ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, got 'int4'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"coverage": "all"}, "coverage must be one of center, tiles, got 'all'"),
+    ],
+)
+def test_unknown_options_are_refused(tiny_file: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RaliScorer.from_pretrained(tiny_file, **options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(FileNotFoundError, match="no model 'rali-huge': expected 'rali-small' or the path"):
+        RaliScorer.from_pretrained("rali-huge")
+
+
+def test_scoring_neither_draws_nor_sets_global_state(tiny_scorer: RaliScorer) -> None:
+    before = (torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
+    tiny_scorer.score(random_images(3))
+    after = (torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
