@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..scorer import ImageScore, RaliScorer
@@ -81,27 +83,55 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
         yield from (Path(root, name) for name in names)
 
 
-def score_files(scorer: RaliScorer, files: list[Path]) -> tuple[list[ImageScore], bool]:
-    """Score files with a progress bar on standard error.
+class Interruption:
+    """Takes the first Ctrl-C as a wish to stop between two images; the second one ends the program at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+            self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, self._previous)
+
+
+def score_files(
+    scorer: RaliScorer, files: list[Path], *, on_result: Callable[[ImageScore], None] | None = None
+) -> tuple[list[ImageScore], bool]:
+    """Score files, with a progress bar on standard error on long runs at a terminal.
+
+    Args:
+        scorer: The scorer.
+        files: What to score; errors are recorded in the results.
+        on_result: Called with each result as it comes.
 
     Returns:
         The results so far, in input order, and whether Ctrl-C ended the run.
     """
-    results: list[ImageScore] = []
-    try:
-        for result in track(scorer.stream(files, on_error="record"), total=len(files)):
-            results.append(result)
-    except KeyboardInterrupt:
-        print(f"rali: stopped after {len(results)} of {len(files)} images", file=sys.stderr)
-        return results, True
-    return results, False
-
-
-def track(results: Iterator[ImageScore], *, total: int) -> Iterator[ImageScore]:
-    """Pass results through a progress bar, which appears only on a terminal and on long runs."""
     from tqdm import tqdm
 
-    yield from tqdm(results, total=total, unit="image", delay=SLOW_SECONDS, disable=None, file=sys.stderr)
+    results: list[ImageScore] = []
+    with Interruption() as interruption:
+        stream = scorer.stream(files, on_error="record")
+        for result in tqdm(stream, total=len(files), unit="image", delay=SLOW_SECONDS, disable=None, file=sys.stderr):
+            results.append(result)
+            if on_result is not None:
+                on_result(result)
+            if interruption.requested:
+                break
+    interrupted = interruption.requested and len(results) < len(files)
+    if interrupted:
+        print(f"rali: stopped after {len(results)} of {len(files)} images", file=sys.stderr)
+    return results, interrupted
 
 
 def report_errors(files: list[Path], results: Iterable[ImageScore]) -> int:

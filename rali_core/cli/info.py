@@ -6,13 +6,17 @@ import argparse
 import json
 from typing import Any
 
+DESCRIPTION = """\
+Print what a model file says about itself: image tower, preprocessing, percentiles and bands, how and on what it was
+trained, its measured figures, licence and source. The tensors are not loaded."""
+
 HIDDEN = ("quantiles",)
 """Long lists that the readable print leaves out."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser("info", help="print a model file's metadata", description=__doc__)
+    parser = subparsers.add_parser("info", help="print a model file's metadata", description=DESCRIPTION)
     parser.add_argument("model", metavar="MODEL", nargs="?", help="model name or file (default: the bundled model)")
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
     parser.set_defaults(run=run)

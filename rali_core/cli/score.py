@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from ._common import (
     load_scorer,
     report_errors,
     score_files,
-    track,
 )
 
 if TYPE_CHECKING:
@@ -56,10 +54,12 @@ def run(options: argparse.Namespace) -> int:
     if options.csv:
         Path(options.csv).open("a").close()  # an unwritable place is found out before the work, not after it
     scorer = load_scorer(options)
-    if options.jsonl:
-        results, interrupted = _print_lines(scorer, files, options.min_score)
-    else:
-        results, interrupted = score_files(scorer, files)
+
+    def print_line(result: ImageScore) -> None:
+        if result.error is not None or options.min_score is None or result.score >= options.min_score:
+            print(json.dumps(_as_record(files, result)), flush=True)
+
+    results, interrupted = score_files(scorer, files, on_result=print_line if options.jsonl else None)
     chosen = _choose(results, options)
     if options.csv:
         _write_csv(Path(options.csv), files, results)
@@ -82,19 +82,6 @@ def _choose(results: list[ImageScore], options: argparse.Namespace) -> list[Imag
         return kept
     best = set(rank([r.score for r in kept])[: options.top_k])
     return [r for position, r in enumerate(kept) if position in best or r.error is not None]
-
-
-def _print_lines(scorer: RaliScorer, files: list[Path], minimum: float | None) -> tuple[list[ImageScore], bool]:
-    results: list[ImageScore] = []
-    try:
-        for result in track(scorer.stream(files, on_error="record"), total=len(files)):
-            results.append(result)
-            if result.error is not None or minimum is None or result.score >= minimum:
-                print(json.dumps(_as_record(files, result)), flush=True)
-    except KeyboardInterrupt:
-        print(f"rali: stopped after {len(results)} of {len(files)} images", file=sys.stderr)
-        return results, True
-    return results, False
 
 
 def _as_record(files: list[Path], result: ImageScore) -> dict[str, Any]:
