@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from ._common import (
 
 if TYPE_CHECKING:
     from ..scorer import ImageScore, RaliScorer
+
+SHEET_LIMIT = 200
+"""More images than this do not fit into one readable picture."""
 
 DESCRIPTION = """\
 Score images and print a table, best first: score (0 worst, 1 best), band, percentile among the model's reference
@@ -35,6 +39,9 @@ def add_parser(subparsers: Any) -> None:
     form.add_argument("--json", action="store_true", help="a JSON list in input order instead of the table")
     form.add_argument("--jsonl", action="store_true", help="a JSON object a line, in input order, as they are scored")
     output.add_argument("--csv", metavar="FILE", help="write all results to a CSV file as well")
+    output.add_argument(
+        "--sheet", metavar="FILE", help="draw the chosen images in a grid, best first (PNG or JPEG)"
+    )
     output.add_argument("--top-k", type=int, metavar="K", help="only the K best")
     output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
     output.add_argument("--explain", action="store_true", help="which prototypes make each score; the parts add up")
@@ -51,8 +58,8 @@ def run(options: argparse.Namespace) -> int:
     if options.explain and (options.json or options.jsonl):
         raise ValueError("--explain belongs to the table: leave out --json and --jsonl")
     files = find_images(options.paths, recursive=options.recursive)
-    if options.csv:
-        Path(options.csv).open("a").close()  # an unwritable place is found out before the work, not after it
+    for target in filter(None, (options.csv, options.sheet)):
+        Path(target).open("a").close()  # an unwritable place is found out before the work, not after it
     scorer = load_scorer(options)
 
     def print_line(result: ImageScore) -> None:
@@ -69,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
         _print_table(files, [result for result in chosen if result.error is None])
         if options.explain:
             _print_explanations(scorer, files, chosen)
+    if options.sheet:
+        _draw_sheet(Path(options.sheet), files, [result for result in chosen if result.error is None])
     failed = report_errors(files, results)
     return 130 if interrupted else int(failed > 0)
 
@@ -113,6 +122,30 @@ def _print_explanations(scorer: RaliScorer, files: list[Path], results: list[Ima
         for share in scorer.explain(files[result.index]):
             name = "others" if share.prototype < 0 else f"#{share.prototype}"
             print(f"  {name:<9}  {share.weight:.5f}   {share.score:.4f}   {share.part:.5f}")
+
+
+def _draw_sheet(path: Path, files: list[Path], results: list[ImageScore]) -> None:
+    from PIL import Image
+
+    from ..sheet import draw_contact_sheet
+
+    best = sorted(results, key=lambda r: -r.score)[:SHEET_LIMIT]
+    thumbnails = []
+    for result in best:
+        with Image.open(files[result.index]) as image:
+            image.draft("RGB", (480, 480))  # a large JPEG is decoded small
+            image.load()
+            thumbnails.append(image.copy())
+            thumbnails[-1].thumbnail((480, 480))
+    sheet = draw_contact_sheet(
+        thumbnails,
+        [result.score for result in best],
+        names=[files[result.index].name for result in best],
+        bands=[result.band for result in best],
+    )
+    sheet.save(path)
+    left_out = f", the best {SHEET_LIMIT} of {len(results)}" if len(results) > len(best) else ""
+    print(f"rali: wrote {path}{left_out}", file=sys.stderr)
 
 
 def _write_csv(path: Path, files: list[Path], results: list[ImageScore]) -> None:

@@ -27,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--epochs", type=int, help="passes of tuning the tower")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
     parser.add_argument("--ordered-images", type=int, metavar="N", help="images also seen at two distortion levels")
+    parser.add_argument("--workers", type=int, default=1, help="processes that decode images (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
     parser.set_defaults(run=run)
 
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
         name=options.name,
         limit=options.limit,
         settings=replace(settings, tune=tune, ordered_images=ordered),
+        workers=options.workers,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return 0

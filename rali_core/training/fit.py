@@ -77,6 +77,6 @@ def fit_head(
             agreement = measure_agreement(head(validation[0]).numpy(), validation[1])
         report(
             f"fit epoch {epoch + 1}/{epochs}: MSE {np.mean(losses):.5f}, validation SRCC {agreement.srcc:.4f} "
-            f"PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}, tau {1 / float(head.logit_scale):.4f}"
+            f"PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}, tau {1 / float(head.logit_scale.detach()):.4f}"
         )
     return head.eval()

@@ -77,6 +77,7 @@ def train(
     name: str | None = None,
     limit: int | None = None,
     settings: TrainSettings | None = None,
+    workers: int = 1,
     report: Report = print,
 ) -> dict[str, Any]:
     """Train a model from labelled images; goes on where an interrupted run in the same `work_dir` stopped.
@@ -91,6 +92,7 @@ def train(
         name: The model's name; by default the output file's.
         limit: Use only the first so many training rows.
         settings: How to train.
+        workers: Processes that decode images while the frozen blocks run; 0 decodes in this one.
         report: Called with lines of text.
 
     Returns:
@@ -116,7 +118,7 @@ def train(
     source = load_backbone(backbone, image_size=settings.image_size)
     report(f"{len(training_rows)} training, {len(validation_rows)} validation, {len(test_rows)} test images")
     work_dir.mkdir(parents=True, exist_ok=True)
-    model = _train_model(source, training_rows, validation_rows, work_dir, settings, report)
+    model = _train_model(source, training_rows, validation_rows, work_dir, settings, workers, report)
     model.encoder.half()
     model.encoder.float()  # what is measured from here on is what the file holds
     name = name or output.stem
@@ -155,6 +157,7 @@ def _train_model(
     validation_rows: list[LabelledImage],
     work_dir: Path,
     settings: TrainSettings,
+    workers: int,
     report: Report,
 ) -> RaliModel:
     tower = build_encoder(source.encoder)
@@ -166,11 +169,12 @@ def _train_model(
     validation_views = [View(index, "whole") for index in range(len(validation_rows))]
     validation_tokens = cache_tokens(
         lower, validation_rows, validation_views, source.preprocess, work_dir / "validation-tokens.npy",
-        key=key, report=report,
+        key=key, workers=workers, report=report,
     )  # fmt: skip
     tokens = cache_tokens(
-        lower, training_rows, views, source.preprocess, work_dir / "training-tokens.npy", key=key, report=report
-    )
+        lower, training_rows, views, source.preprocess, work_dir / "training-tokens.npy",
+        key=key, workers=workers, report=report,
+    )  # fmt: skip
     scores, validation_scores = _scores(training_rows), _scores(validation_rows)
     tune_upper_blocks(
         upper, tokens, views, scores,

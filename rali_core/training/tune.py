@@ -40,6 +40,7 @@ class TuneSettings:
         weight_decay: AdamW's weight decay, for matrices.
         plcc_weight: Weight of the PLCC term, 1 - PLCC.
         order_weight: Weight of the ordering term.
+        ordered_per_batch: Images per step whose distorted views join the batch, two each.
         average_decay: Decay per step of the exponential moving average of the weights; what is kept at the end.
         seed: Seed of order and choice of views.
     """
@@ -52,6 +53,7 @@ class TuneSettings:
     weight_decay: float = 0.05
     plcc_weight: float = 0.5
     order_weight: float = 1.0
+    ordered_per_batch: int = 5
     average_decay: float = 0.998
     seed: int = 0
 
@@ -156,7 +158,7 @@ def tune_upper_blocks(
         model.train()
         for step in range(steps_per_epoch):
             images = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            losses = _step(model, tokens, by_kind, images, targets, views, random)
+            losses = _step(model, tokens, by_kind, images, targets, views, settings.ordered_per_batch, random)
             loss = losses[0] + settings.plcc_weight * losses[1] + settings.order_weight * losses[2]
             optimizer.zero_grad()
             loss.backward()
@@ -205,13 +207,14 @@ def _step(
     images: NDArray[np.int64],
     targets: Tensor,
     views: list[View],
+    ordered_per_batch: int,
     random: np.random.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grouped = [int(image) for image in images if int(image) in by_kind["weak"]]
+    grouped = [image for image in images.tolist() if image in by_kind["weak"]][:ordered_per_batch]
     chosen = []
     for image in images.tolist():
         # The ordering term compares with the whole picture, so that only the distortion differs.
-        kind = "whole" if image in by_kind["weak"] else ("whole", "mirrored", "crop")[int(random.integers(3))]
+        kind = "whole" if image in grouped else ("whole", "mirrored", "crop")[int(random.integers(3))]
         chosen.append(by_kind[kind][image])
     extra = [by_kind[kind][image] for image in grouped for kind in ("weak", "strong")]
     batch = torch.from_numpy(np.stack([tokens[index] for index in chosen + extra])).float()
@@ -222,7 +225,7 @@ def _step(
     plcc = plcc_loss(labelled, human) if len(human) > 2 else l1.new_zeros(())
     if not grouped:
         return l1, plcc, l1.new_zeros(())
-    positions = [position for position, image in enumerate(images.tolist()) if image in by_kind["weak"]]
+    positions = [position for position, image in enumerate(images.tolist()) if image in grouped]
     groups = torch.cat([labelled[positions].unsqueeze(1), predicted[len(chosen) :].view(-1, 2)], dim=1)
     levels = torch.tensor(
         [[0] + [views[by_kind[kind][image]].level for kind in ("weak", "strong")] for image in grouped]

@@ -1,0 +1,97 @@
+"""A contact sheet: scored images in a grid, best first, each with its score, band and name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from .selection import rank
+
+MARGIN = 12
+BAR_HEIGHT = 6
+BACKGROUND = (250, 250, 250)
+TEXT = (30, 30, 30)
+FAINT = (120, 120, 120)
+TRACK = (225, 225, 225)
+# From red through yellow to green at the scale's five bands; distinguishable by lightness too.
+BAND_COLOURS = ((178, 40, 48), (217, 106, 45), (214, 170, 40), (120, 165, 60), (38, 128, 74))
+
+
+def draw_contact_sheet(
+    images: Sequence[Image.Image],
+    scores: Sequence[float],
+    *,
+    names: Sequence[str] | None = None,
+    bands: Sequence[str] | None = None,
+    columns: int = 4,
+    cell: int = 240,
+) -> Image.Image:
+    """Draw images in a grid, best first.
+
+    Args:
+        images: N PIL images of any sizes; each is fitted into its cell, never enlarged beyond it, never cropped.
+        scores: N scores in [0, 1]; an image whose score is NaN is left out.
+        names: N captions; shortened from the left where they are too long.
+        bands: N names of bands, printed after the score.
+        columns: Images in a row; fewer where there are fewer images.
+        cell: Side of a picture's square cell in pixels, at least 80.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: Lengths differ, nothing to draw, or sizes out of range.
+    """
+    if not (len(images) == len(scores) == len(names or images) == len(bands or images)):
+        raise ValueError(f"expected one score, name and band per image, got {len(images)} images, {len(scores)} scores")
+    if columns < 1 or cell < 80:
+        raise ValueError(f"expected at least one column and cells of at least 80 pixels, got {columns} and {cell}")
+    order = rank(scores)
+    if not order:
+        raise ValueError("there is no scored image to draw")
+    columns = min(columns, len(order))
+    rows = -(-len(order) // columns)
+    large, small = ImageFont.load_default(size=cell / 12), ImageFont.load_default(size=cell / 17)
+    caption = int(BAR_HEIGHT + cell / 12 + cell / 17 + 22)
+    sheet = Image.new(
+        "RGB", (columns * (cell + MARGIN) + MARGIN, rows * (cell + caption + MARGIN) + MARGIN), BACKGROUND
+    )
+    draw = ImageDraw.Draw(sheet)
+    for place, index in enumerate(order):
+        left = MARGIN + place % columns * (cell + MARGIN)
+        top = MARGIN + place // columns * (cell + caption + MARGIN)
+        thumbnail = _thumbnail(images[index], cell)
+        sheet.paste(thumbnail, (left + (cell - thumbnail.width) // 2, top + (cell - thumbnail.height) // 2))
+        score = float(scores[index])
+        share = min(max(score, 0.0), 1.0)
+        bar = top + cell + 6
+        draw.rectangle((left, bar, left + cell - 1, bar + BAR_HEIGHT - 1), fill=TRACK)
+        colour = BAND_COLOURS[min(int(share * 5), 4)]
+        draw.rectangle((left, bar, left + max(round(share * cell), 1) - 1, bar + BAR_HEIGHT - 1), fill=colour)
+        text = f"{place + 1}.  {score:.3f}" + (f"  {bands[index]}" if bands else "")
+        draw.text((left, bar + BAR_HEIGHT + 4), text, fill=TEXT, font=large)
+        if names:
+            draw.text(
+                (left, bar + BAR_HEIGHT + 8 + cell / 12), _shorten(names[index], small, cell), fill=FAINT, font=small
+            )
+    return sheet
+
+
+def _thumbnail(image: Image.Image, cell: int) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+    return thumbnail
+
+
+def _shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    text = text.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font can draw
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength("..." + text) > width:
+        text = text[1:]
+    return "..." + text

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from rali_core.checkpoint import read_metadata
+from rali_core.cli import main
+from rali_core.scorer import RaliScorer
+from rali_core.training.backbones import load_backbone
+from rali_core.training.compress import compress
+from rali_core.training.data import read_labels, split_validation
+from rali_core.training.distortions import DISTORTIONS, LEVELS, distort
+from rali_core.training.evaluate import draw_scatter, measure_agreement
+from rali_core.training.fit import build_head, fit_head
+from rali_core.training.pipeline import TrainSettings, train
+from rali_core.training.tokens import View, plan_views, render_view
+from rali_core.training.tune import TuneSettings, order_loss, plcc_loss
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+@pytest.fixture
+def labels(photographs: dict[str, Image.Image], tmp_path: Path) -> Path:
+    """96 cut-outs of photographs, blurred by a known amount; the sharper, the better they are scored."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    lines = ["image,mos,split,near_dup_in_train"]
+    for index in range(96):
+        photograph = list(photographs.values())[index % 5]
+        left, top = random.integers(0, photograph.width - 96), random.integers(0, photograph.height - 96)
+        level = int(random.integers(0, LEVELS + 1))
+        image = photograph.crop((left, top, left + 96, top + 96))
+        if level:
+            image = distort(image, "blur", level)
+        image.save(folder / f"{index}.png")
+        split = "test" if index >= 84 else "train"
+        lines.append(f"{index}.png,{1 - level / LEVELS * 0.9:.3f},{split},{int(index == 95)}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder / "labels.csv"
+
+
+def test_labels_are_read_with_their_split_and_scale(labels: Path) -> None:
+    rows = read_labels(labels)
+    assert len(rows) == 96
+    assert sum(row.split == "test" for row in rows) == 12
+    assert [row.near_duplicate for row in rows].count(True) == 1
+    doubled = labels.with_name("doubled.csv")
+    doubled.write_text("image,mos\n" + "\n".join(f"{row.path.name},{row.score * 4 + 1}" for row in rows))
+    again = read_labels(doubled, score_range=(1, 5))
+    assert [row.score for row in again] == pytest.approx([row.score for row in rows])
+    assert {row.split for row in again} == {"train"}
+
+
+def test_all_unusable_rows_are_listed(labels: Path) -> None:
+    bad = labels.with_name("bad.csv")
+    bad.write_text("image,mos\n0.png,0.5\n1.png,many\n2.png,1.5\ngone.png,0.5\n")
+    with pytest.raises(ValueError, match=r"3 unusable row\(s\)") as caught:
+        read_labels(bad)
+    for part in ("line 3: mos 'many' is not a number in [0, 1]", "line 4: mos '1.5'", "line 5: no file"):
+        assert part in str(caught.value)
+    bad.write_text("image,mos\ngone.png,0.5\n")
+    with pytest.raises(FileNotFoundError, match="line 2: no file"):
+        read_labels(bad)
+    bad.write_text("picture,mos\n0.png,0.5\n")
+    with pytest.raises(ValueError, match=r"lacks the column\(s\) image"):
+        read_labels(bad)
+    bad.write_text("image,mos\n")
+    with pytest.raises(ValueError, match="has no rows"):
+        read_labels(bad)
+    with pytest.raises(ValueError, match="worst < best"):
+        read_labels(labels, score_range=(1, 1))
+
+
+def test_validation_is_a_seeded_part_of_the_training_rows_only(labels: Path) -> None:
+    rows = read_labels(labels)
+    training, validation = split_validation(rows, fraction=0.25, seed=3)
+    assert (len(training), len(validation)) == (63, 21)
+    assert {row.path for row in training}.isdisjoint(row.path for row in validation)
+    assert all(row.split == "train" for row in training + validation)
+    assert split_validation(rows, fraction=0.25, seed=3)[1] == validation
+    assert split_validation(rows, fraction=0.25, seed=4)[1] != validation
+    with pytest.raises(ValueError, match="at least two rows with split 'train', got 0"):
+        split_validation([row for row in rows if row.split == "test"])
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\), got 1"):
+        split_validation(rows, fraction=1)
+
+
+# --------------------------------------------------------------------------------------- distortions
+
+
+@pytest.mark.parametrize("kind", DISTORTIONS)
+def test_every_stronger_level_is_farther_from_the_picture(kind: str, photographs: dict[str, Image.Image]) -> None:
+    image = photographs["coffee"]
+    original = np.asarray(image, dtype=np.float64)
+    errors = []
+    for level in range(1, LEVELS + 1):
+        changed = distort(image, kind, level, seed=1)  # type: ignore[arg-type]
+        assert changed.size == image.size
+        errors.append(((np.asarray(changed, dtype=np.float64) - original) ** 2).mean())
+        assert np.array_equal(np.asarray(distort(image, kind, level, seed=1)), np.asarray(changed))  # type: ignore[arg-type]
+    assert errors == sorted(errors)
+    assert errors[0] > 0
+
+
+def test_unknown_distortions_are_refused() -> None:
+    image = Image.new("RGB", (8, 8))
+    with pytest.raises(ValueError, match="kind must be one of blur, noise, jpeg, low_resolution, got 'magic'"):
+        distort(image, "magic", 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"level must lie in 1\.\.5, got 6"):
+        distort(image, "blur", 6)
+
+
+def test_views_show_every_image_thrice_and_the_ordered_ones_at_two_levels(labels: Path) -> None:
+    views = plan_views(10, pairs=4, seed=0)
+    assert len(views) == 38
+    for kind in ("whole", "mirrored", "crop"):
+        assert [view.image for view in views if view.kind == kind] == list(range(10))
+    weak = {view.image: view for view in views if view.kind == "weak"}
+    strong = {view.image: view for view in views if view.kind == "strong"}
+    assert len(weak) == 4
+    for image, view in weak.items():
+        assert view.distortion == strong[image].distortion
+        assert 1 <= view.level < strong[image].level <= LEVELS
+    assert plan_views(10, pairs=4, seed=0) == views
+
+    from rali_core.preprocess import PreprocessConfig
+
+    row, config = read_labels(labels)[0], PreprocessConfig(64, (0.5,) * 3, (0.5,) * 3)
+    whole = render_view(row.path, View(0, "whole"), config)
+    assert torch.allclose(render_view(row.path, View(0, "mirrored"), config), whole.flip(-1), atol=1e-5)
+    crop = render_view(row.path, View(0, "crop", seed=5), config)
+    assert crop.shape == whole.shape
+    assert not torch.equal(crop, whole)
+    assert torch.equal(crop, render_view(row.path, View(0, "crop", seed=5), config))
+
+
+# ------------------------------------------------------------------------------------------- figures
+
+
+def test_the_figures_are_those_of_scipy_and_the_intervals_hold_them() -> None:
+    random = np.random.default_rng(0)
+    human = random.random(200)
+    predicted = human + random.normal(0, 0.1, 200)
+    agreement = measure_agreement(predicted, human, resamples=300)
+    assert agreement.srcc == pytest.approx(stats.spearmanr(predicted, human)[0])
+    assert agreement.plcc == pytest.approx(np.corrcoef(predicted, human)[0, 1])
+    assert agreement.krcc == pytest.approx(stats.kendalltau(predicted, human)[0])
+    assert agreement.mae == pytest.approx(np.abs(predicted - human).mean())
+    for name, (low, high) in agreement.intervals.items():
+        assert low < getattr(agreement, name) < high
+        assert high - low < 0.2
+    assert measure_agreement(predicted, human, resamples=300) == agreement
+
+
+@pytest.mark.parametrize(
+    ("predicted", "human", "message"),
+    [
+        ([0.1, 0.2], [0.1, 0.2], "at least three images, got 2"),
+        ([0.1, 0.2, 0.3], [0.1, 0.2], "two lists of one length"),
+        ([0.1, float("nan"), 0.3], [0.1, 0.2, 0.3], "NaN or infinite"),
+        ([0.5, 0.5, 0.5], [0.1, 0.2, 0.3], "a correlation is not defined"),
+    ],
+)
+def test_figures_that_would_mean_nothing_are_refused(predicted: list[float], human: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure_agreement(predicted, human)
+
+
+def test_a_scatter_plot_shows_its_points(tmp_path: Path) -> None:
+    human = np.linspace(0, 1, 50)
+    draw_scatter(human, human, measure_agreement(human, human), tmp_path / "plot.png", title="perfect")
+    with Image.open(tmp_path / "plot.png") as image:
+        blue = np.asarray(image.convert("RGB"), dtype=int)
+    assert ((blue[..., 2] - blue[..., 0]) > 40).sum() > 500
+
+
+# -------------------------------------------------------------------------------------------- stages
+
+
+def quality_embeddings(count: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings in which one direction tells the score, under noise, with an offset and unequal scales."""
+    random = np.random.default_rng(seed)
+    scores = random.beta(4, 2, count)
+    direction = np.random.default_rng(99).normal(size=dim)
+    values = np.outer(scores - 0.5, direction) * 3 + random.normal(size=(count, dim)) + 5.0
+    return (values * np.linspace(0.1, 3, dim)).astype(np.float32), scores
+
+
+def test_compression_makes_the_prototypes_of_the_method() -> None:
+    embeddings, scores = quality_embeddings(600, 24, 0)
+    head = compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0)
+    assert head.prototypes.shape == (60, 16)
+    assert np.allclose(np.linalg.norm(head.prototypes, axis=1), 1, atol=1e-5)
+    assert np.allclose(head.components @ head.components.T, np.eye(16), atol=1e-5)
+    assert np.allclose(head.mean, embeddings.mean(axis=0), atol=1e-4)
+    occupied = np.unique(np.minimum((scores * 40).astype(int), 39))
+    assert set(np.minimum((head.scores * 40).astype(int), 39)) == set(occupied), "every bin with images has a prototype"
+    assert (np.diff(head.scores) > -1 / 40).all(), "prototypes come bin after bin"
+    again = compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0)
+    assert np.array_equal(again.prototypes, head.prototypes)
+
+
+def test_one_bin_with_one_prototype_is_the_mean_score() -> None:
+    embeddings, scores = quality_embeddings(50, 8, 1)
+    head = compress(embeddings, scores, pca_dim=4, bins=1, prototypes=1, seed=0)
+    assert head.scores == pytest.approx([scores.mean()])
+
+
+def test_there_are_never_more_prototypes_than_distinct_images() -> None:
+    embeddings, scores = quality_embeddings(10, 8, 2)
+    doubled = compress(
+        np.repeat(embeddings, 2, axis=0), np.repeat(scores, 2), pca_dim=4, bins=5, prototypes=250, seed=0
+    )
+    assert len(doubled.prototypes) == 10
+
+
+def test_unusable_embeddings_are_refused() -> None:
+    embeddings, scores = quality_embeddings(30, 8, 3)
+    options = {"pca_dim": 4, "bins": 5, "prototypes": 20, "seed": 0}
+    with pytest.raises(ValueError, match="score bins hold images, more than the 2 prototypes"):
+        compress(embeddings, scores, **{**options, "prototypes": 2})
+    with pytest.raises(ValueError, match=r"expected scores in \[0, 1\]"):
+        compress(embeddings, scores * 5, **options)
+    with pytest.raises(ValueError, match=r"\(N, D\) embeddings and \(N,\) scores"):
+        compress(embeddings, scores[:-1], **options)
+    embeddings[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        compress(embeddings, scores, **options)
+
+
+def test_fitting_improves_on_the_compressed_head() -> None:
+    embeddings, scores = quality_embeddings(800, 24, 4)
+    unseen, unseen_scores = quality_embeddings(300, 24, 5)
+    head = build_head(compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0))
+    with torch.inference_mode():
+        before = measure_agreement(head(torch.from_numpy(unseen)).numpy(), unseen_scores)
+    fit_head(
+        head, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
+        validation=(torch.from_numpy(unseen), unseen_scores), epochs=15, batch_size=64, learning_rate=3e-3, seed=0,
+        report=lambda _: None,
+    )  # fmt: skip
+    with torch.inference_mode():
+        after = measure_agreement(head(torch.from_numpy(unseen)).numpy(), unseen_scores)
+    assert before.srcc > 0.8
+    assert after.mae < before.mae
+    assert after.srcc > before.srcc
+    assert head.scores.min() >= 0
+    assert head.scores.max() <= 1
+
+
+def test_the_plcc_loss_is_one_minus_the_correlation() -> None:
+    x, y = (
+        torch.rand(20, generator=torch.Generator().manual_seed(0)),
+        torch.rand(20, generator=torch.Generator().manual_seed(1)),
+    )
+    assert float(plcc_loss(x, y)) == pytest.approx(1 - np.corrcoef(x, y)[0, 1], abs=1e-5)
+    assert float(plcc_loss(3 * y - 1, y)) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_order_loss_is_zero_only_for_the_right_order_with_its_margin() -> None:
+    levels = torch.tensor([[0, 1, 3]])
+    assert float(order_loss(torch.tensor([[0.9, 0.8, 0.6]]), levels)) == 0
+    assert float(order_loss(torch.tensor([[0.9, 0.89, 0.6]]), levels)) == pytest.approx(0.02 / 3, abs=1e-6)
+    assert float(order_loss(torch.tensor([[0.5, 0.6, 0.7]]), levels)) > 0.1
+
+
+# ---------------------------------------------------------------------------------------- whole path
+
+SMALL = TrainSettings(
+    frozen_blocks=3, validation_fraction=0.2, ordered_images=12, pca_dim=24, bins=10, prototypes=20, fit_epochs=8,
+    tune=TuneSettings(epochs=12, batch_size=16, learning_rate=1e-3, average_decay=0.9),
+)  # fmt: skip
+
+
+def test_training_makes_a_model_that_ranks_unseen_pictures_and_repeats_itself(
+    labels: Path, tiny_timm_file: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    first = tmp_path / "first.safetensors"
+    story = train(
+        labels, tiny_timm_file, first, work_dir=tmp_path / "work", settings=SMALL, workers=0, report=lines.append
+    )
+    figures = story["figures"]
+    assert story["images"] == {"training": 67, "validation": 17, "test": 11}
+    # A random tiny tower, a minute of training: far from a good model, and far from chance.
+    assert figures["validation"]["srcc"] > 0.5
+    assert any("frozen blocks" in line for line in lines)
+
+    metadata = read_metadata(first)
+    assert metadata["training"]["figures"] == figures
+    assert metadata["source"]["backbone"]["name"] == "tiny"
+    assert metadata["calibration"]["reference"] == "scores of the 17 validation images of labels.csv"
+    test = [row for row in read_labels(labels) if row.split == "test" and not row.near_duplicate]
+    scores = RaliScorer.from_pretrained(first, device="cpu").score([row.path for row in test]).scores
+    again = measure_agreement(scores, [row.score for row in test])
+    assert again.srcc == pytest.approx(figures["test"]["srcc"], abs=1e-6), "the file scores as was measured"
+    assert again.mae == pytest.approx(figures["test"]["mae"], abs=1e-5)
+
+    second = tmp_path / "second.safetensors"
+    train(labels, tiny_timm_file, second, work_dir=tmp_path / "work2", settings=SMALL, workers=0, report=lambda _: None)
+    repeated = RaliScorer.from_pretrained(second, device="cpu").score([row.path for row in test]).scores
+    assert repeated == pytest.approx(scores, abs=1e-5)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_model(labels: Path, tiny_timm_file: Path, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_after_epoch(line: str) -> None:
+        if re.search(r"tune epoch 4 step|tune epoch 4/12", line):
+            raise Stop
+
+    whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
+    train(labels, tiny_timm_file, whole, work_dir=tmp_path / "a", settings=SMALL, workers=0, report=lambda _: None)
+    with pytest.raises(Stop):
+        train(
+            labels, tiny_timm_file, resumed, work_dir=tmp_path / "b", settings=SMALL, workers=0, report=stop_after_epoch
+        )
+    assert not resumed.exists()
+    lines: list[str] = []
+    train(labels, tiny_timm_file, resumed, work_dir=tmp_path / "b", settings=SMALL, workers=0, report=lines.append)
+    assert "tune: going on after epoch 3" in lines
+    pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    scores = [RaliScorer.from_pretrained(file, device="cpu").score(pixels).scores for file in (whole, resumed)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    other = replace(SMALL, tune=replace(SMALL.tune, learning_rate=2e-3))
+    with pytest.raises(ValueError, match="tune.pt belongs to a run with other settings"):
+        train(
+            labels, tiny_timm_file, resumed, work_dir=tmp_path / "b", settings=other, workers=0, report=lambda _: None
+        )
+
+
+def test_the_train_command_makes_a_model_that_the_score_command_uses(
+    labels: Path,
+    tiny_timm_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rali_core.training.pipeline.TrainSettings", lambda **given: replace(SMALL, **given))
+    output = tmp_path / "made.safetensors"
+    arguments = ["train", str(labels), "--backbone", str(tiny_timm_file), "-o", str(output)]
+    assert (
+        main([*arguments, "--work-dir", str(tmp_path / "w"), "--epochs", "1", "--name", "mine", "--limit", "40"]) == 0
+    )
+    assert "40 training, 17 validation, 11 test images" in capsys.readouterr().err
+    assert main(["info", str(output), "--json"]) == 0
+    metadata = json.loads(capsys.readouterr().out)
+    assert metadata["name"] == "mine"
+    assert metadata["training"]["settings"]["tune"]["epochs"] == 1
+    assert main(["score", str(labels.parent / "0.png"), "--model", str(output)]) == 0
+    assert "0.png" in capsys.readouterr().out
+
+
+def test_training_says_at_once_what_is_wrong(
+    labels: Path, tiny_timm_file: Path, tiny_file: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"work_dir": tmp_path / "w", "workers": 0, "report": lambda _: None}
+    with pytest.raises(ValueError, match="ends in .safetensors, got model.pt"):
+        train(labels, tiny_timm_file, tmp_path / "model.pt", **options)
+    with pytest.raises(FileNotFoundError, match="no backbone file"):
+        train(labels, tmp_path / "gone.onnx", tmp_path / "m.safetensors", **options)
+    with pytest.raises(ValueError, match="expected at least 20 training and 3 validation images, got 8 and"):
+        train(labels, tiny_timm_file, tmp_path / "m.safetensors", limit=8, **options)
+    with pytest.raises(ValueError, match="tuning upper blocks needs a timm vision transformer"):
+        train(labels, tiny_file, tmp_path / "m.safetensors", settings=SMALL, **options)
+
+
+def test_backbone_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    for name in ("weights.bin", "weights.whl"):
+        if name.endswith(".whl"):
+            (tmp_path / "folder").mkdir()
+            shutil.make_archive(str(tmp_path / "weights"), "zip", tmp_path / "folder")
+            (tmp_path / "weights.zip").rename(tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"expected a \.onnx, \.whl or \.safetensors file, got weights\.bin"):
+        load_backbone(tmp_path / "weights.bin")
+    with pytest.raises(ValueError, match=r"holds no dinov2_vits14_patch_8x8\.onnx"):
+        load_backbone(tmp_path / "weights.whl")
