@@ -39,9 +39,7 @@ def add_parser(subparsers: Any) -> None:
     form.add_argument("--json", action="store_true", help="a JSON list in input order instead of the table")
     form.add_argument("--jsonl", action="store_true", help="a JSON object a line, in input order, as they are scored")
     output.add_argument("--csv", metavar="FILE", help="write all results to a CSV file as well")
-    output.add_argument(
-        "--sheet", metavar="FILE", help="draw the chosen images in a grid, best first (PNG or JPEG)"
-    )
+    output.add_argument("--sheet", metavar="FILE", help="draw the chosen images in a grid, best first (PNG or JPEG)")
     output.add_argument("--top-k", type=int, metavar="K", help="only the K best")
     output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
     output.add_argument("--explain", action="store_true", help="which prototypes make each score; the parts add up")

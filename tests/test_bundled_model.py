@@ -1,0 +1,110 @@
+"""The bundled model: real weights, honest card, sensible scores on real pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from rali_core.checkpoint import parameter_count, read_metadata
+from rali_core.constants import BAND_NAMES
+from rali_core.hub import bundled_model_path, find_model
+from rali_core.scorer import RaliScorer
+from rali_core.training.distortions import BLUR_SIGMA, JPEG_QUALITY, LEVELS, NOISE_SIGMA, distort
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CARD = REPOSITORY / "weights" / "README.md"
+
+
+def test_the_model_is_small_enough_to_ship() -> None:
+    assert bundled_model_path().stat().st_size <= 48_000_000
+    assert find_model("rali-small") == find_model() == bundled_model_path()
+
+
+def test_score_falls_with_every_stronger_level_of_a_distortion(
+    bundled_scorer: RaliScorer, photographs: dict[str, Image.Image]
+) -> None:
+    pairs: dict[str, list[bool]] = {}
+    for name, image in photographs.items():
+        for kind in ("blur", "noise", "jpeg"):
+            row = [image, *(distort(image, kind, level, seed=7) for level in range(1, LEVELS + 1))]  # type: ignore[arg-type]
+            scores = bundled_scorer.score(row).scores
+            pairs[f"{name} {kind}"] = [bool(falls) for falls in np.diff(scores) < 0]
+    right = np.concatenate(list(pairs.values()))
+    assert len(right) == 5 * 3 * 5
+    assert right.mean() >= 0.9, {key: value for key, value in pairs.items() if not all(value)}
+    # The levels are far apart enough to be seen, and begin where a person begins to see them.
+    assert (BLUR_SIGMA[0], NOISE_SIGMA[0], JPEG_QUALITY[0]) == (1.0, 8.0, 40)
+
+
+def test_good_photographs_score_better_than_ruined_ones(
+    bundled_scorer: RaliScorer, photographs: dict[str, Image.Image]
+) -> None:
+    good = bundled_scorer.score(photographs.values()).scores
+    ruined = bundled_scorer.score(
+        [distort(image, kind, 5, seed=1) for image in photographs.values() for kind in ("blur", "jpeg", "noise")]
+    ).scores
+    assert good.min() > ruined.max()
+    assert good.mean() - ruined.mean() > 0.2
+    result = bundled_scorer.score([np.zeros((64, 64, 3), dtype=np.uint8)])
+    assert result.bands[0] in BAND_NAMES
+
+
+def test_real_photographs_score_the_same_alone_and_in_batches(
+    bundled_scorer: RaliScorer, photographs: dict[str, Image.Image]
+) -> None:
+    pictures = [*photographs.values(), Image.fromarray(data.camera()), Image.fromarray(data.retina())]
+    alone = np.array([bundled_scorer.score(picture).scores[0] for picture in pictures])
+    together = bundled_scorer.score(pictures).scores
+    backwards = bundled_scorer.score(pictures[::-1]).scores[::-1]
+    assert np.abs(alone - together).max() <= 1e-5
+    assert np.abs(alone - backwards).max() <= 1e-5
+
+
+def test_the_module_gives_the_scorers_scores_with_a_gradient(
+    bundled_scorer: RaliScorer, photographs: dict[str, Image.Image]
+) -> None:
+    picture = photographs["coffee"].resize((300, 200))
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).float() / 255
+    pixels.requires_grad_()
+    score = bundled_scorer.model(pixels)
+    score.sum().backward()
+    assert score.item() == pytest.approx(float(bundled_scorer.score(picture).scores[0]), abs=1e-5)
+    assert pixels.grad is not None
+    assert torch.isfinite(pixels.grad).all()
+    assert pixels.grad.abs().max() > 0
+    with torch.no_grad():
+        uphill = bundled_scorer.model((pixels + 0.01 * pixels.grad.sign()).clamp(0, 1))
+    assert uphill.item() > score.item(), "a small step along the gradient raises the score"
+
+
+def test_the_file_tells_its_story() -> None:
+    metadata = read_metadata(bundled_model_path())
+    assert metadata["licence"] == "Apache-2.0"
+    assert metadata["source"]["backbone"]["name"] == "DINOv2 ViT-S/14"
+    assert re.fullmatch(r"[0-9a-f]{64}", metadata["source"]["backbone"]["sha256"])
+    assert metadata["training"]["figures"]["test"]["srcc"] >= 0.87
+    assert metadata["calibration"]["reference"]
+
+
+def test_the_card_and_the_readme_print_the_files_figures(bundled_scorer: RaliScorer) -> None:
+    figures = read_metadata(bundled_model_path())["training"]["figures"]["test"]
+    card, readme = CARD.read_text(encoding="utf-8"), (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for name in ("srcc", "plcc", "mae"):
+        assert f"{figures[name]:.3f}" in card, name
+        assert f"{figures[name]:.3f}" in readme, name
+    assert f"{figures['count']:,}" in card
+    assert f"{parameter_count(bundled_scorer.model) / 1e6:.1f} million" in card
+
+
+def test_an_explanation_adds_up_on_a_real_photograph(
+    bundled_scorer: RaliScorer, photographs: dict[str, Image.Image]
+) -> None:
+    shares = bundled_scorer.explain(photographs["motorcycle"])
+    score = float(bundled_scorer.score(photographs["motorcycle"]).scores[0])
+    assert sum(share.part for share in shares) == pytest.approx(score, abs=1e-5)
