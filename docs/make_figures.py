@@ -19,6 +19,7 @@ TARGET = Path(__file__).resolve().parent / "images" / "scored.jpg"
 
 
 def main() -> None:
+    """Draw the picture."""
     photographs = {
         "astronaut": data.astronaut(),
         "coffee": data.coffee(),
