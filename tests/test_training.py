@@ -279,7 +279,7 @@ def test_the_order_loss_is_zero_only_for_the_right_order_with_its_margin() -> No
 
 SMALL = TrainSettings(
     frozen_blocks=3, validation_fraction=0.2, ordered_images=12, pca_dim=24, bins=10, prototypes=20, fit_epochs=8,
-    tune=TuneSettings(epochs=12, batch_size=16, learning_rate=1e-3, average_decay=0.9),
+    tune=TuneSettings(epochs=12, batch_size=16, learning_rate=1e-3),
 )  # fmt: skip
 
 

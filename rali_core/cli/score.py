@@ -128,6 +128,10 @@ def _draw_sheet(path: Path, files: list[Path], results: list[ImageScore]) -> Non
     from ..sheet import draw_contact_sheet
 
     best = sorted(results, key=lambda r: -r.score)[:SHEET_LIMIT]
+    if not best:
+        path.unlink()
+        print(f"rali: no image reaches the sheet, so {path} is not written", file=sys.stderr)
+        return
     thumbnails = []
     for result in best:
         with Image.open(files[result.index]) as image:

@@ -98,9 +98,12 @@ class _ViewDataset(Dataset[Tensor]):
         return len(self.views)
 
     def __getitem__(self, index: int) -> Tensor:
-        torch.set_num_threads(1)  # decoding runs beside the tower; more threads here would only fight it
         view = self.views[index]
         return render_view(self.rows[view.image].path, view, self.config)
+
+
+def _use_one_thread(_: int) -> None:
+    torch.set_num_threads(1)  # a decoding process runs beside the tower; more threads would only fight it
 
 
 class LowerBlocks(nn.Module):
@@ -186,7 +189,10 @@ def cache_tokens(
     done = _resume_point(path, state_path, wanted)
     array = np.lib.format.open_memmap(path, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
     loader = DataLoader(
-        _ViewDataset(rows, views[done:], config), batch_size=batch_size, num_workers=workers, shuffle=False
+        _ViewDataset(rows, views[done:], config),
+        batch_size=batch_size,
+        num_workers=workers,
+        worker_init_fn=_use_one_thread,
     )
     written = done
     for step, inputs in enumerate(loader, start=1):
@@ -216,5 +222,6 @@ def iterate_embeddings(
     """Embeddings of cached views, (<= batch_size, D) float32 at a time, without gradient."""
     for start in range(0, len(indices), batch_size):
         batch = torch.from_numpy(np.asarray(tokens[indices[start : start + batch_size]])).float()
-        with torch.inference_mode():
-            yield upper(batch)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            embeddings = upper(batch)
+        yield embeddings.float()

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .backbones import Backbone
-from .evaluate import Report, measure_agreement
+from .evaluate import Agreement, Report, measure_agreement
 from .tokens import UpperBlocks, View, iterate_embeddings
 
 SMOOTH_L1_BETA = 0.1
@@ -41,7 +39,6 @@ class TuneSettings:
         plcc_weight: Weight of the PLCC term, 1 - PLCC.
         order_weight: Weight of the ordering term.
         ordered_per_batch: Images per step whose distorted views join the batch, two each.
-        average_decay: Decay per step of the exponential moving average of the weights; what is kept at the end.
         seed: Seed of order and choice of views.
     """
 
@@ -54,7 +51,6 @@ class TuneSettings:
     plcc_weight: float = 0.5
     order_weight: float = 1.0
     ordered_per_batch: int = 5
-    average_decay: float = 0.998
     seed: int = 0
 
 
@@ -128,9 +124,6 @@ def tune_upper_blocks(
     by_kind = _index_views(views)
     width = tokens.shape[-1]
     model = _Regressor(upper, width, float(scores.mean()))
-    averaged: Any = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.average_decay)
-    )
     optimizer = _build_optimizer(model, settings)
     steps_per_epoch = len(scores) // settings.batch_size or 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -146,7 +139,7 @@ def tune_upper_blocks(
         state = torch.load(checkpoint, weights_only=True)
         if state["signature"] != signature:
             raise ValueError(f"{checkpoint} belongs to a run with other settings: delete it, or use another folder")
-        for part, name in ((model, "model"), (averaged, "averaged"), (optimizer, "optimizer"), (schedule, "schedule")):
+        for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(state[name])
         first_epoch = state["epoch"]
         report(f"tune: going on after epoch {first_epoch}")
@@ -165,7 +158,6 @@ def tune_upper_blocks(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            averaged.update_parameters(model)
             totals += [float(value.detach()) for value in losses]
             if (step + 1) % 50 == 0:
                 l1, plcc, order_term = totals / (step + 1)
@@ -173,7 +165,7 @@ def tune_upper_blocks(
                     f"tune epoch {epoch + 1} step {step + 1}/{steps_per_epoch}: smooth L1 {l1:.5f}, "
                     f"1 - PLCC {plcc:.4f}, order {order_term:.4f}"
                 )
-        agreement = _validate(averaged.module, validation)
+        agreement = _validate(model, validation)
         report(
             f"tune epoch {epoch + 1}/{settings.epochs}: validation SRCC {agreement.srcc:.4f} "
             f"PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}"
@@ -182,14 +174,12 @@ def tune_upper_blocks(
             "signature": signature,
             "epoch": epoch + 1,
             "model": model.state_dict(),
-            "averaged": averaged.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
         }
         temporary = checkpoint.with_suffix(".partial")
         torch.save(state, temporary)
         temporary.replace(checkpoint)
-    upper.load_state_dict(averaged.module.upper.state_dict())
     upper.eval()
 
 
@@ -233,7 +223,7 @@ def _step(
     return l1, plcc, order_loss(groups, levels)
 
 
-def _validate(model: Any, validation: tuple[NDArray[np.float16], NDArray[np.float64]]) -> Any:
+def _validate(model: _Regressor, validation: tuple[NDArray[np.float16], NDArray[np.float64]]) -> Agreement:
     tokens, scores = validation
     model.eval()
     with torch.inference_mode():
