@@ -36,7 +36,7 @@ class CompressedHead:
     components: NDArray[np.float32]
     prototypes: NDArray[np.float32]
     scores: NDArray[np.float32]
-    logit_scale: float = 1.0 / RALI_INITIAL_TEMPERATURE
+    logit_scale: float
 
 
 def compress(
@@ -46,6 +46,7 @@ def compress(
     pca_dim: int,
     bins: int,
     prototypes: int,
+    temperature: float = RALI_INITIAL_TEMPERATURE,
     seed: int,
 ) -> CompressedHead:
     """Run PCA and binned K-means.
@@ -56,6 +57,7 @@ def compress(
         pca_dim: P; lowered to min(N, D) where that is less.
         bins: Number of equal-width bins over [0, 1].
         prototypes: K; fewer come out where there are fewer images.
+        temperature: Initial softmax temperature tau; the paper's 0.07 unless given.
         seed: Seed of K-means.
 
     Raises:
@@ -85,6 +87,7 @@ def compress(
         components=pca.components_.astype(np.float32),
         prototypes=centroids.astype(np.float32),
         scores=centroid_scores.astype(np.float32),
+        logit_scale=1.0 / temperature,
     )
 
 

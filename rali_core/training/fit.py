@@ -1,7 +1,7 @@
 """Stage 3 of RALI: tune the prototypes and their scores end to end on the human scores.
 
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.3: mean squared error; prototypes, their scores and,
-optionally, the PCA and the temperature are tuned. Here all of them are, on embeddings that are computed once, with
+optionally, the PCA and the temperature are tuned. Here that is done on embeddings that are computed once, with
 AdamW and a cosine schedule; the prototypes' scores are kept inside [0, 1], so that every score is.
 """
 
@@ -38,6 +38,7 @@ def fit_head(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    fit_projection: bool = False,
     seed: int,
     report: Report = print,
 ) -> PrototypeHead:
@@ -51,6 +52,7 @@ def fit_head(
         epochs: Passes over the training views.
         batch_size: Views per step.
         learning_rate: Peak learning rate.
+        fit_projection: Tune the PCA's components and scale too.
         seed: Seed of the order.
         report: Called with a line of text per epoch.
 
@@ -58,7 +60,10 @@ def fit_head(
         The same head.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    head.components.requires_grad_(fit_projection)
+    head.scale.requires_grad_(fit_projection)
+    tuned = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(tuned, lr=learning_rate, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(embeddings) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     head.train()
@@ -79,4 +84,4 @@ def fit_head(
             f"fit epoch {epoch + 1}/{epochs}: MSE {np.mean(losses):.5f}, validation SRCC {agreement.srcc:.4f} "
             f"PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}, tau {1 / float(head.logit_scale.detach()):.4f}"
         )
-    return head.eval()
+    return head.requires_grad_(True).eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..calibration import Calibration
 from ..checkpoint import ModelInfo, save_model
@@ -24,8 +22,11 @@ from .compress import compress
 from .data import LabelledImage, hash_file, read_labels, split_validation
 from .evaluate import Report, format_agreement, measure_agreement
 from .fit import build_head, fit_head
-from .tokens import LowerBlocks, UpperBlocks, View, cache_tokens, iterate_embeddings, plan_views
+from .tokens import LowerBlocks, UpperBlocks, View, ViewKind, cache_embeddings, cache_tokens, plan_views
 from .tune import TuneSettings, token_key, tune_upper_blocks
+
+FIT_VIEWS: tuple[ViewKind, ...] = ("whole", "mirrored")
+"""Views that the head is made from and fitted on; crops would cost half as much again."""
 
 MINIMUM_IMAGES = 20
 """Fewer labelled training images cannot give a head that means anything."""
@@ -44,6 +45,8 @@ class TrainSettings:
         pca_dim: P, dimension after PCA (the paper: 2/3 of the embedding).
         bins: Score bins.
         prototypes: K.
+        temperature: Initial softmax temperature tau. The paper's 0.07 overfits here: 0.843 instead of 0.851 SRCC on
+            the validation images.
         fit_epochs: Passes of the head's fitting.
         fit_batch_size: Views per step of it.
         fit_learning_rate: Its peak learning rate.
@@ -59,9 +62,10 @@ class TrainSettings:
     pca_dim: int = 256
     bins: int = 240
     prototypes: int = 250
-    fit_epochs: int = 30
+    temperature: float = 0.15
+    fit_epochs: int = 6
     fit_batch_size: int = 256
-    fit_learning_rate: float = 1e-3
+    fit_learning_rate: float = 3e-3
     coverage: Coverage = "tiles"
     seed: int = 0
 
@@ -181,18 +185,20 @@ def _train_model(
         validation=(validation_tokens, validation_scores),
         settings=settings.tune, checkpoint=work_dir / "tune.pt", report=report,
     )  # fmt: skip
-    labelled = np.array([index for index, view in enumerate(views) if view.distortion is None])
-    embeddings = _concatenate(iterate_embeddings(upper, tokens, labelled))
+    labelled = np.array([index for index, view in enumerate(views) if view.kind in FIT_VIEWS])
+    embeddings = cache_embeddings(upper, tokens, labelled, work_dir / "training-embeddings.safetensors", report=report)
     whole = np.array([position for position, index in enumerate(labelled) if views[index].kind == "whole"])
     compressed = compress(
         embeddings[whole].numpy(), scores,
-        pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes, seed=settings.seed,
+        pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes,
+        temperature=settings.temperature, seed=settings.seed,
     )  # fmt: skip
     report(f"compress: {len(compressed.prototypes)} prototypes of dimension {compressed.prototypes.shape[1]}")
     targets = torch.from_numpy(scores[[views[index].image for index in labelled]]).float()
-    validation_embeddings = _concatenate(
-        iterate_embeddings(upper, validation_tokens, np.arange(len(validation_tokens)))
-    )
+    validation_embeddings = cache_embeddings(
+        upper, validation_tokens, np.arange(len(validation_tokens)),
+        work_dir / "validation-embeddings.safetensors", report=report,
+    )  # fmt: skip
     head = fit_head(
         build_head(compressed), embeddings, targets,
         validation=(validation_embeddings, validation_scores), epochs=settings.fit_epochs,
@@ -214,7 +220,3 @@ def _scores(rows: list[LabelledImage]) -> NDArray[np.float64]:
 
 def _score_rows(scorer: RaliScorer, rows: list[LabelledImage]) -> NDArray[np.float32]:
     return scorer.score([row.path for row in rows]).scores
-
-
-def _concatenate(parts: Iterable[Tensor]) -> Tensor:
-    return torch.cat(list(parts)).clone()  # a clone, so that tensors made in inference mode can be trained on

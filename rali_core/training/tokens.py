@@ -6,6 +6,7 @@ two levels, for the ordering term of `tune`. All views of all images go through 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -216,10 +219,46 @@ def _resume_point(path: Path, state_path: Path, wanted: dict[str, object]) -> in
     return int(done) if state == wanted else 0
 
 
+def cache_embeddings(
+    upper: UpperBlocks,
+    tokens: NDArray[np.float16],
+    indices: NDArray[np.int64],
+    path: Path,
+    *,
+    report: Callable[[str], None] = print,
+) -> Tensor:
+    """Embeddings of cached views; taken from `path` where the same blocks made them for the same views before.
+
+    Args:
+        upper: The tuned blocks.
+        tokens: (V, tokens, width) cached output of the frozen blocks.
+        indices: (N,) which views to embed.
+        path: `.safetensors` file to keep them in.
+        report: Called with a line of text.
+
+    Returns:
+        (N, D) float32.
+    """
+    digest = hashlib.sha256(indices.tobytes())
+    for name, tensor in sorted(upper.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    key = digest.hexdigest()
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                report(f"embeddings: taken from {path.name}")
+                kept: Tensor = file.get_tensor("embeddings").clone()
+                return kept
+    embeddings = torch.cat([part.clone() for part in iterate_embeddings(upper, tokens, indices)])
+    save_file({"embeddings": embeddings}, path, metadata={"key": key})
+    report(f"embeddings: {len(embeddings)} views")
+    return embeddings
+
+
 def iterate_embeddings(
-    upper: UpperBlocks, tokens: NDArray[np.float16], indices: NDArray[np.int64], *, batch_size: int = 64
+    upper: UpperBlocks, tokens: NDArray[np.float16], indices: NDArray[np.int64], *, batch_size: int = 32
 ) -> Iterator[Tensor]:
-    """Embeddings of cached views, (<= batch_size, D) float32 at a time, without gradient."""
+    """Embeddings of cached views, (<= batch_size, D) float32 at a time, made in bfloat16 without gradient."""
     for start in range(0, len(indices), batch_size):
         batch = torch.from_numpy(np.asarray(tokens[indices[start : start + batch_size]])).float()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
