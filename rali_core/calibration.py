@@ -83,4 +83,5 @@ class Calibration:
     def from_scores(cls, scores: ArrayLike, reference: str) -> Calibration:
         """The calibration on the scores of reference pictures, with the default bands."""
         quantiles = np.quantile(np.asarray(scores, dtype=np.float64), np.linspace(0.0, 1.0, QUANTILES))
-        return cls(tuple(quantiles.tolist()), reference)
+        # Rounded, so that no two of them differ by less than interpolation between them can bear.
+        return cls(tuple(np.maximum.accumulate(quantiles).round(6).tolist()), reference)

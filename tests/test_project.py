@@ -56,13 +56,17 @@ assert not heavy, heavy
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_scoring_imports_neither_transformers_nor_what_only_training_needs(tiny_file: Path) -> None:
+def test_scoring_needs_neither_transformers_nor_what_only_training_needs(tiny_file: Path) -> None:
+    # open_clip itself imports transformers where that is installed; what counts is that scoring works without.
     code = f"""
-import sys, torch
+import sys
+hidden = ("transformers", "sklearn", "joblib", "scipy", "onnx", "matplotlib", "pandas", "diffusers", "skimage")
+for name in hidden:
+    sys.modules[name] = None
+import torch
 from rali_core import RaliScorer
 RaliScorer.from_pretrained({str(tiny_file)!r}, device="cpu").score(torch.rand(3, 40, 40))
-found = {{"transformers", "sklearn", "onnx", "matplotlib", "pandas", "diffusers"}} & set(sys.modules)
-assert not found, found
+assert all(sys.modules[name] is None for name in hidden)
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr

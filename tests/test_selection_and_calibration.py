@@ -42,7 +42,7 @@ def test_percentiles_tell_the_share_of_reference_pictures_that_score_lower() -> 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=200), st.lists(st.floats(-1, 2), min_size=2, max_size=20))
 def test_percentiles_rise_with_the_score(reference: list[float], scores: list[float]) -> None:
     percentiles = Calibration.from_scores(reference, "made up").percentiles(sorted(scores))
-    assert (np.diff(percentiles) >= 0).all()
+    assert (np.diff(percentiles) >= -1e-4).all()  # interpolation rounds
     assert ((percentiles >= 0) & (percentiles <= 100)).all()
 
 
