@@ -13,8 +13,6 @@ from ..checkpoint import encode_metadata
 from .release import DtypeName, Release, read_release
 from .stream import write_entries
 
-CONVERTED_FILE = "rali-official.safetensors"
-
 LICENCE_NOTE = (
     "Apache-2.0 is the licence of the authors' code (bytedance/Q-Insight); the page that the weights were downloaded "
     "from says what holds for them"
@@ -74,6 +72,7 @@ def convert(
         "kind": "official RALI release",
         **(origin or {}),
         "files": release.hash_sources(),
+        "dtype": dtype,
         "dropped": release.dropped,
         "pca": {"estimator": release.pca.estimator, "sklearn_version": release.pca.sklearn_version},
         "converted_by": f"rali-score {__version__}",

@@ -10,12 +10,7 @@ from typing import Any
 
 from ..encoder import EncoderConfig
 from ..preprocess import PreprocessConfig
-
-CHECKPOINT, PCA, BASIS = "ckpt.pt", "pca.pkl", "basis.npz"
-MODEL_CONFIG, PROCESSOR_CONFIG = "best/config.json", "best/preprocessor_config.json"
-REQUIRED = (CHECKPOINT, PCA, BASIS, MODEL_CONFIG, PROCESSOR_CONFIG)
-TOWER_WEIGHTS = ("best/model.safetensors", "best/pytorch_model.bin")
-"""Needed only where `ckpt.pt` holds no tower; the first that exists is taken."""
+from .files import CHECKPOINT, MODEL_CONFIG, PROCESSOR_CONFIG, REQUIRED
 
 VISION_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
@@ -156,9 +151,8 @@ def _parse_model(values: dict[str, Any], problems: list[str]) -> tuple[EncoderCo
 
 
 def _parse_processor(values: dict[str, Any], problems: list[str]) -> PreprocessConfig:
-    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-        if values.get(step, True) is not True:
-            problems.append(f"{step}: expected true, got {values[step]!r}")
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+    problems += [f"{k}: expected true, got {values[k]!r}" for k in steps if values.get(k, True) is not True]
     if values.get("resample", BICUBIC) != BICUBIC:
         problems.append(f"resample: expected {BICUBIC} (bicubic), got {values['resample']!r}")
     factor = values.get("rescale_factor", 1 / 255)
@@ -171,7 +165,7 @@ def _parse_processor(values: dict[str, Any], problems: list[str]) -> PreprocessC
         crop = crop.get("height") if crop.get("height") == crop.get("width") else crop
     if not _is_size(size) or size != crop:
         problems.append(
-            f"expected size (the shortest edge) and crop_size (square) to be one whole number, got {size!r} and {crop!r}"
+            f"size (the shortest edge) and crop_size (square): expected one whole number, got {size!r} and {crop!r}"
         )
         size = 1
     mean, std = values.get("image_mean"), values.get("image_std")

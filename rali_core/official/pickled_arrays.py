@@ -34,7 +34,8 @@ def parse_dtype(code: Any, order: Any) -> np.dtype[Any]:
     if match is None or order not in ("<", ">", "|", "="):
         shown = repr(text) if isinstance(text, str) and len(text) < 20 else "something else"
         raise ArrayFormatError(f"refused: the pickle holds an array that is not of numbers (dtype {shown})")
-    return np.dtype(order + match[1])
+    dtype: np.dtype[Any] = np.dtype(order + match[1])
+    return dtype
 
 
 def parse_shape(shape: Any) -> tuple[int, ...]:
@@ -50,9 +51,7 @@ def parse_shape(shape: Any) -> tuple[int, ...]:
     return shape
 
 
-def array_from_bytes(
-    data: bytes, dtype: Any, shape: tuple[int, ...], *, fortran: bool = False
-) -> NDArray[np.generic]:
+def array_from_bytes(data: bytes, dtype: Any, shape: tuple[int, ...], *, fortran: bool = False) -> NDArray[np.generic]:
     """Rebuild an array.
 
     Raises:

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .errors import ReleaseError
 from .pickled_arrays import ArrayFormatError, array_from_bytes, parse_dtype, parse_shape, read_inline_array
 
@@ -113,6 +111,7 @@ class _Machine:
 
     def run(self) -> Any:
         # genops decodes one instruction at a time, so joblib's raw bytes can be taken from the file in between.
+        argument: Any
         for opcode, argument, _ in pickletools.genops(self.file):
             if opcode.name == "STOP":
                 return self.stack.pop()
@@ -120,8 +119,14 @@ class _Machine:
                 self.stack.append(argument)
             elif opcode.name in CONSTANTS:
                 self.stack.append(CONSTANTS[opcode.name]())
+            elif opcode.name in STORE:
+                self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
+            elif opcode.name in FETCH:
+                self.stack.append(self.memo[argument])
+            elif opcode.name in NAME:
+                self.name(*argument.rsplit(" ", 1))
             elif opcode.name in INSTRUCTIONS:
-                INSTRUCTIONS[opcode.name](self, argument)
+                INSTRUCTIONS[opcode.name](self)
             elif opcode.name not in IGNORED:
                 raise ReleaseError(f"refused: the pickle uses {opcode.name}, which a PCA has no need of")
         raise ReleaseError("damaged pickle (it has no end)")
@@ -133,9 +138,6 @@ class _Machine:
                 del self.stack[position:]
                 return items
         raise ReleaseError("damaged pickle (no mark)")
-
-    def put(self, argument: int | None) -> None:
-        self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
 
     def make_tuple(self, count: int) -> None:
         items = tuple(self.stack[-count:])
@@ -229,11 +231,15 @@ def _as_bytes(value: Any) -> bytes:
     raise ReleaseError("refused: the pickle holds an array of Python objects, or array data that are not bytes")
 
 
-PUSH = frozenset(
-    "INT LONG FLOAT UNICODE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8"
-    " BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 BINSTRING SHORT_BINSTRING".split()
-)
-IGNORED = frozenset({"PROTO", "FRAME"})
+PUSH = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+STORE = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+FETCH = {"GET", "BINGET", "LONG_BINGET"}
+NAME = {"GLOBAL", "INST"}
+IGNORED = {"PROTO", "FRAME"}
 CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -251,28 +257,19 @@ def _dictionary(machine: _Machine) -> None:
     machine.set_items(items)
 
 
-INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
-    "PUT": lambda machine, argument: machine.put(argument),
-    "BINPUT": lambda machine, argument: machine.put(argument),
-    "LONG_BINPUT": lambda machine, argument: machine.put(argument),
-    "MEMOIZE": lambda machine, argument: machine.put(None),
-    "GET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
-    "BINGET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
-    "LONG_BINGET": lambda machine, argument: machine.stack.append(machine.memo[argument]),
-    "TUPLE1": lambda machine, argument: machine.make_tuple(1),
-    "TUPLE2": lambda machine, argument: machine.make_tuple(2),
-    "TUPLE3": lambda machine, argument: machine.make_tuple(3),
-    "TUPLE": lambda machine, argument: machine.stack.append(tuple(machine.since_mark())),
-    "LIST": lambda machine, argument: machine.stack.append(machine.since_mark()),
-    "DICT": lambda machine, argument: _dictionary(machine),
-    "APPEND": lambda machine, argument: machine.append([machine.stack.pop()]),
-    "APPENDS": lambda machine, argument: machine.append(machine.since_mark()),
-    "SETITEM": lambda machine, argument: machine.set_items([machine.stack.pop(-2), machine.stack.pop()]),
-    "SETITEMS": lambda machine, argument: machine.set_items(machine.since_mark()),
-    "GLOBAL": lambda machine, argument: machine.name(*argument.rsplit(" ", 1)),
-    "INST": lambda machine, argument: machine.name(*argument.rsplit(" ", 1)),
-    "STACK_GLOBAL": lambda machine, argument: machine.name(machine.stack.pop(-2), machine.stack.pop()),
-    "REDUCE": lambda machine, argument: machine.reduce(),
-    "NEWOBJ": lambda machine, argument: machine.new_object(),
-    "BUILD": lambda machine, argument: machine.build(),
+INSTRUCTIONS: dict[str, Callable[[_Machine], Any]] = {
+    "TUPLE1": lambda machine: machine.make_tuple(1),
+    "TUPLE2": lambda machine: machine.make_tuple(2),
+    "TUPLE3": lambda machine: machine.make_tuple(3),
+    "TUPLE": lambda machine: machine.stack.append(tuple(machine.since_mark())),
+    "LIST": lambda machine: machine.stack.append(machine.since_mark()),
+    "DICT": _dictionary,
+    "APPEND": lambda machine: machine.append([machine.stack.pop()]),
+    "APPENDS": lambda machine: machine.append(machine.since_mark()),
+    "SETITEM": lambda machine: machine.set_items([machine.stack.pop(-2), machine.stack.pop()]),
+    "SETITEMS": lambda machine: machine.set_items(machine.since_mark()),
+    "STACK_GLOBAL": lambda machine: machine.name(machine.stack.pop(-2), machine.stack.pop()),
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.new_object,
+    "BUILD": _Machine.build,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from torch import Tensor
 from ..calibration import Calibration
 from ..checkpoint import CheckpointError, ModelInfo
 from ..model import RaliModel
-from . import layout
+from . import files
 from .errors import ReleaseError, describe
+from .hashing import hash_file
 from .layout import Architecture, find_release, read_architecture
 from .pca_file import PcaRecord, read_pca
 from .tensor_files import load_safetensors, load_torch_file, read_basis
@@ -92,15 +92,6 @@ class Release:
         )
 
 
-def hash_file(path: Path, kind: str = "sha256", prefix: bytes = b"") -> str:
-    """Hexadecimal digest of `prefix` and a file's bytes, read in pieces."""
-    digest = hashlib.new(kind, prefix, usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def read_release(folder: Path, dtype: DtypeName = "float16") -> Release:
     """Read and check a release.
 
@@ -114,7 +105,7 @@ def read_release(folder: Path, dtype: DtypeName = "float16") -> Release:
             finite; everything that was found is listed.
     """
     folder = find_release(folder)
-    problems = [f"{name}: missing" for name in layout.REQUIRED if not (folder / name).is_file()]
+    problems = [f"{name}: missing" for name in files.REQUIRED if not (folder / name).is_file()]
     tower_dtype = getattr(torch, dtype)
 
     def load(name: str, read: Callable[[Path], T]) -> T | None:
@@ -128,18 +119,18 @@ def read_release(folder: Path, dtype: DtypeName = "float16") -> Release:
             problems.append(f"{name}: cannot be read ({error})")
         return None
 
-    pca = load(layout.PCA, read_pca)
-    basis = load(layout.BASIS, read_basis)
-    state = _split_state(load(layout.CHECKPOINT, load_torch_file), problems)
-    described = all((folder / name).is_file() for name in (layout.MODEL_CONFIG, layout.PROCESSOR_CONFIG))
+    pca = load(files.PCA, read_pca)
+    basis = load(files.BASIS, read_basis)
+    state = _split_state(load(files.CHECKPOINT, load_torch_file), problems)
+    described = all((folder / name).is_file() for name in (files.MODEL_CONFIG, files.PROCESSOR_CONFIG))
     architecture = read_architecture(folder, problems) if described else None
     if pca is None or basis is None or state is None or architecture is None:
         raise ReleaseError(describe(f"the release in {folder} cannot be used", problems))
 
     clip, scorer = state
-    used = [*layout.REQUIRED]
+    used = [*files.REQUIRED]
     dropped = {}
-    weights = next((name for name in layout.TOWER_WEIGHTS if (folder / name).is_file()), None)
+    weights = next((name for name in files.TOWER_WEIGHTS if (folder / name).is_file()), None)
     if not clip and weights is not None:
         loaded = load(weights, load_safetensors if weights.endswith(".safetensors") else load_torch_file)
         clip = loaded if loaded is not None else {}
@@ -147,10 +138,10 @@ def read_release(folder: Path, dtype: DtypeName = "float16") -> Release:
     elif weights is not None:
         dropped[weights] = "the tower in ckpt.pt counts"
     if not clip:
-        names = " or ".join(layout.TOWER_WEIGHTS)
-        problems.append(f"{layout.CHECKPOINT}: holds no clip.* tensors, and no {names} gives the tower instead")
+        names = " or ".join(files.TOWER_WEIGHTS)
+        problems.append(f"{files.CHECKPOINT}: holds no clip.* tensors, and no {names} gives the tower instead")
         raise ReleaseError(describe(f"the release in {folder} cannot be used", problems))
-    where = weights if weights in used else f"{layout.CHECKPOINT}: clip."
+    where = weights if weights in used else f"{files.CHECKPOINT}: clip."
     entries = [
         *_plan_tower(architecture, clip, tower_dtype, str(where), problems),
         *_plan_head(architecture, scorer, pca, basis, problems),
@@ -177,13 +168,13 @@ def _split_state(loaded: dict[str, Any] | None, problems: list[str]) -> tuple[Ma
     state = loaded.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         shown = ", ".join(sorted(str(key)[:40] for key in loaded)[:10]) or "nothing"
-        problems.append(f'{layout.CHECKPOINT}: expected a state dict under "state_dict", found the keys: {shown}')
+        problems.append(f'{files.CHECKPOINT}: expected a state dict under "state_dict", found the keys: {shown}')
         return None
     clip = {name.removeprefix("clip."): state[name] for name in state if name.startswith("clip.")}
     scorer = {name.removeprefix("scorer."): state[name] for name in state if name.startswith("scorer.")}
     unknown = [name for name in state if not name.startswith(("clip.", "scorer."))]
     unknown += [f"scorer.{name}" for name in scorer if name not in SCORER_NAMES]
-    problems += [f"{layout.CHECKPOINT}: unknown key {name[:120]}" for name in unknown]
+    problems += [f"{files.CHECKPOINT}: unknown key {name[:120]}" for name in unknown]
     return clip, scorer
 
 
@@ -216,7 +207,7 @@ def _plan_head(
     vectors = basis["vectors"].shape
     if len(vectors) != 2 or 0 in vectors or basis["scores"].shape != vectors[:1]:
         problems.append(
-            f"{layout.BASIS}: expected vectors (K, P) and scores (K,), got {vectors} and {basis['scores'].shape}"
+            f"{files.BASIS}: expected vectors (K, P) and scores (K,), got {vectors} and {basis['scores'].shape}"
         )
         return []
     prototypes, dimension = vectors
@@ -228,15 +219,15 @@ def _plan_head(
         "logit_scale": (),
     }
     if pca.mean.shape != (embed,):
-        problems.append(f"{layout.PCA}: mean_: expected {(embed,)}, the tower's output, got {pca.mean.shape}")
+        problems.append(f"{files.PCA}: mean_: expected {(embed,)}, the tower's output, got {pca.mean.shape}")
     if pca.components_shape not in (None, (dimension, embed)):
-        problems.append(f"{layout.PCA}: components_: expected {(dimension, embed)}, got {pca.components_shape}")
+        problems.append(f"{files.PCA}: components_: expected {(dimension, embed)}, got {pca.components_shape}")
     mean = torch.from_numpy(pca.mean)
     entries = [Entry("head.mean", (embed,), torch.float32, lambda: mean)]
     for name, shape in wanted.items():
         problem = check_tensor(scorer[name], shape) if name in scorer else f"missing, expected shape {shape}"
         if problem:
-            problems.append(f"{layout.CHECKPOINT}: scorer.{name}: {problem}")
+            problems.append(f"{files.CHECKPOINT}: scorer.{name}: {problem}")
         else:
             tensor = scorer[name].detach()
             entries.append(Entry(f"head.{HEAD_NAMES[name]}", shape, torch.float32, lambda tensor=tensor: tensor))  # type: ignore[misc]

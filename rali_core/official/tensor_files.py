@@ -1,4 +1,4 @@
-"""The release's tensors: `ckpt.pt`, `basis.npz` and the weights in `best/`, mapped from disk and never unpickled freely.
+"""The release's tensors: `ckpt.pt`, `basis.npz` and the weights in `best/`, mapped from disk.
 
 PyTorch files are opened with `weights_only=True`, and only after their zip directory was found harmless: no entry is
 compressed (what would let a small file fill the memory), none points outside, and none is TorchScript.

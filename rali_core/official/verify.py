@@ -10,7 +10,9 @@ import torch
 from safetensors import safe_open
 
 from ..checkpoint import read_metadata
+from .download import FOLDER, REPOSITORY
 from .errors import ReleaseError, describe
+from .files import CHECKPOINT
 from .release import DtypeName, read_release
 
 
@@ -55,11 +57,12 @@ def verify(model_file: str | os.PathLike[str], release_dir: str | os.PathLike[st
     if not isinstance(hashes, dict):
         raise ReleaseError(f"{path} does not say that it was converted from a release (name: {metadata.get('name')!r})")
     release = read_release(Path(release_dir), _tower_dtype(path))
-    problems = []
     found = release.hash_sources()
-    for name in sorted(found.keys() | hashes.keys()):
-        if found.get(name) != hashes.get(name):
-            problems.append(f"{name}: the file was made from SHA-256 {hashes.get(name)}, here is {found.get(name)}")
+    problems = [
+        f"{name}: the file was made from SHA-256 {hashes.get(name)}, here is {found.get(name)}"
+        for name in sorted(found.keys() | hashes.keys())
+        if found.get(name) != hashes.get(name)
+    ]
     expected = {
         "encoder": release.architecture.encoder.to_dict(),
         "preprocess": release.architecture.preprocess.to_dict(),
@@ -103,3 +106,25 @@ def _tower_dtype(path: Path) -> DtypeName:
     if code not in names:
         raise ReleaseError(f"{path}: expected a tower in float16, bfloat16 or float32, got {code or 'none'}")
     return names[code]
+
+
+def locate_release(model_file: Path) -> Path:
+    """Where the release of a converted file lies: beside it, or in the hub client's cache.
+
+    Raises:
+        FileNotFoundError: In neither.
+        CheckpointError: The model file cannot be used.
+    """
+    source = read_metadata(model_file).get("source")
+    folder = model_file.absolute().parent
+    for candidate in (folder, folder / FOLDER):
+        if (candidate / CHECKPOINT).is_file():
+            return candidate
+    revision = source.get("revision") if isinstance(source, dict) else None
+    if isinstance(revision, str):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(REPOSITORY, f"{FOLDER}/{CHECKPOINT}", revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    raise FileNotFoundError(f"the release that {model_file} was made from is not beside it nor in the cache: name it")

@@ -1,0 +1,152 @@
+"""Measure how far our scores are from the official recipe's, on releases with seeded random weights.
+
+Run from the repository's root, with the package importable:
+
+    python bench/parity.py --size small --size official
+
+prints the table of `docs/parity.md`. The official size makes a release of 1.7 GB in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from skimage import data
+
+from rali_core import RaliScorer
+from rali_core.official.convert import convert
+
+HELPERS = Path(__file__).resolve().parent.parent / "tests" / "official"
+SAME_TENSOR, SAME_IMAGE, HALF = "same tensor, float32 file", "same picture, float32 file", "same picture, float16 file"
+LIMITS = {SAME_TENSOR: 1e-5, SAME_IMAGE: 5e-4, HALF: 2e-3}
+SIZES = (
+    *((24, 24), (31, 57), (56, 56), (64, 48), (100, 75), (128, 1024), (150, 150), (200, 301), (224, 224), (240, 80)),
+    *((256, 384), (333, 500), (336, 336), (337, 335), (400, 300), (512, 512), (640, 427), (700, 180), (800, 600)),
+    *((1024, 768), (1280, 720), (90, 1100)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: differences of the scores, absolute."""
+
+    size: str
+    comparison: str
+    images: int
+    largest: float
+    mean: float
+    limit: float
+    spread: float
+
+
+def load_helper(name: str) -> ModuleType:
+    """A module of `tests/official`, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"parity_{name}", HELPERS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_images(count: int = 54, seed: int = 0) -> list[Image.Image]:
+    """Photographs that scikit-image carries, cut and resized to many sizes, and some noisy, blurred, compressed or drawn."""
+    generator = np.random.default_rng(seed)
+    photographs = [Image.fromarray(array) for array in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket())]
+    images = []
+    for number in range(count):
+        size = SIZES[number % len(SIZES)]
+        image = photographs[number % len(photographs)].resize(size, Image.Resampling.LANCZOS)
+        kind = number // len(SIZES)
+        if kind == 1:
+            noise = generator.normal(0, 25, (size[1], size[0], 3))
+            image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+        elif kind == 2 and number % 3 == 0:
+            image = image.filter(ImageFilter.GaussianBlur(3))
+        elif kind == 2 and number % 3 == 1:
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=8)
+            image = Image.open(buffer).convert("RGB")
+        elif kind == 2:  # hard edges, where resampling overshoots
+            image = Image.fromarray((np.indices((size[1], size[0])).sum(0) // 9 % 2 * 255).astype(np.uint8)).convert("RGB")
+        images.append(image)
+    return images
+
+
+def measure(release: Path, work: Path, images: list[Image.Image], size: str) -> list[Row]:
+    """Convert a release and compare the scores of `images` with the reference's.
+
+    Args:
+        release: A release of the official layout.
+        work: Folder for the converted files.
+        images: At least one RGB picture.
+        size: Name for the table.
+    """
+    single = convert(release, work / "float32.safetensors", dtype="float32").path
+    half = convert(release, work / "float16.safetensors", dtype="float16").path
+    reference = load_helper("reference").Reference(release)
+    pixels = [reference.pixels(image) for image in images]
+    expected = torch.cat([reference.score(tensor) for tensor in pixels]).double().numpy()
+    del reference
+    scorer = RaliScorer.from_pretrained(single, device="cpu")
+    with torch.inference_mode():
+        tensor = torch.cat([scorer.model.head(scorer.model.embed(item)) for item in pixels]).double().numpy()
+    found = {SAME_TENSOR: tensor, SAME_IMAGE: scorer.score(images).scores}
+    del scorer
+    found[HALF] = RaliScorer.from_pretrained(half, device="cpu").score(images).scores
+    spread = float(expected.max() - expected.min())
+    rows = []
+    for comparison, scores in found.items():
+        difference = np.abs(scores - expected)
+        rows.append(
+            Row(size, comparison, len(images), difference.max(), difference.mean(), LIMITS[comparison], spread)
+        )
+    return rows
+
+
+def format_rows(rows: list[Row]) -> str:
+    """The table in Markdown."""
+    lines = ["| tower | compared | pictures | largest difference | mean difference | limit | range of the scores |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    lines += [
+        f"| {row.size} | {row.comparison} | {row.images} | {row.largest:.1e} | {row.mean:.1e} | {row.limit:.0e} "
+        f"| {row.spread:.2f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", action="append", choices=("small", "official"), help="which towers (default: small)")
+    parser.add_argument("--images", type=int, default=54, help="how many pictures (default: 54)")
+    options = parser.parse_args()
+    maker = load_helper("release_maker")
+    rows = []
+    for size in options.size or ["small"]:
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            start = time.perf_counter()
+            release = maker.make_release(work / "release", size=maker.SMALL if size == "small" else maker.OFFICIAL)
+            name = f"{maker.SMALL['vision']['image_size']} pixels, width {maker.SMALL['vision']['hidden_size']}"
+            rows += measure(release, work, make_images(options.images), name if size == "small" else "ViT-L/14-336")
+            print(f"{size}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    print(format_rows(rows))
+    return int(any(row.largest > row.limit for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
