@@ -172,7 +172,8 @@ def _parse_processor(values: dict[str, Any], problems: list[str]) -> PreprocessC
     if not isinstance(mean, list) or not isinstance(std, list):
         problems.append(f"expected image_mean and image_std, three numbers each, got {mean!r} and {std!r}")
         mean, std = [0.0] * 3, [1.0] * 3
-    return PreprocessConfig(size, tuple(mean), tuple(std))  # type: ignore[arg-type]  # it checks both itself
+    # The official recipe resizes 8-bit pictures with Pillow.
+    return PreprocessConfig(size, tuple(mean), tuple(std), eight_bit=True)  # type: ignore[arg-type]  # it checks both
 
 
 def _is_size(value: Any) -> bool:

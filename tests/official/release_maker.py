@@ -53,7 +53,7 @@ def make_release(
             vision_config=dict(size["vision"]), text_config=dict(size["text"]), projection_dim=size["projection_dim"]
         )
         clip = CLIPModel(config).eval()
-        for name, parameter in clip.named_parameters():  # fresh norms and biases are ones and zeros: nothing to mix up
+        for parameter in clip.parameters():  # fresh norms and biases are ones and zeros: nothing to mix up
             if parameter.ndim == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
         edge = size["vision"]["image_size"]
@@ -96,7 +96,11 @@ def save_best(folder: Path, clip: CLIPModel, processor: CLIPImageProcessor, layo
         # What counts stood in the second copy; the first kept defaults.
         config["vision_config"] = {key: value for key, value in config["vision_config"].items() if key == "model_type"}
         preprocess = json.loads((folder / "preprocessor_config.json").read_text())
-        preprocess = {key: value for key, value in preprocess.items() if not key.startswith(("do_rescale", "rescale", "image_processor"))}
+        preprocess = {
+            key: value
+            for key, value in preprocess.items()
+            if not key.startswith(("do_rescale", "rescale", "image_processor"))
+        }
         preprocess |= {"size": preprocess["size"]["shortest_edge"], "crop_size": preprocess["crop_size"]["height"], "feature_extractor_type": "CLIPFeatureExtractor"}  # fmt: skip
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocess, indent=2))
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -105,10 +109,11 @@ def save_best(folder: Path, clip: CLIPModel, processor: CLIPImageProcessor, layo
 def _features(clip: CLIPModel, processor: CLIPImageProcessor, generator: np.random.Generator) -> np.ndarray:
     """Embeddings of a few pictures with their spread, filled up with random ones of the same spread."""
     seen = []
-    for number in range(12):
+    for number in range(12 if clip.config.vision_config.image_size < 100 else 3):  # a large tower takes its time
         side = int(generator.integers(40, 400))
-        noise = generator.integers(0, 256, (3 + number, 3 + number, 3), dtype=np.uint8)
-        picture = Image.fromarray(noise).resize((side, side // 2 + 20), Image.Resampling.BICUBIC)
+        contrast, colour = generator.uniform(0.1, 1.0), generator.uniform(0, 255, 3)
+        grid = contrast * generator.uniform(0, 255, (3 + 2 * number, 3 + 2 * number, 3)) + (1 - contrast) * colour
+        picture = Image.fromarray(grid.astype(np.uint8)).resize((side, side // 2 + 20), Image.Resampling.BICUBIC)
         output = clip.get_image_features(pixel_values=processor(images=picture, return_tensors="pt")["pixel_values"])
         seen.append(output if isinstance(output, torch.Tensor) else output.pooler_output)
     seen_array = torch.cat(seen).numpy()
@@ -117,13 +122,17 @@ def _features(clip: CLIPModel, processor: CLIPImageProcessor, generator: np.rand
     return np.concatenate([seen_array, more]).astype(np.float32)
 
 
-def _fit_pca(features: np.ndarray, estimator: str, dimension: int, generator: np.random.Generator) -> PCA | IncrementalPCA:
+def _fit_pca(
+    features: np.ndarray, estimator: str, dimension: int, generator: np.random.Generator
+) -> PCA | IncrementalPCA:
     if estimator == "PCA":
         return PCA(dimension, random_state=int(generator.integers(99))).fit(features)
     return IncrementalPCA(dimension, batch_size=len(features)).fit(features)
 
 
-def _train_head(features: np.ndarray, fitted: PCA | IncrementalPCA, size: dict, folder: Path) -> dict[str, torch.Tensor]:
+def _train_head(
+    features: np.ndarray, fitted: PCA | IncrementalPCA, size: dict, folder: Path
+) -> dict[str, torch.Tensor]:
     """Initial values to `basis.npz`, trained ones as the state dict's `scorer.*`."""
     scale = torch.from_numpy(np.sqrt(fitted.var_) if hasattr(fitted, "var_") else np.ones_like(fitted.mean_)).float()
     scale[scale < 1e-10] = 1.0
