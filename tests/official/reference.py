@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import joblib
+import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -30,6 +31,20 @@ class Reference:
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """(1, 3, S, S) normalised input of the tower."""
         return self.processor(images=image, return_tensors="pt")["pixel_values"]
+
+    def pixels_of_older_pillow(self, image: Image.Image) -> torch.Tensor:
+        """The same through Pillow up to 12, which always resizes along x first; 13 turns that round for tall pictures.
+
+        Two resizes along one axis each, with Pillow's rounding between them, fix the order.
+        """
+        edge, (width, height) = self.processor.crop_size["height"], image.size
+        short, long = min(width, height), max(width, height)
+        new = (edge, int(edge * long / short)) if width <= height else (int(edge * long / short), edge)
+        image = image.resize((new[0], height), Image.Resampling.BICUBIC).resize(new, Image.Resampling.BICUBIC)
+        left, top = (new[0] - edge) // 2, (new[1] - edge) // 2
+        values = np.asarray(image.crop((left, top, left + edge, top + edge)), dtype=np.float64) / 255
+        values = (values - np.array(self.processor.image_mean)) / np.array(self.processor.image_std)
+        return torch.from_numpy(values).permute(2, 0, 1).unsqueeze(0).float()
 
     @torch.inference_mode()
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
