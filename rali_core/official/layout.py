@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,9 @@ def _parse_processor(values: dict[str, Any], problems: list[str]) -> PreprocessC
     mean, std = values.get("image_mean"), values.get("image_std")
     if not isinstance(mean, list) or not isinstance(std, list):
         problems.append(f"expected image_mean and image_std, three numbers each, got {mean!r} and {std!r}")
+        mean, std = [0.0] * 3, [1.0] * 3
+    elif not all(isinstance(value, int | float) and math.isfinite(value) for value in (*mean, *std)):
+        problems.append(f"image_mean and image_std: expected finite numbers, got {mean!r} and {std!r}")
         mean, std = [0.0] * 3, [1.0] * 3
     # The official recipe resizes 8-bit pictures with Pillow.
     return PreprocessConfig(size, tuple(mean), tuple(std), eight_bit=True)  # type: ignore[arg-type]  # it checks both
