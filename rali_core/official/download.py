@@ -20,7 +20,7 @@ from . import files
 from .hashing import hash_file
 
 REPOSITORY, FOLDER = "ByteDance/Q-Insight", "RALI"
-ATTEMPTS = 4
+ATTEMPTS = 3
 """How often a transfer that broke off is started again, besides the hub client's own retries."""
 
 PAUSE_SECONDS = 1.0

@@ -109,12 +109,7 @@ def make_pickles(canary: ModuleType, release: Path, mark: Path) -> dict[str, tup
         "bz2": lambda data: bz2.compress(data, 1),
         "lzma": lambda data: lzma.compress(data, preset=0),
     }
-    for name, pack in (
-        ("zlib", zlib.compress),
-        ("gzip", gzip.compress),
-        ("bz2", bz2.compress),
-        ("lzma", lzma.compress),
-    ):
+    for name, pack in packers.items():
         cases[f"{name} bomb"] = (pack(plain), "unpacks to more than 128 MiB")
     return cases
 

@@ -50,11 +50,8 @@ def test_one_changed_number_is_found(release: Path, converted: Path, name: str) 
         flat[-1] = flat[-1] * 1.01 + 0.01
 
     rewrite(converted, change)
-    with pytest.raises(ReleaseError, match=f"1 problem.*{name}: differs from the release"):
-        try:
-            verify(converted, release)
-        except ReleaseError as error:
-            raise ReleaseError(str(error).replace("\n", " ")) from error
+    with pytest.raises(ReleaseError, match=f"(?s)1 problem.*{name}: differs from the release"):
+        verify(converted, release)
 
 
 def test_swapped_tensors_of_one_shape_are_found(release: Path, converted: Path) -> None:
