@@ -13,6 +13,7 @@ from ..checkpoint import encode_metadata
 from .release import DtypeName, Release, read_release
 from .stream import write_entries
 
+CONVERTER = f"rali-score {__version__}"
 LICENCE_NOTE = (
     "Apache-2.0 is the licence of the authors' code (bytedance/Q-Insight); the page that the weights were downloaded "
     "from says what holds for them"
@@ -75,7 +76,7 @@ def convert(
         "dtype": dtype,
         "dropped": release.dropped,
         "pca": {"estimator": release.pca.estimator, "sklearn_version": release.pca.sklearn_version},
-        "converted_by": f"rali-score {__version__}",
+        "converted_by": CONVERTER,
         "licence_note": LICENCE_NOTE,
     }
     metadata = encode_metadata(

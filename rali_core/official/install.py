@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoint import CheckpointError, read_metadata
 from ..hub import OFFICIAL_FILE, OFFICIAL_POINTER, cache_folder
 from . import files
-from .convert import convert
+from .convert import CONVERTER, convert
 from .download import Downloaded, download
 from .errors import ReleaseError
 from .release import DtypeName
@@ -78,4 +78,5 @@ def _is_current(output: Path, downloaded: Downloaded, dtype: DtypeName) -> bool:
         and downloaded.revision is not None
         and source.get("revision") == downloaded.revision
         and source.get("dtype") == dtype
+        and source.get("converted_by") == CONVERTER
     )

@@ -115,8 +115,9 @@ def _collect(release: Path, name: str, parse: Callable[[dict[str, Any], list[str
 def _parse_model(values: dict[str, Any], problems: list[str]) -> tuple[EncoderConfig, int]:
     if values.get("model_type") != "clip":
         problems.append(f"model_type: expected 'clip', got {values.get('model_type')!r}")
-    # Early versions of transformers wrote what differs from the defaults a second time, and let it count.
-    vision = {**VISION_DEFAULTS, **(values.get("vision_config") or {}), **(values.get("vision_config_dict") or {})}
+    # Early versions of transformers wrote the settings twice; where there is the second copy, it alone counts.
+    written = values.get("vision_config_dict")
+    vision = {**VISION_DEFAULTS, **((values.get("vision_config") or {}) if written is None else written)}
     whole = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
     sizes = {name: vision[name] for name in whole}
     sizes["projection_dim"] = values.get("projection_dim", PROJECTION_DEFAULT)

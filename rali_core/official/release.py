@@ -141,9 +141,9 @@ def read_release(folder: Path, dtype: DtypeName = "float16") -> Release:
         names = " or ".join(files.TOWER_WEIGHTS)
         problems.append(f"{files.CHECKPOINT}: holds no clip.* tensors, and no {names} gives the tower instead")
         raise ReleaseError(describe(f"the release in {folder} cannot be used", problems))
-    where = weights if weights in used else f"{files.CHECKPOINT}: clip."
+    where = f"{weights}: " if weights in used else f"{files.CHECKPOINT}: clip."
     entries = [
-        *_plan_tower(architecture, clip, tower_dtype, str(where), problems),
+        *_plan_tower(architecture, clip, tower_dtype, where, problems),
         *_plan_head(architecture, scorer, pca, basis, problems),
     ]
     if not problems:
@@ -188,7 +188,7 @@ def _plan_tower(
         for name in mapped.sources:
             problem = check_tensor(clip[name], mapped.shape) if name in clip else f"missing, shape {mapped.shape}"
             if problem:
-                problems.append(f"{where} {name}: {problem}")
+                problems.append(f"{where}{name}: {problem}")
         shape = mapped.shape
         if mapped.how == "stack":
             shape = (3 * shape[0], *shape[1:])
@@ -196,7 +196,7 @@ def _plan_tower(
             shape = shape[::-1]
         entries.append(Entry(f"encoder.{mapped.target}", shape, dtype, lambda mapped=mapped: mapped.make(clip)))  # type: ignore[misc]
     unknown = sorted(name for name in clip if name not in known and not is_dropped(name))
-    problems += [f"{where} {name[:120]}: unknown key" for name in unknown]
+    problems += [f"{where}{name[:120]}: unknown key" for name in unknown]
     return entries
 
 

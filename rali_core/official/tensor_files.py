@@ -69,11 +69,18 @@ def load_torch_file(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             loaded = torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged file makes torch raise whatever comes up while it reads
-        reason = str(error).split("\n\n")[0].strip()
-        raise ReleaseError(f"refused or damaged: {type(error).__name__}: {reason[:600]}") from error
+        raise ReleaseError(f"refused or damaged: {type(error).__name__}: {_reason(error)}") from error
     if not isinstance(loaded, dict):
         raise ReleaseError(f"expected a dictionary, got {type(loaded).__name__}")
     return loaded
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to open the file unsafely."""
+    text = str(error)
+    for start in ("WeightsUnpickler error:", "Unsupported"):
+        text = text[max(text.find(start), 0) :]
+    return text.split("Please use")[0].split("\n\n")[0].strip()[:400]
 
 
 def load_safetensors(path: Path) -> Mapping[str, Tensor]:

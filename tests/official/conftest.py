@@ -80,7 +80,7 @@ def environment() -> dict[str, str]:
 def run_guarded(environment: dict[str, str]) -> Callable[..., list[dict]]:
     """Run `guarded.py`; gives what it wrote, and fails where the process did not end well."""
 
-    def run(command: str, out: Path, *arguments: object, timeout: float = 300) -> list[dict]:
+    def run(command: str, out: Path, *arguments: object, timeout: float = 900) -> list[dict]:
         words = [sys.executable, str(HERE / "guarded.py"), command, str(out), *map(str, arguments)]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0, f"exit status {done.returncode}, last words:\n{done.stderr[-2000:]}"

@@ -126,19 +126,15 @@ def fuzz(folder: Path, count: int, seed: int, out: Path) -> None:
     # Seeds with a call of the canary in them: mutations of these come closest to running something.
     hostile = sorted(folder.glob("hostile-*"))
     names, shares = list(FILES), list(FILES.values())
-    work = folder.parent / "fuzzed"
+    work = Path(shutil.copytree(folder, folder.parent / "fuzzed", ignore=shutil.ignore_patterns("hostile-*")))
     survivors = 0
     with out.open("w") as lines:
         for number in range(count):
             name = dice.choices(names, shares)[0]
             source = originals[name]
-            suffix = "." + name.split(".")[-1]
-            seeds = [path for path in hostile if path.suffix == suffix]
+            seeds = [path for path in hostile if path.suffix == Path(name).suffix]
             if seeds and dice.random() < 0.3:
                 source = dice.choice(seeds).read_bytes()
-            if work.exists():
-                shutil.rmtree(work)
-            shutil.copytree(folder, work, ignore=shutil.ignore_patterns("hostile-*"))
             (work / name).write_bytes(mutate(source, originals[dice.choice(names)], dice))
             print(number, name, file=sys.stderr, flush=True)  # the last line tells which file a crash was in
             result = attempt(lambda: read_release(work))
@@ -147,6 +143,7 @@ def fuzz(folder: Path, count: int, seed: int, out: Path) -> None:
                 if survivors % 10 == 1:  # what is accepted must also be a usable model
                     load_model(convert(work, folder.parent / "survivor.safetensors").path)
             lines.write(json.dumps({"number": number, "file": name, **result}) + "\n")
+            (work / name).write_bytes(originals[name])
 
 
 def main() -> None:
