@@ -78,7 +78,7 @@ def load_torch_file(path: Path) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     """What torch found, without its advice to open the file unsafely."""
     text = str(error)
-    for start in ("WeightsUnpickler error:", "Unsupported"):
+    for start in ("WeightsUnpickler error:", "Unsupported", "Trying to"):
         text = text[max(text.find(start), 0) :]
     return text.split("Please use")[0].split("\n\n")[0].strip()[:400]
 
