@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import rali_core
 from rali_core import RaliScorer, load_model, read_metadata
 from rali_core.cli import main
 from rali_core.constants import CLIP_MEAN, CLIP_STD, OFFICIAL_OPEN_CLIP_NAME
@@ -259,7 +261,7 @@ import importlib.abc, sys
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {forbidden}:
-            raise AssertionError(f"{{name}} was imported")
+            raise ModuleNotFoundError(f"no module named {{name}}", name=name)
 sys.meta_path.insert(0, Refuse())
 import numpy
 from rali_core import RaliScorer
@@ -271,7 +273,19 @@ print(RaliScorer.from_pretrained(path, device="cpu").score(numpy.zeros((9, 9, 3)
 """
 
 
-def test_converting_and_scoring_import_neither_transformers_nor_scikit_learn_nor_joblib(
+def test_no_module_that_converts_or_scores_imports_transformers_scikit_learn_or_joblib() -> None:
+    package = Path(rali_core.__file__).parent
+    files = [path for path in package.rglob("*.py") if "training" not in path.relative_to(package).parts]
+    assert len(files) > 25
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.append(str(node.module))
+            assert not [name for name in names if name.split(".")[0] in FORBIDDEN], path
+
+
+def test_converting_and_scoring_work_where_transformers_scikit_learn_and_joblib_are_not_installed(
     release: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     program = NO_IMPORTS.format(forbidden=FORBIDDEN)
