@@ -20,17 +20,20 @@ class Calibration:
     """Reference distribution and band limits of a model.
 
     Attributes:
-        quantiles: Ascending scores of the reference pictures at percentiles 0, 1, ... 100.
-        reference: Which pictures these are.
+        quantiles: Ascending scores of the reference pictures at percentiles 0, 1, ... 100; None where the maker had no
+            reference pictures, so that there are bands and no percentiles.
+        reference: Which pictures these are, or why there are none.
         band_thresholds: Ascending lower limits of poor, fair, good and excellent.
     """
 
-    quantiles: tuple[float, ...]
+    quantiles: tuple[float, ...] | None
     reference: str
     band_thresholds: tuple[float, ...] = BAND_THRESHOLDS
 
     def __post_init__(self) -> None:
         for name, length in (("quantiles", QUANTILES), ("band_thresholds", len(BAND_NAMES) - 1)):
+            if name == "quantiles" and self.quantiles is None:
+                continue
             values = np.asarray(getattr(self, name), dtype=np.float64)
             if values.shape != (length,) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
                 raise ValueError(f"{name} must be {length} ascending finite numbers, got {getattr(self, name)!r}")
@@ -43,7 +46,12 @@ class Calibration:
 
         Args:
             scores: (N,) scores; NaN stays NaN.
+
+        Returns:
+            (N,); all NaN where there are no reference pictures.
         """
+        if self.quantiles is None:
+            return np.full(np.shape(scores), np.nan, dtype=np.float32)
         # Equal neighbours would make the interpolation ambiguous: keep the last of each run of equal quantiles.
         knots = np.asarray(self.quantiles)
         keep = np.append(np.diff(knots) > 0, True)
@@ -63,7 +71,7 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """The calibration as plain JSON types."""
         return {
-            "quantiles": list(self.quantiles),
+            "quantiles": None if self.quantiles is None else list(self.quantiles),
             "reference": self.reference,
             "band_thresholds": list(self.band_thresholds),
         }
@@ -77,7 +85,9 @@ class Calibration:
         """
         if not isinstance(values, dict) or set(values) != {"quantiles", "reference", "band_thresholds"}:
             raise ValueError(f"expected the keys quantiles, reference and band_thresholds, got {values!r}")
-        return cls(tuple(values["quantiles"]), values["reference"], tuple(values["band_thresholds"]))
+        quantiles = values["quantiles"]
+        quantiles = None if quantiles is None else tuple(quantiles)
+        return cls(quantiles, values["reference"], tuple(values["band_thresholds"]))
 
     @classmethod
     def from_scores(cls, scores: ArrayLike, reference: str) -> Calibration:

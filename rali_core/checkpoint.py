@@ -82,19 +82,7 @@ def save_model(path: str | os.PathLike[str], model: RaliModel, info: ModelInfo) 
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(f"these tensors hold NaN or infinite values: {', '.join(broken)}")
-    metadata = {
-        "format": FORMAT,
-        "format_version": json.dumps(FORMAT_VERSION),
-        "name": json.dumps(info.name),
-        "licence": json.dumps(info.licence),
-        "score_range": json.dumps(list(info.score_range)),
-        "calibration": json.dumps(info.calibration.to_dict() if info.calibration else None),
-        "training": json.dumps(info.training, sort_keys=True),
-        "source": json.dumps(info.source, sort_keys=True),
-        "encoder": json.dumps(model.encoder_config.to_dict(), sort_keys=True),
-        "preprocess": json.dumps(model.preprocess_config.to_dict(), sort_keys=True),
-        "coverage": json.dumps(model.coverage),
-    }
+    metadata = encode_metadata(info, model.encoder_config, model.preprocess_config, model.coverage)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
     os.close(handle)
@@ -105,6 +93,25 @@ def save_model(path: str | os.PathLike[str], model: RaliModel, info: ModelInfo) 
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def encode_metadata(
+    info: ModelInfo, encoder: EncoderConfig, preprocess: PreprocessConfig, coverage: Coverage
+) -> dict[str, str]:
+    """The metadata of a model file as texts, the only thing that safetensors stores besides tensors."""
+    return {
+        "format": FORMAT,
+        "format_version": json.dumps(FORMAT_VERSION),
+        "name": json.dumps(info.name),
+        "licence": json.dumps(info.licence),
+        "score_range": json.dumps(list(info.score_range)),
+        "calibration": json.dumps(info.calibration.to_dict() if info.calibration else None),
+        "training": json.dumps(info.training, sort_keys=True),
+        "source": json.dumps(info.source, sort_keys=True),
+        "encoder": json.dumps(encoder.to_dict(), sort_keys=True),
+        "preprocess": json.dumps(preprocess.to_dict(), sort_keys=True),
+        "coverage": json.dumps(coverage),
+    }
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

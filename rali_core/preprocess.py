@@ -2,8 +2,8 @@
 
 The steps and their order are those of CLIP's image processor, which RALI uses (Zhao et al. 2025): shorter side to
 `image_size` with antialiased bicubic interpolation, centre crop, per-channel normalisation. Differences from the
-Pillow-based reference: nothing is rounded to 8 bits between or after the two resize passes, so that gradients
-reach the pixels, and pictures longer than `MAX_ASPECT_RATIO` are cut to that ratio before they are resized.
+Pillow-based reference: nothing is rounded to 8 bits between or after the two resize passes, unless the configuration
+asks for it, and pictures longer than `MAX_ASPECT_RATIO` are cut to that ratio before they are resized.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ class PreprocessConfig:
         image_size: Side of the square encoder input, in pixels.
         mean: Channel means to subtract (RGB, for pixels in [0, 1]).
         std: Channel standard deviations to divide by (RGB, for pixels in [0, 1]).
+        eight_bit: Round to 8 bits after each of the two resize passes, as Pillow does, for scores as close to a
+            Pillow-based recipe as can be. Gradients pass through the rounding as if it were not there.
     """
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    eight_bit: bool = False
 
     def __post_init__(self) -> None:
         if type(self.image_size) is not int or not 1 <= self.image_size <= 4096:
@@ -49,10 +52,15 @@ class PreprocessConfig:
             object.__setattr__(self, name, tuple(float(v) for v in values))
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std!r}")
+        if not isinstance(self.eight_bit, bool):
+            raise ValueError(f"eight_bit must be true or false, got {self.eight_bit!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        if not self.eight_bit:  # older files do not know it
+            del values["eight_bit"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PreprocessConfig:
@@ -61,9 +69,9 @@ class PreprocessConfig:
         Raises:
             ValueError: A key is missing or unknown, or a value is out of range.
         """
-        if not isinstance(values, dict) or set(values) != {"image_size", "mean", "std"}:
+        if not isinstance(values, dict) or set(values) - {"eight_bit"} != {"image_size", "mean", "std"}:
             raise ValueError(f"expected the keys image_size, mean and std, got {values!r}")
-        return cls(image_size=values["image_size"], mean=tuple(values["mean"]), std=tuple(values["std"]))
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 def check_pixels(pixels: Tensor) -> None:
@@ -100,12 +108,13 @@ def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
     return int(size * height / width), size
 
 
-def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:
+def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -> Tensor:
     """Resize so that the shorter side is `size` pixels, with antialiased bicubic interpolation (a = -0.5).
 
     Args:
         pixels: (B, 3, H, W) in [0, 1].
         size: Target length of the shorter side in pixels.
+        eight_bit: Round to 8 bits after each pass, as Pillow does.
 
     Returns:
         (B, 3, h, w) with min(h, w) = size, clamped to [0, 1] (bicubic overshoots at edges; Pillow clips too).
@@ -117,13 +126,18 @@ def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:
         height, width = pixels.shape[-2:]
     new_height, new_width = resized_shape(height, width, size)
     # Pillow resizes along x first and clips between the passes; without that, bright edges differ by up to 12/255.
-    return _resample(_resample(pixels, (height, new_width)), (new_height, new_width))
+    return _resample(_resample(pixels, (height, new_width), eight_bit), (new_height, new_width), eight_bit)
 
 
-def _resample(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
-    if tuple(pixels.shape[-2:]) != shape:
-        pixels = functional.interpolate(pixels, size=shape, mode="bicubic", antialias=True, align_corners=False)
-    return pixels.clamp(0.0, 1.0)
+def _resample(pixels: Tensor, shape: tuple[int, int], eight_bit: bool) -> Tensor:
+    if tuple(pixels.shape[-2:]) == shape:
+        return pixels.clamp(0.0, 1.0)
+    pixels = functional.interpolate(pixels, size=shape, mode="bicubic", antialias=True, align_corners=False)
+    pixels = pixels.clamp(0.0, 1.0)
+    if eight_bit:
+        rounded = (pixels.detach() * 255.0 + 0.5).floor() / 255.0
+        pixels = pixels + (rounded - pixels).detach() if pixels.requires_grad else rounded
+    return pixels
 
 
 def center_crop(pixels: Tensor, height: int, width: int) -> Tensor:
@@ -186,7 +200,7 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
     if pixels.dtype in (torch.float16, torch.bfloat16):
         pixels = pixels.float()
     size = config.image_size
-    resized = resize_shorter_side(pixels, size)
+    resized = resize_shorter_side(pixels, size, eight_bit=config.eight_bit)
     crops = tile_crops(resized, size) if coverage == "tiles" else center_crop(resized, size, size).unsqueeze(1)
     mean = crops.new_tensor(config.mean).view(3, 1, 1)
     std = crops.new_tensor(config.std).view(3, 1, 1)

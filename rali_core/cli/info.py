@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _print_tree(values: dict[str, Any], indent: str) -> None:
     for key, value in values.items():
-        if key in HIDDEN:
+        if key in HIDDEN and isinstance(value, list):
             print(f"{indent}{key}: {len(value)} numbers from {value[0]:.3f} to {value[-1]:.3f} (--json prints them)")
         elif isinstance(value, dict) and value:
             print(f"{indent}{key}:")

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import best, evaluate, info, score, train
+from . import best, convert, download, evaluate, info, score, train, verify
 
-COMMANDS = (score, best, info, evaluate, train)
+COMMANDS = (score, best, info, evaluate, train, download, convert, verify)
 
 DESCRIPTION = """\
 Score the perceptual quality of images with RALI: sharpness, noise, compression, exposure, colour and how pleasing

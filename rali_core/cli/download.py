@@ -1,0 +1,38 @@
+"""`rali download`: the authors' weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+DESCRIPTION = """\
+Download the authors' release (ByteDance/Q-Insight, folder RALI, about 1.7 GB), check each file's hash, and convert it
+(about 610 MB more in float16). Afterwards `--model official` works in every command and in Python. HF_ENDPOINT,
+HF_HUB_OFFLINE and HF_HOME are obeyed. A cut connection is taken up where it stopped; after an interruption, files that
+were whole are not downloaded again."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser("download", help="download the authors' weights", description=DESCRIPTION)
+    parser.add_argument("model", choices=("official",), help="which model")
+    parser.add_argument("--folder", metavar="DIR", help="where to put it (default: the user's cache)")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16",
+                        help="of the converted image tower (default: float16)")  # fmt: skip
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of the repository (default: main)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Download and convert."""
+    from ..official.install import install_official
+
+    path = install_official(
+        options.folder,
+        dtype=options.dtype,
+        revision=options.revision,
+        report=lambda line: print(f"rali: {line}", file=sys.stderr, flush=True),
+    )
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): use it with --model official")
+    return 0

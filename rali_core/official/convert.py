@@ -1,0 +1,86 @@
+"""The authors' release to one model file of ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from .. import __version__
+from ..checkpoint import encode_metadata
+from .release import DtypeName, Release, read_release
+from .stream import write_entries
+
+CONVERTER = f"rali-score {__version__}"
+LICENCE_NOTE = (
+    "Apache-2.0 is the licence of the authors' code (bytedance/Q-Insight); the page that the weights were downloaded "
+    "from says what holds for them"
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion made.
+
+    Attributes:
+        path: The model file.
+        release: What it was made from.
+        source: What the file says about where it comes from, with hashes.
+    """
+
+    path: Path
+    release: Release
+    source: dict[str, Any]
+
+
+def convert(
+    release_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    dtype: DtypeName = "float16",
+    origin: dict[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Conversion:
+    """Convert a release to one `.safetensors` model file.
+
+    No pickle is run. Tensors are read and written one at a time.
+
+    Args:
+        release_dir: The folder with `ckpt.pt`, `pca.pkl`, `basis.npz` and `best/`.
+        output: The file to write; must end in `.safetensors`. An existing one is replaced once the new one is whole.
+        dtype: Of the tower; the head is always float32.
+        origin: Where the release was downloaded from, for the file's metadata.
+        progress: Called after each tensor with (done, total).
+
+    Returns:
+        What was made.
+
+    Raises:
+        ValueError: An unknown dtype, or a name that does not end in `.safetensors`.
+        FileNotFoundError, NotADirectoryError: There is no such folder.
+        ReleaseError: The release cannot be used; everything that was found is listed. Nothing is written.
+        OSError: The file cannot be written.
+    """
+    output = Path(output)
+    if output.suffix != ".safetensors":
+        raise ValueError(f"a model file's name ends in .safetensors, got {output.name}")
+    if dtype not in get_args(DtypeName):
+        raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
+    release = read_release(Path(release_dir), dtype)
+    source = {
+        "kind": "official RALI release",
+        **(origin or {}),
+        "files": release.hash_sources(),
+        "dtype": dtype,
+        "dropped": release.dropped,
+        "pca": {"estimator": release.pca.estimator, "sklearn_version": release.pca.sklearn_version},
+        "converted_by": CONVERTER,
+        "licence_note": LICENCE_NOTE,
+    }
+    metadata = encode_metadata(
+        release.describe_model(source), release.architecture.encoder, release.architecture.preprocess, "center"
+    )
+    write_entries(output, release.entries, metadata, progress)
+    return Conversion(output, release, source)
