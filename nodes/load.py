@@ -44,7 +44,7 @@ class RaliLoadModel(io.ComfyNode):
                     options=list(get_args(DtypeChoice)),
                     default="auto",
                     advanced=True,
-                    tooltip="Precision of the image tower. auto: float16 on a CUDA GPU that does it well, else float32.",
+                    tooltip="Precision of the image tower. auto: float16 on a CUDA GPU good at it, else float32.",
                 ),
                 io.Combo.Input(
                     "device",
