@@ -104,7 +104,9 @@ def default_value(kind: Any, options: dict[str, Any]) -> Any:
     if "default" in options:
         return options["default"]
     choices = kind if isinstance(kind, list) else options.get("options")
-    return choices[0] if choices else {"STRING": "", "BOOLEAN": False}.get(kind, 0)
+    if isinstance(choices, list):
+        return choices[0] if choices else ""
+    return {"STRING": "", "BOOLEAN": False}.get(kind, 0)
 
 
 def build(spec: Spec, info: dict[str, Any]) -> dict[str, Any]:
