@@ -250,7 +250,7 @@ class WebSocket:
         self.socket.close()
 
 
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
+def node(kind: str, /, **inputs: Any) -> dict[str, Any]:
     """One node of a prompt."""
     return {"class_type": kind, "inputs": inputs}
 

@@ -38,11 +38,11 @@ WIDGETS = {
 }  # fmt: skip
 
 
-def rali(kind: str, **inputs: Any) -> dict[str, Any]:
+def rali(kind: str, /, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": {**WIDGETS.get(kind, {}), **inputs}}
 
 
-def plain(kind: str, **inputs: Any) -> dict[str, Any]:
+def plain(kind: str, /, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
