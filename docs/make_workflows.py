@@ -55,7 +55,7 @@ WORKFLOWS: dict[str, Spec] = {
         "latent": ("EmptyLatentImage", (380, 540), {"batch_size": 4}, {}),
         "sample": ("KSampler", (840, 60), {}, {**SAMPLED, "latent_image": ("latent", 0)}),
         "decode": ("VAEDecode", (1160, 60), {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
-        "best": ("RALI_BestOfN", (1160, 180), {"k": 1}, {"images": ("decode", 0), "latents": ("sample", 0)}),
+        "best": ("RALI_BestOfN", (1160, 260), {"k": 1}, {"images": ("decode", 0), "latents": ("sample", 0)}),
         "save": ("RALI_SaveImage", (1560, 60), {}, {"images": ("best", 0), "scores": ("best", 1)}),
     },
     "RALI - best-of-N sampler with early stop": {
@@ -76,7 +76,7 @@ WORKFLOWS: dict[str, Spec] = {
     },
     "RALI - inpaint the weak regions": {
         **DIFFUSION,
-        "image": ("LoadImage", (20, 320), {}, {}),
+        "image": ("LoadImage", (20, 420), {}, {}),
         "map": ("RALI_QualityMap", (380, 540), {"weak_limit": 0.2}, {"images": ("image", 0)}),
         "overlay": ("PreviewImage", (780, 640), {}, {"images": ("map", 1)}),
         "grow": ("GrowMask", (780, 460), {"expand": 16}, {"mask": ("map", 2)}),
@@ -88,7 +88,7 @@ WORKFLOWS: dict[str, Spec] = {
         ),
         "sample": ("KSampler", (1160, 60), {}, {**SAMPLED, "latent_image": ("latent", 0)}),
         "decode": ("VAEDecode", (1480, 60), {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
-        "score": ("RALI_Score", (1480, 180), {}, {"images": ("decode", 0)}),
+        "score": ("RALI_Score", (1480, 260), {}, {"images": ("decode", 0)}),
         "preview": ("PreviewImage", (1880, 60), {}, {"images": ("score", 0)}),
     },
 }
