@@ -453,7 +453,7 @@ def test_saved_files_carry_score_and_workflow(server: Any, pictures: dict[str, s
 def test_spoiled_images_are_an_error_that_says_so(server: Any, kind: str, message: str) -> None:
     import re
 
-    prompt = {"o": plain("Test_Odd", kind=kind, count=2), "s": rali("RALI_Score", images=["o", 0])}
+    prompt = {"o": plain("Test_Odd", kind=kind, count=2, seed=0), "s": rali("RALI_Score", images=["o", 0])}
     run = server.run(prompt)
     assert run.ending == "execution_error"
     assert re.search(message, run.error), run.error
@@ -461,7 +461,7 @@ def test_spoiled_images_are_an_error_that_says_so(server: Any, kind: str, messag
 
 @pytest.mark.parametrize("kind", ["pixel", "rgba", "grey", "overshoot"])
 def test_odd_but_sound_images_have_a_score(server: Any, kind: str) -> None:
-    prompt = {"o": plain("Test_Odd", kind=kind, count=2), "s": rali("RALI_Score", images=["o", 0])}
+    prompt = {"o": plain("Test_Odd", kind=kind, count=2, seed=0), "s": rali("RALI_Score", images=["o", 0])}
     assert all(0 < score < 1 for score in server.run(prompt).check().scores("s"))
 
 
