@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..rali_core.images import to_pixels
-from ..rali_core.quality_map import WeakMode, colour_scores, score_patches, score_tiles, weak_regions
 from ._convert import check_numbers, from_core, from_pil, join_images, join_masks, split_images, to_core, to_pil
 from ._inputs import coverage_input, images_input, model_input, scores_input
 from ._models import get_model, load_on_device
 from ._scoring import Scores, first, progress_reporter, score_images, show
 
 MAP_MODES = ["tiles", "patch tokens"]
+WEAK_MODES = ["weakest share", "below score"]
 OVERLAY_SHARE = 0.45
 
 
@@ -48,7 +48,7 @@ class RaliQualityMap(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weak_mode",
-                    options=list(get_args(WeakMode)),
+                    options=WEAK_MODES,
                     default="weakest share",
                     tooltip="below score: weak is what scores under weak_limit. weakest share: that share of it.",
                 ),
@@ -85,11 +85,13 @@ class RaliQualityMap(io.ComfyNode):
         images: list[Tensor],
         mode: list[str],
         tile_size: list[int],
-        weak_mode: list[WeakMode],
+        weak_mode: list[Any],
         weak_limit: list[float],
         stretch_colours: list[bool],
         model: list[Any] | None = None,
     ) -> io.NodeOutput:
+        from ..rali_core.quality_map import colour_scores, score_patches, score_tiles, weak_regions
+
         handle = first(model) or get_model()
         load_on_device(handle)
         heats, overlays, masks, scores, lines = [], [], [], [], []

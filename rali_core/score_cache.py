@@ -71,12 +71,13 @@ class ScoreCache:
         keys = [(namespace, content_key(image)) for image in images]
         with self._lock:
             known = {key: self._scores[key] for key in keys if key in self._scores}
-        # A dictionary keeps the first of equal images, in order.
-        unknown = {key: image for key, image in reversed(list(zip(keys, images, strict=True))) if key not in known}
+        unknown: dict[tuple[str, bytes], Tensor] = {}
+        for key, image in zip(keys, images, strict=True):
+            if key not in known:
+                unknown.setdefault(key, image)
         if unknown:
-            ordered = list(reversed(unknown.items()))
-            scores = compute([image for _, image in ordered])
-            known |= {key: float(score) for (key, _), score in zip(ordered, scores, strict=True)}
+            scores = compute(list(unknown.values()))
+            known |= {key: float(score) for key, score in zip(unknown, scores, strict=True)}
         with self._lock:
             for key in keys:
                 self._scores[key] = known[key]
