@@ -1,0 +1,172 @@
+"""Write `workflows/*.json`: python docs/make_workflows.py http://127.0.0.1:8188 (a ComfyUI with this pack)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "workflows"
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+# key: (node, position, widget values that differ from the default, wires {input: (key, output number)})
+Spec = dict[str, tuple[str, tuple[int, int], dict[str, Any], dict[str, tuple[str, int]]]]
+
+DIFFUSION: Spec = {
+    "checkpoint": ("CheckpointLoaderSimple", (20, 160), {}, {}),
+    "positive": (
+        "CLIPTextEncode",
+        (380, 60),
+        {"text": "a lighthouse on a cliff at sunset, photograph, sharp"},
+        {"clip": ("checkpoint", 1)},
+    ),
+    "negative": ("CLIPTextEncode", (380, 300), {"text": "blurry, noisy"}, {"clip": ("checkpoint", 1)}),
+}
+SAMPLED = {"model": ("checkpoint", 0), "positive": ("positive", 0), "negative": ("negative", 0)}
+
+WORKFLOWS: dict[str, Spec] = {
+    "RALI - score an image": {
+        "image": ("LoadImage", (20, 60), {}, {}),
+        "score": ("RALI_Score", (360, 60), {}, {"images": ("image", 0)}),
+    },
+    "RALI - filter a batch": {
+        "one": ("LoadImage", (20, 60), {}, {}),
+        "two": ("LoadImage", (20, 460), {}, {}),
+        "batch": ("ImageBatch", (360, 60), {}, {"image1": ("one", 0), "image2": ("two", 0)}),
+        "filter": ("RALI_Filter", (640, 60), {}, {"images": ("batch", 0)}),
+        "passed": ("PreviewImage", (1040, 60), {}, {"images": ("filter", 0)}),
+        "rejected": ("PreviewImage", (1040, 400), {}, {"images": ("filter", 1)}),
+    },
+    "RALI - gate before upscale and save": {
+        "image": ("LoadImage", (20, 60), {}, {}),
+        "gate": ("RALI_Gate", (360, 60), {"threshold": 0.5}, {"value": ("image", 0), "images": ("image", 0)}),
+        "upscale": (
+            "ImageScaleBy",
+            (760, 60),
+            {"upscale_method": "lanczos", "scale_by": 2.0},
+            {"image": ("gate", 0)},
+        ),
+        "save": ("SaveImage", (1080, 60), {"filename_prefix": "good"}, {"images": ("upscale", 0)}),
+    },
+    "RALI - best of a batch": {
+        **DIFFUSION,
+        "latent": ("EmptyLatentImage", (380, 540), {"batch_size": 4}, {}),
+        "sample": ("KSampler", (840, 60), {}, {**SAMPLED, "latent_image": ("latent", 0)}),
+        "decode": ("VAEDecode", (1160, 60), {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
+        "best": ("RALI_BestOfN", (1160, 260), {"k": 1}, {"images": ("decode", 0), "latents": ("sample", 0)}),
+        "save": ("RALI_SaveImage", (1560, 60), {}, {"images": ("best", 0), "scores": ("best", 1)}),
+    },
+    "RALI - best-of-N sampler with early stop": {
+        **DIFFUSION,
+        "latent": ("EmptyLatentImage", (380, 540), {}, {}),
+        "sample": (
+            "RALI_BestOfNSampler",
+            (840, 60),
+            {"n": 8, "threshold": 0.7},
+            {**SAMPLED, "latent_image": ("latent", 0), "vae": ("checkpoint", 2)},
+        ),
+        "save": (
+            "RALI_SaveImage",
+            (1260, 60),
+            {"filename_prefix": "RALI/{score}_{seed}"},
+            {"images": ("sample", 0), "scores": ("sample", 3), "seeds": ("sample", 2)},
+        ),
+    },
+    "RALI - inpaint the weak regions": {
+        **DIFFUSION,
+        "image": ("LoadImage", (20, 420), {}, {}),
+        "map": ("RALI_QualityMap", (380, 540), {"weak_limit": 0.2}, {"images": ("image", 0)}),
+        "overlay": ("PreviewImage", (780, 640), {}, {"images": ("map", 1)}),
+        "grow": ("GrowMask", (780, 460), {"expand": 16}, {"mask": ("map", 2)}),
+        "latent": (
+            "VAEEncodeForInpaint",
+            (840, 60),
+            {},
+            {"pixels": ("image", 0), "vae": ("checkpoint", 2), "mask": ("grow", 0)},
+        ),
+        "sample": ("KSampler", (1160, 60), {}, {**SAMPLED, "latent_image": ("latent", 0)}),
+        "decode": ("VAEDecode", (1480, 60), {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
+        "score": ("RALI_Score", (1480, 260), {}, {"images": ("decode", 0)}),
+        "preview": ("PreviewImage", (1880, 60), {}, {"images": ("score", 0)}),
+    },
+}
+
+
+def is_widget(kind: Any, options: dict[str, Any]) -> bool:
+    """Whether the page draws a widget for this input."""
+    return (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput")
+
+
+def default_value(kind: Any, options: dict[str, Any]) -> Any:
+    """What the page puts into a fresh widget."""
+    if "default" in options:
+        return options["default"]
+    choices = kind if isinstance(kind, list) else options.get("options")
+    if isinstance(choices, list):
+        return choices[0] if choices else ""
+    return {"STRING": "", "BOOLEAN": False}.get(kind, 0)
+
+
+def build(spec: Spec, info: dict[str, Any]) -> dict[str, Any]:
+    """One workflow in the page's own format."""
+    numbers = {key: number for number, key in enumerate(spec, start=1)}
+    links: list[list[Any]] = []
+    nodes = []
+    for key, (kind, position, values, wires) in spec.items():
+        described = info[kind]
+        inputs, widgets = [], []
+        entries = {**described["input"].get("required", {}), **described["input"].get("optional", {})}
+        for name, entry in entries.items():
+            options = entry[1] if len(entry) > 1 else {}
+            slot: dict[str, Any] = {"name": name, "type": "COMBO" if isinstance(entry[0], list) else entry[0]}
+            if is_widget(entry[0], options):
+                widgets.append(values.get(name, default_value(entry[0], options)))
+                slot["widget"] = {"name": name}
+                if options.get("control_after_generate"):
+                    widgets.append("randomize")
+                if options.get("image_upload"):
+                    widgets[-1] = "example.png"
+                    widgets.append("image")
+            if name in wires:
+                source, output = wires[name]
+                origin_type = info[spec[source][0]]["output"][output]
+                links.append([len(links) + 1, numbers[source], output, numbers[key], len(inputs), origin_type])
+            slot["link"] = links[-1][0] if name in wires else None
+            if name in wires or "widget" not in slot or name in entries:
+                inputs.append(slot)
+        if kind == "CheckpointLoaderSimple":
+            widgets = ["v1-5-pruned-emaonly-fp16.safetensors"]
+        nodes.append(
+            {
+                "id": numbers[key], "type": kind, "pos": list(position),
+                "size": [300, 120 + 26 * len(widgets) + 20 * len(inputs)], "flags": {}, "order": numbers[key] - 1,
+                "mode": 0, "inputs": inputs,
+                "outputs": [
+                    {"name": name, "type": type_, "links": []}
+                    for name, type_ in zip(described["output_name"], described["output"], strict=True)
+                ],
+                "properties": {"Node name for S&R": kind}, "widgets_values": widgets,
+            }
+        )  # fmt: skip
+    for link in links:
+        nodes[link[1] - 1]["outputs"][link[2]]["links"].append(link[0])
+    return {
+        "last_node_id": len(nodes), "last_link_id": len(links), "nodes": nodes, "links": links, "groups": [],
+        "config": {}, "extra": {}, "version": 0.4,
+    }  # fmt: skip
+
+
+def main(url: str) -> None:
+    """Write all workflows."""
+    with urllib.request.urlopen(url + "/object_info") as reply:
+        info = json.load(reply)
+    FOLDER.mkdir(exist_ok=True)
+    for name, spec in WORKFLOWS.items():
+        text = json.dumps(build(spec, info), indent=1)
+        (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

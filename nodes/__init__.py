@@ -1,0 +1,42 @@
+"""The ComfyUI nodes; each turns its inputs into tensors, makes one call into `rali_core` and turns the result back."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from ._models import register_model_folder
+from .combine import RaliCombineScores
+from .gate import RaliGate
+from .load import RaliLoadModel
+from .sample import RaliBestOfNSampler
+from .save import RaliSaveImage
+from .score import RaliScore
+from .select import RaliBestOfN, RaliFilter
+from .view import RaliContactSheet, RaliQualityMap
+
+NODES: list[type[io.ComfyNode]] = [
+    RaliLoadModel,
+    RaliScore,
+    RaliBestOfN,
+    RaliFilter,
+    RaliGate,
+    RaliBestOfNSampler,
+    RaliQualityMap,
+    RaliContactSheet,
+    RaliCombineScores,
+    RaliSaveImage,
+]
+
+
+class RaliExtension(ComfyExtension):
+    """Tells ComfyUI which nodes there are."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The node classes."""
+        return NODES
+
+
+async def comfy_entrypoint() -> RaliExtension:
+    """Called by ComfyUI when it loads the pack."""
+    register_model_folder()
+    return RaliExtension()

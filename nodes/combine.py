@@ -1,0 +1,99 @@
+"""RALI Combine Scores."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from comfy_api.latest import io
+
+from ..rali_core.combine import Combination, Normalisation, combine_scores
+from ..rali_core.selection import rank
+from ._scoring import first, indexes_text, show
+
+LETTERS = "abcd"
+
+
+class RaliCombineScores(io.ComfyNode):
+    """Several scorers' numbers to one per image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        lists = [
+            io.Float.Input(
+                f"scores_{letter}",
+                optional=letter != "a",
+                force_input=True,
+                tooltip="One scorer's scores, one per image, higher is better.",
+            )
+            for letter in LETTERS
+        ]
+        weights = [
+            io.Float.Input(
+                f"weight_{letter}",
+                default=1.0,
+                min=0.0,
+                max=100.0,
+                step=0.05,
+                tooltip=f"Weight of scores_{letter}; 0 leaves it out.",
+            )
+            for letter in LETTERS
+        ]
+        return io.Schema(
+            node_id="RALI_CombineScores",
+            display_name="RALI Combine Scores",
+            category="RALI",
+            description=(
+                "Combines up to four lists of scores of the same images into one, for example quality, aesthetics and "
+                "prompt adherence. What is picked by two scorers that disagree is harder to fool than one."
+            ),
+            search_aliases=["weighted score", "ensemble", "merge scores", "mean score", "reward"],
+            is_input_list=True,
+            inputs=[
+                *lists,
+                *weights,
+                io.Combo.Input(
+                    "normalisation",
+                    options=list(get_args(Normalisation)),
+                    default="none",
+                    tooltip=(
+                        "What is done to each list first. none: they have one scale already. min-max, z-score, rank: "
+                        "compare within this batch, the result is no longer absolute."
+                    ),
+                ),
+                io.Combo.Input(
+                    "combination",
+                    options=list(get_args(Combination)),
+                    default="mean",
+                    tooltip=(
+                        "mean: weighted. minimum: an image is as good as its worst score. geometric mean: one bad "
+                        "score weighs more than in the mean."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Float.Output("scores", is_output_list=True, tooltip="One combined score per image."),
+                io.String.Output("indexes", tooltip="The images from best to worst, counted from 0."),
+                io.String.Output("report", tooltip="What each list added, per image."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, normalisation: list[str], combination: list[str], **inputs: Any) -> io.NodeOutput:
+        wired = [letter for letter in LETTERS if inputs.get(f"scores_{letter}")]
+        lists = [[float(score) for score in inputs[f"scores_{letter}"]] for letter in wired]
+        weights = [first(inputs[f"weight_{letter}"]) for letter in wired]
+        scores = combine_scores(
+            lists, weights=weights, normalisation=first(normalisation), combination=first(combination)
+        ).tolist()
+        order = rank(scores)
+        lines = [
+            f"image {index}: {scores[index]:.4f} from "
+            + ", ".join(f"{letter} {values[index]:.4f}" for letter, values in zip(wired, lists, strict=True))
+            for index in order
+        ]
+        return io.NodeOutput(
+            scores,
+            indexes_text(order),
+            "\n".join(lines),
+            ui=show(scores, note=f"{first(combination)} of {len(wired)}"),
+        )

@@ -1,0 +1,75 @@
+"""RALI Score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..rali_core.combine import aggregate_scores
+from ..rali_core.selection import rank
+from ._convert import split_images
+from ._inputs import coverage_input, images_input, model_input, threshold_input
+from ._scoring import AGGREGATIONS, first, indexes_text, score_images, show
+
+
+class RaliScore(io.ComfyNode):
+    """Scores images and passes them on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RALI_Score",
+            display_name="RALI Score",
+            category="RALI",
+            description=(
+                "Scores how good images look, from 0 (bad) to 1 (excellent): sharpness, noise, compression, exposure, "
+                "colour. The score is absolute, the same alone or in a batch. It knows nothing about the prompt, "
+                "anatomy or taste. The scores appear on the node."
+            ),
+            search_aliases=["image quality", "IQA", "quality score", "aesthetic score", "rate image", "MOS", "scorer"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                images_input(),
+                model_input(),
+                io.Combo.Input(
+                    "aggregation",
+                    options=list(AGGREGATIONS),
+                    default="mean",
+                    tooltip="How several images' scores become the one number of the output score.",
+                ),
+                threshold_input("passed is true where the aggregated score is at least this. Changing it is free."),
+                coverage_input(),
+            ],
+            outputs=[
+                io.Image.Output("images", is_output_list=True, tooltip="The images, unchanged."),
+                io.Float.Output("score", tooltip="One number for all the images, see aggregation."),
+                io.Float.Output("scores", is_output_list=True, tooltip="One score per image, in their order."),
+                io.Boolean.Output("passed", tooltip="Whether score is at least threshold."),
+                io.String.Output("indexes", tooltip='The images from best to worst, counted from 0: "2,0,1".'),
+                io.String.Output("report", tooltip="A line per image, best first."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[Tensor],
+        aggregation: list[Any],
+        threshold: list[float],
+        coverage: list[str],
+        model: list[Any] | None = None,
+    ) -> io.NodeOutput:
+        scores = score_images(split_images(images), first(model), first(coverage))
+        score, limit = aggregate_scores(scores.values, first(aggregation)), float(first(threshold))
+        return io.NodeOutput(
+            images,
+            score,
+            scores.values,
+            score >= limit,
+            indexes_text(rank(scores.values)),
+            scores.report(),
+            ui=show(scores.values, threshold=limit, note=f"{first(aggregation)} {score:.3f}"),
+        )

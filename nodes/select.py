@@ -1,0 +1,208 @@
+"""RALI Best of N and RALI Filter: some of the images, and what belongs to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+from torch import Tensor
+
+from ..rali_core.combine import combine_scores
+from ..rali_core.selection import at_least, rank, top_k
+from ._convert import (
+    check_numbers,
+    join_images,
+    join_latents,
+    join_masks,
+    split_images,
+    split_latents,
+    split_masks,
+)
+from ._inputs import (
+    coverage_input,
+    follower_inputs,
+    follower_outputs,
+    images_input,
+    model_input,
+    scores_input,
+    threshold_input,
+)
+from ._scoring import first, indexes_text, score_images, show
+
+ORDERS = ["best first", "as they came", "worst first"]
+
+
+def _nothing() -> ExecutionBlocker:
+    """Silently keeps whatever hangs on an output from running."""
+    return ExecutionBlocker(None)
+
+
+def _followers(chosen: list[int], latents: Any, masks: Any, seeds: Any) -> tuple[Any, Any, Any]:
+    """The outputs latents, masks and seeds of the chosen images; nothing runs on an output without an input."""
+    return (
+        join_latents([latents[index] for index in chosen]) if latents and chosen else _nothing(),
+        join_masks([masks[index] for index in chosen]) if masks and chosen else _nothing(),
+        [seeds[index] for index in chosen] if seeds and chosen else _nothing(),
+    )
+
+
+class RaliBestOfN(io.ComfyNode):
+    """Keeps the best k images."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RALI_BestOfN",
+            display_name="RALI Best of N",
+            category="RALI",
+            description=(
+                "Keeps the best k of a batch or list of images, with their latents, masks and seeds. "
+                "Images of one size come out as one batch, of different sizes as a list."
+            ),
+            search_aliases=["best of n", "top k", "pick best", "select best image", "rank images", "choose best"],
+            is_input_list=True,
+            inputs=[
+                images_input(),
+                io.Int.Input("k", default=1, min=1, max=4096, tooltip="How many to keep; all where there are fewer."),
+                io.Combo.Input(
+                    "order",
+                    options=ORDERS,
+                    default=ORDERS[0],
+                    tooltip="Order of the result: best first, as they came, or worst first (keeps the k worst).",
+                ),
+                model_input(),
+                *follower_inputs(),
+                scores_input("Scores from elsewhere, one per image, higher is better; see scores_weight."),
+                io.Float.Input(
+                    "scores_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip=(
+                        "Share of the wired scores in the ranking: 1 ranks by them alone, 0 by RALI alone, "
+                        "between them by the weighted mean."
+                    ),
+                ),
+                coverage_input(),
+            ],
+            outputs=[
+                io.Image.Output("best_images", is_output_list=True, tooltip="The chosen images."),
+                io.Float.Output("scores", is_output_list=True, tooltip="The chosen images' scores."),
+                io.String.Output("indexes", tooltip='Which ones they are, counted from 0: "5,2".'),
+                *follower_outputs("chosen"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[Tensor],
+        k: list[int],
+        order: list[str],
+        coverage: list[str],
+        model: list[Any] | None = None,
+        latents: list[Any] | None = None,
+        masks: list[Tensor] | None = None,
+        seeds: list[int] | None = None,
+        scores: list[float] | None = None,
+        scores_weight: list[float] | None = None,
+    ) -> io.NodeOutput:
+        single = split_images(images)
+        followers = (
+            split_latents(latents, len(single)),
+            split_masks(masks, len(single)),
+            check_numbers(seeds, len(single), "seeds"),
+        )
+        others = check_numbers(scores, len(single), "scores")
+        weight = first(scores_weight, 1.0) if others else 0.0
+        lists = [] if weight == 1.0 else [score_images(single, first(model), first(coverage)).values]
+        weights = [1.0 - weight] * len(lists) + ([weight] if others else [])
+        values = combine_scores([*lists, *([others] if others else [])], weights=weights).tolist()
+        ranking = rank(values)
+        if not ranking:
+            raise ValueError("scores: none of the images has a score (all NaN): there is no best one")
+        if first(order) == "worst first":
+            chosen = ranking[::-1][: first(k)]
+        else:
+            chosen = top_k(values, first(k))
+            chosen = sorted(chosen) if first(order) == "as they came" else chosen
+        return io.NodeOutput(
+            join_images([single[index] for index in chosen]),
+            [values[index] for index in chosen],
+            indexes_text(chosen),
+            *_followers(chosen, *followers),
+            ui=show(values, chosen=chosen, note=f"{len(chosen)} of {len(single)}"),
+        )
+
+
+class RaliFilter(io.ComfyNode):
+    """Splits images by their scores."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RALI_Filter",
+            display_name="RALI Filter",
+            category="RALI",
+            description=(
+                "Splits images into those that reach the threshold and those that do not. What hangs on an empty "
+                "side does not run; there is never a black image instead."
+            ),
+            search_aliases=["quality filter", "reject bad images", "remove blurry", "threshold images", "cull"],
+            is_input_list=True,
+            inputs=[
+                images_input(),
+                threshold_input("Images with at least this score pass. Changing it does not score again."),
+                model_input(),
+                *follower_inputs(),
+                scores_input("Scores from elsewhere, one per image; then nothing is scored here."),
+                coverage_input(),
+            ],
+            outputs=[
+                io.Image.Output("passed_images", is_output_list=True, tooltip="Images that reach the threshold."),
+                io.Image.Output("rejected_images", is_output_list=True, tooltip="The others."),
+                io.Int.Output("passed_count", tooltip="How many passed."),
+                io.Boolean.Output("all_passed", tooltip="Whether all passed."),
+                io.Float.Output("scores", is_output_list=True, tooltip="All the scores, in the order of the input."),
+                io.Float.Output("passed_scores", is_output_list=True, tooltip="The scores of the images that passed."),
+                io.String.Output("indexes", tooltip="Which images passed, counted from 0; empty for none."),
+                *follower_outputs("passed"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[Tensor],
+        threshold: list[float],
+        coverage: list[str],
+        model: list[Any] | None = None,
+        latents: list[Any] | None = None,
+        masks: list[Tensor] | None = None,
+        seeds: list[int] | None = None,
+        scores: list[float] | None = None,
+    ) -> io.NodeOutput:
+        single = split_images(images)
+        followers = (
+            split_latents(latents, len(single)),
+            split_masks(masks, len(single)),
+            check_numbers(seeds, len(single), "seeds"),
+        )
+        others = check_numbers(scores, len(single), "scores")
+        values = others if others else score_images(single, first(model), first(coverage)).values
+        passed = at_least(values, first(threshold))
+        rejected = [index for index in range(len(single)) if index not in set(passed)]
+        return io.NodeOutput(
+            join_images([single[index] for index in passed]) if passed else _nothing(),
+            join_images([single[index] for index in rejected]) if rejected else _nothing(),
+            len(passed),
+            not rejected,
+            values,
+            [values[index] for index in passed] if passed else _nothing(),
+            indexes_text(passed),
+            *_followers(passed, *followers),
+            ui=show(values, threshold=first(threshold), note=f"{len(passed)} of {len(single)} passed"),
+        )

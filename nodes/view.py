@@ -1,0 +1,173 @@
+"""RALI Quality Map and RALI Contact Sheet: scores as pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..rali_core.images import to_pixels
+from ._convert import check_numbers, from_core, from_pil, join_images, join_masks, split_images, to_core, to_pil
+from ._inputs import coverage_input, images_input, model_input, scores_input
+from ._models import get_model, load_on_device
+from ._scoring import Scores, first, progress_reporter, score_images, show
+
+MAP_MODES = ["tiles", "patch tokens"]
+WEAK_MODES = ["weakest share", "below score"]
+OVERLAY_SHARE = 0.45
+
+
+class RaliQualityMap(io.ComfyNode):
+    """Shows where a picture is weak."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RALI_QualityMap",
+            display_name="RALI Quality Map",
+            category="RALI",
+            description=(
+                "Shows where a picture is good (green) and where it is weak (red), and makes a mask of the weak "
+                "regions, for inpainting. Tiles are scored like pictures of their own; patch tokens are finer and "
+                "quicker, but not calibrated."
+            ),
+            search_aliases=["heat map", "quality heatmap", "find weak regions", "blur map", "inpaint mask", "saliency"],
+            is_input_list=True,
+            inputs=[
+                images_input(),
+                io.Combo.Input(
+                    "mode",
+                    options=MAP_MODES,
+                    default=MAP_MODES[0],
+                    tooltip="tiles: squares of tile_size, each scored alone. patch tokens: one pass, finer.",
+                ),
+                io.Int.Input(
+                    "tile_size", default=256, min=32, max=4096, step=8, tooltip="Side of a tile in pixels, for tiles."
+                ),
+                io.Combo.Input(
+                    "weak_mode",
+                    options=WEAK_MODES,
+                    default="weakest share",
+                    tooltip="below score: weak is what scores under weak_limit. weakest share: that share of it.",
+                ),
+                io.Float.Input(
+                    "weak_limit",
+                    default=0.25,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="A score, or a share of the picture (0.25: its weakest quarter), see weak_mode.",
+                ),
+                io.Boolean.Input(
+                    "stretch_colours",
+                    default=True,
+                    advanced=True,
+                    tooltip="Colours from this picture's worst to its best region. Off: from 0 to 1, comparable.",
+                ),
+                model_input(),
+            ],
+            outputs=[
+                io.Image.Output("heat_map", is_output_list=True, tooltip="The scores in colour."),
+                io.Image.Output("overlay", is_output_list=True, tooltip="The same over the picture."),
+                io.Mask.Output("weak_regions", is_output_list=True, tooltip="White where the picture is weak."),
+                io.Float.Output(
+                    "region_scores", is_output_list=True, tooltip="All regions' scores, row by row, image by image."
+                ),
+                io.String.Output("report", tooltip="The regions' scores as a table."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[Tensor],
+        mode: list[str],
+        tile_size: list[int],
+        weak_mode: list[Any],
+        weak_limit: list[float],
+        stretch_colours: list[bool],
+        model: list[Any] | None = None,
+    ) -> io.NodeOutput:
+        from ..rali_core.quality_map import colour_scores, score_patches, score_tiles, weak_regions
+
+        handle = first(model) or get_model()
+        load_on_device(handle)
+        heats, overlays, masks, scores, lines = [], [], [], [], []
+        single = split_images(images)
+        report_image = progress_reporter(len(single))
+        for number, image in enumerate(single):
+            pixels = to_pixels(to_core(image)).cpu()
+            if first(mode) == MAP_MODES[0]:
+                drawn = score_tiles(handle.scorer, pixels, tile=first(tile_size))
+                assert drawn is not None  # nothing stops it
+            else:
+                drawn = score_patches(handle.scorer, pixels)
+            low, high = (float(value) for value in drawn.pixels.aminmax())
+            stretched = first(stretch_colours) and high > low
+            colours = colour_scores(drawn.pixels, low, high) if stretched else colour_scores(drawn.pixels)
+            heats.append(from_core(colours))
+            overlays.append(from_core(torch.lerp(pixels, colours, OVERLAY_SHARE)))
+            masks.append(weak_regions(drawn.pixels, first(weak_limit), first(weak_mode)).unsqueeze(0))
+            scores += drawn.regions.flatten().tolist()
+            lines.append(f"image {number}: {low:.3f} to {high:.3f}")
+            lines += [" ".join(f"{score:.3f}" for score in row) for row in drawn.regions.tolist()]
+            report_image(number + 1, None)
+        return io.NodeOutput(
+            join_images(heats),
+            join_images(overlays),
+            join_masks(masks),
+            scores,
+            "\n".join(lines),
+            ui=show([], note=f"{min(scores):.3f} to {max(scores):.3f}, {len(scores)} regions"),
+        )
+
+
+class RaliContactSheet(io.ComfyNode):
+    """Ranks images on one picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RALI_ContactSheet",
+            display_name="RALI Contact Sheet",
+            category="RALI",
+            description="One picture of all the images, best first, each with its score: to compare at a glance.",
+            search_aliases=["grid", "image grid", "ranked grid", "overview", "compare images"],
+            is_input_list=True,
+            inputs=[
+                images_input(),
+                scores_input("One score in 0..1 per image; where nothing is wired the images are scored here."),
+                io.Int.Input("columns", default=4, min=1, max=32, tooltip="Images in a row."),
+                io.Int.Input("cell", default=256, min=80, max=1024, step=8, tooltip="Side of an image in pixels."),
+                model_input(),
+                coverage_input(),
+            ],
+            outputs=[io.Image.Output("sheet", tooltip="The ranked grid.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[Tensor],
+        columns: list[int],
+        cell: list[int],
+        coverage: list[str],
+        scores: list[float] | None = None,
+        model: list[Any] | None = None,
+    ) -> io.NodeOutput:
+        from ..rali_core.sheet import draw_contact_sheet
+
+        single = split_images(images)
+        wired = check_numbers(scores, len(single), "scores")
+        scored = Scores(wired, None) if wired else score_images(single, first(model), first(coverage))
+        sheet = draw_contact_sheet(
+            [to_pil(image) for image in single],
+            scored.values,
+            names=[f"image {index}" for index in range(len(single))],
+            bands=None if wired else scored.bands(),
+            columns=first(columns),
+            cell=first(cell),
+        )
+        return io.NodeOutput(from_pil(sheet), ui=show(scored.values))

@@ -1,0 +1,37 @@
+"""One JSON object per line, appended so that neither a crash nor a second writer spoils what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+_lock = Lock()
+
+
+def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Append one record to a JSON Lines file, made where it does not exist.
+
+    The line is written with one call in append mode, so lines of several processes do not mix, and it is on the disk
+    before this returns. Where an earlier writer died in the middle of a line, the new one starts on a line of its own.
+
+    Args:
+        path: The file; its folder must exist.
+        record: JSON types; NaN is refused, since no JSON reader has to take it.
+
+    Raises:
+        ValueError: The record holds NaN or infinite numbers.
+        OSError: The file cannot be written.
+    """
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    with _lock, Path(path).open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,166 @@
+"""Nodes for the tests: a probe that reports what arrives, lists, and tiny diffusion models with seeded weights."""
+
+import hashlib
+
+import torch
+from comfy_api.latest import ComfyExtension, io
+
+
+def describe(value):
+    if isinstance(value, torch.Tensor):
+        digest = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        each = [hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest() for x in value]
+        return {"shape": list(value.shape), "sha": digest, "each": each, "mean": float(value.float().mean())}
+    if isinstance(value, dict):
+        return {key: describe(item) for key, item in value.items()}
+    return value
+
+
+class Probe(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_Probe", category="test", is_input_list=True, is_output_node=True,
+            inputs=[io.AnyType.Input("value"), *[io.AnyType.Input(f"value{i}", optional=True) for i in range(2, 9)]],
+            outputs=[],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **values):
+        return io.NodeOutput(ui={"probe": [{k: [describe(v) for v in items] for k, items in values.items()}]})
+
+
+class Numbers(io.ComfyNode):
+    """ "1,2,3" as a list of whole numbers and of floats."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_Numbers", category="test", inputs=[io.String.Input("text")],
+            outputs=[io.Int.Output("ints", is_output_list=True), io.Float.Output("floats", is_output_list=True)],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, text):
+        floats = [float(part) for part in text.split(",")]
+        return io.NodeOutput([int(number) for number in floats], floats)
+
+
+class Collect(io.ComfyNode):
+    """Several images as a list, sizes as they are."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_Collect", category="test",
+            inputs=[io.Image.Input(f"image{i}", optional=i > 1) for i in range(1, 9)],
+            outputs=[io.Image.Output("list", is_output_list=True), io.Image.Output("batch", is_output_list=True)],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **images):
+        ordered = [images[f"image{i}"] for i in range(1, 9) if images.get(f"image{i}") is not None]
+        same = len({image.shape for image in ordered}) == 1
+        return io.NodeOutput(ordered, [torch.cat(ordered)] if same else ordered)
+
+
+class Odd(io.ComfyNode):
+    """Images that something upstream spoiled."""
+
+    @classmethod
+    def define_schema(cls):
+        kinds = ["nan", "empty", "pixel", "rgba", "grey", "overshoot", "wild", "noise"]
+        return io.Schema(
+            node_id="Test_Odd", category="test",
+            inputs=[io.Combo.Input("kind", options=kinds), io.Int.Input("count", default=1), io.Int.Input("seed", default=0)],
+            outputs=[io.Image.Output("image")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, kind, count, seed):
+        image = torch.rand(count, 64, 96, 3, generator=torch.Generator().manual_seed(seed))
+        if kind == "nan":
+            image[-1, 5, 5, 1] = float("nan")
+        return io.NodeOutput(
+            {
+                "nan": image, "empty": image[:0], "pixel": image[:, :1, :1], "grey": image[..., :1],
+                "rgba": torch.cat([image, torch.full_like(image[..., :1], 0.5)], dim=-1), "overshoot": image * 1.2 - 0.1,
+                "wild": image * 255, "noise": image,
+            }[kind]
+        )  # fmt: skip
+
+
+class Latents(io.ComfyNode):
+    """Latents and masks whose values tell which image they belong to."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_Followers", category="test", inputs=[io.Int.Input("count")],
+            outputs=[io.Latent.Output("latents"), io.Mask.Output("masks")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, count):
+        number = torch.arange(count).float()
+        return io.NodeOutput(
+            {"samples": number.view(-1, 1, 1, 1).expand(-1, 4, 2, 2).clone()},
+            number.view(-1, 1, 1).expand(-1, 8, 8).clone() / 16,
+        )
+
+
+class TinyDiffusion(io.ComfyNode):
+    """An SD 1.x network, a few channels wide, and a TAESD autoencoder, both with seeded random weights."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_TinyDiffusion", category="test", inputs=[],
+            outputs=[io.Model.Output("model"), io.Conditioning.Output("conditioning"), io.Vae.Output("vae")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls):
+        import comfy.model_patcher
+        import comfy.sd
+        import comfy.supported_models
+        import comfy.taesd.taesd
+
+        def seeded(module, seed):
+            generator = torch.Generator().manual_seed(seed)
+            for name, parameter in module.named_parameters():
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
+                values = torch.randn(parameter.shape, generator=generator) / max(fan_in, 1) ** 0.5
+                scale = 1.0 if parameter.ndim > 1 else 0.1
+                offset = 1.0 if name.endswith("weight") and parameter.ndim == 1 else 0.0
+                parameter.data = (values * scale + offset).to(parameter.dtype)
+            return module
+
+        settings = {
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
+            "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
+            "transformer_depth_middle": 1, "context_dim": 16, "num_heads": 4, "num_head_channels": -1,
+            "use_spatial_transformer": True, "use_linear_in_transformer": False, "adm_in_channels": None, "legacy": False,
+            "use_temporal_attention": False, "dtype": torch.float32,
+        }  # fmt: skip
+        config = comfy.supported_models.SD15(settings)
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model({}, "")
+        seeded(model.diffusion_model, 1)
+        cpu = torch.device("cpu")
+        patcher = comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+        auto = comfy.taesd.taesd.TAESD(latent_channels=4)
+        seeded(auto, 2)
+        states = {**auto.state_dict(), "vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
+        vae = comfy.sd.VAE(sd=states)
+        context = torch.randn(1, 77, 16, generator=torch.Generator().manual_seed(3))
+        return io.NodeOutput(patcher, [[context, {}]], vae)
+
+
+class Extension(ComfyExtension):
+    async def get_node_list(self):
+        return [Probe, Numbers, Collect, Odd, Latents, TinyDiffusion]
+
+
+async def comfy_entrypoint():
+    return Extension()

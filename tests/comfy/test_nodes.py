@@ -1,0 +1,520 @@
+"""Every node executed by a real ComfyUI, through /prompt, on real pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+NODE_IDS = {
+    "RALI_LoadModel", "RALI_Score", "RALI_BestOfN", "RALI_Filter", "RALI_Gate", "RALI_BestOfNSampler",
+    "RALI_QualityMap", "RALI_ContactSheet", "RALI_CombineScores", "RALI_SaveImage",
+}  # fmt: skip
+WIDGETS = {
+    "RALI_Score": {"aggregation": "mean", "threshold": 0.5, "coverage": "model's own"},
+    "RALI_BestOfN": {"k": 1, "order": "best first", "scores_weight": 1.0, "coverage": "model's own"},
+    "RALI_Filter": {"threshold": 0.5, "coverage": "model's own"},
+    "RALI_Gate": {"threshold": 0.5, "mode": "block", "aggregation": "minimum", "coverage": "model's own"},
+    "RALI_QualityMap": {
+        "mode": "tiles", "tile_size": 128, "weak_mode": "weakest share", "weak_limit": 0.25, "stretch_colours": True,
+    },
+    "RALI_ContactSheet": {"columns": 3, "cell": 128, "coverage": "model's own"},
+    "RALI_SaveImage": {"filename_prefix": "RALI/{score}_{rank}", "format": "png", "quality": 90, "sidecar": True},
+    "RALI_CombineScores": {
+        "weight_a": 1.0, "weight_b": 1.0, "weight_c": 1.0, "weight_d": 1.0, "normalisation": "none",
+        "combination": "mean",
+    },
+    "RALI_BestOfNSampler": {
+        "seed": 5, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "n": 4,
+        "keep": 1, "threshold": 1.0, "batch_per_try": 1, "coverage": "model's own",
+    },
+}  # fmt: skip
+
+
+def rali(kind: str, /, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": {**WIDGETS.get(kind, {}), **inputs}}
+
+
+def plain(kind: str, /, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+@pytest.fixture(scope="module")
+def pictures(server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any]) -> dict[str, str]:
+    """Names in the input folder: good, seven damaged copies of it, and a picture of another size."""
+    good = photographs["astronaut"].resize((384, 384))
+    names = {"good": server.picture("good.png", good), "wide": server.picture("wide.png", photographs["rocket"])}
+    for level in range(1, 8):
+        damaged = tools["degrade"](good, level, seed=level)
+        names[f"bad{level}"] = server.picture(f"bad{level}.png", damaged)
+    return names
+
+
+def collected(names: list[str]) -> dict[str, Any]:
+    """A prompt's part that loads pictures and collects them: node "c", outputs 0 list and 1 batch."""
+    loaded = {f"l{i}": plain("LoadImage", image=name) for i, name in enumerate(names, start=1)}
+    return {**loaded, "c": plain("Test_Collect", **{f"image{i}": [f"l{i}", 0] for i in range(1, len(names) + 1)})}
+
+
+def eight(pictures: dict[str, str]) -> list[str]:
+    """The undistorted picture in the sixth place."""
+    bad = [pictures[f"bad{level}"] for level in range(1, 8)]
+    return [*bad[:5], pictures["good"], *bad[5:]]
+
+
+def test_every_node_is_registered_with_descriptions_and_tooltips(server: Any) -> None:
+    found = {name: info for name, info in server.get("/object_info").items() if name.startswith("RALI_")}
+    assert set(found) == NODE_IDS
+    for name, info in found.items():
+        assert info["category"] == "RALI"
+        assert info["description"], name
+        assert len(info["search_aliases"]) >= 3, name
+        for section in ("required", "optional"):
+            for key, (_, options) in info["input"].get(section, {}).items():
+                assert options.get("tooltip"), f"{name}.{key}"
+        assert all(info["output_tooltips"]), name
+    # Of ours: a core node that needs OpenGL may fail on a machine without it.
+    assert not [line for line in server.text().splitlines() if "IMPORT FAILED" in line and "RALI" in line]
+
+
+def test_score_shows_one_number_per_image_and_hands_the_images_on(server: Any, pictures: dict[str, str]) -> None:
+    prompt = {
+        **collected([pictures["good"], pictures["bad5"]]),
+        "s": rali("RALI_Score", images=["c", 1], threshold=0.3),
+        "p": plain("Test_Probe", **{f"value{i if i > 1 else ''}": ["s", i - 1] for i in range(1, 7)}),
+        "q": plain("Test_Probe", value=["c", 1]),
+    }
+    run = server.run(prompt).check()
+    seen, scores = run.seen("p"), run.scores("s")
+    assert len(scores) == 2
+    assert seen["value"] == run.seen("q")["value"]  # unchanged: same shape, same bits
+    assert seen["value2"] == [pytest.approx(np.mean(scores), abs=1e-5)]
+    assert seen["value3"] == pytest.approx(scores, abs=1e-5)
+    assert seen["value4"] == [bool(np.mean(scores) >= 0.3)]
+    assert seen["value5"] == [",".join(str(i) for i in np.argsort(-np.array(scores)))]
+    assert seen["value6"][0].startswith("1. image ")
+
+
+def test_the_node_gives_the_librarys_scores(server: Any, pictures: dict[str, str], bundled_scorer: Any) -> None:
+    run = server.run(
+        {**collected([pictures["good"], pictures["wide"]]), "s": rali("RALI_Score", images=["c", 0])}
+    ).check()
+    files = [server.folder / "input" / pictures[name] for name in ("good", "wide")]
+    assert run.scores("s") == pytest.approx(bundled_scorer.score(files).scores.tolist(), abs=1e-4)
+
+
+def test_a_scored_batch_costs_nothing_again_and_a_new_threshold_scores_nothing(
+    server: Any, pictures: dict[str, str]
+) -> None:
+    prompt = {**collected(eight(pictures)), "s": rali("RALI_Score", images=["c", 1], threshold=0.111)}
+    first = server.run(prompt).check()
+    prompt["s"]["inputs"]["threshold"] = 0.222
+    second = server.run(prompt).check()
+    assert "s" in second.executed
+    assert second.scores("s") == first.scores("s")
+    # Scoring reports its progress; looking up does not.
+    assert not [data for kind, data in second.messages if kind == "progress" and data["node"] == "s"]
+    cached = server.run(prompt).check()
+    assert "s" not in cached.executed
+    assert cached.scores("s") == first.scores("s")
+
+
+def test_best_of_n_finds_the_undistorted_picture_among_eight(server: Any, pictures: dict[str, str]) -> None:
+    prompt = {
+        **collected(eight(pictures)),
+        "f": plain("Test_Followers", count=8),
+        "n": plain("Test_Numbers", text="10,11,12,13,14,15,16,17"),
+        "b": rali("RALI_BestOfN", images=["c", 1], latents=["f", 0], masks=["f", 1], seeds=["n", 0]),
+        "p": plain("Test_Probe", **{f"value{i if i > 1 else ''}": ["b", i - 1] for i in range(1, 7)}),
+        "g": plain("LoadImage", image=pictures["good"]),
+        "q": plain("Test_Probe", value=["g", 0]),
+    }
+    run = server.run(prompt).check()
+    seen = run.seen("p")
+    assert seen["value3"] == ["5"]
+    assert seen["value"] == run.seen("q")["value"]
+    assert seen["value4"][0]["samples"]["mean"] == 5.0
+    assert seen["value5"][0]["mean"] == pytest.approx(5 / 16)
+    assert seen["value6"] == [15]
+
+
+@pytest.mark.parametrize("output", [0, 1], ids=["list", "batch"])
+def test_followers_stay_with_their_images_in_any_order(server: Any, pictures: dict[str, str], output: int) -> None:
+    prompt = {
+        **collected(eight(pictures)),
+        "f": plain("Test_Followers", count=8),
+        "n": plain("Test_Numbers", text="0.5,0.9,0.1,0.7,0.2,0.3,0.4,0.6"),
+        "p2": plain("Test_Probe", value=["c", 1]),
+    }
+    for order, wanted in (("best first", [1, 3, 7]), ("as they came", [1, 3, 7]), ("worst first", [2, 4, 5])):
+        prompt["b"] = rali(
+            "RALI_BestOfN", images=["c", output], k=3, order=order, scores=["n", 1], latents=["f", 0], masks=["f", 1],
+            seeds=["n", 0],
+        )  # fmt: skip
+        prompt["p"] = plain("Test_Probe", **{f"value{i if i > 1 else ''}": ["b", i - 1] for i in range(1, 7)})
+        run = server.run(prompt).check()
+        seen, all_images = run.seen("p"), run.seen("p2")["value"][0]["each"]
+        assert seen["value3"] == [",".join(map(str, wanted))]
+        assert seen["value"][0]["each"] == [all_images[index] for index in wanted]
+        assert seen["value4"][0]["samples"]["shape"] == [3, 4, 2, 2]
+        assert seen["value4"][0]["samples"]["mean"] == pytest.approx(np.mean(wanted))
+        assert seen["value5"][0]["shape"] == [3, 8, 8]
+
+
+def test_pictures_of_different_sizes_come_out_as_a_list(server: Any, pictures: dict[str, str]) -> None:
+    prompt = {
+        **collected([pictures["good"], pictures["wide"], pictures["bad3"]]),
+        "b": rali("RALI_BestOfN", images=["c", 0], k=3, order="as they came"),
+        "p": plain("Test_Probe", value=["b", 0], value2=["b", 1]),
+    }
+    seen = server.run(prompt).check().seen("p")
+    assert [image["shape"] for image in seen["value"]] == [[1, 384, 384, 3], [1, 427, 640, 3], [1, 384, 384, 3]]
+    assert len(seen["value2"]) == 3
+
+
+def test_followers_of_another_number_are_an_error_that_says_so(server: Any, pictures: dict[str, str]) -> None:
+    prompt = {
+        **collected([pictures["good"], pictures["bad1"]]),
+        "n": plain("Test_Numbers", text="1,2,3"),
+        "b": rali("RALI_BestOfN", images=["c", 1], seeds=["n", 0]),
+        "p": plain("Test_Probe", value=["b", 0]),
+    }
+    run = server.run(prompt)
+    assert run.ending == "execution_error"
+    assert "seeds: expected one for each of the 2 images, got 3" in run.error
+
+
+def test_filter_splits_as_the_scores_say(server: Any, pictures: dict[str, str]) -> None:
+    base = collected(eight(pictures))
+    scores = server.run({**base, "s": rali("RALI_Score", images=["c", 1])}).check().scores("s")
+    threshold = round(float(np.mean(scores)), 4)
+    prompt = {
+        **base,
+        "f": rali("RALI_Filter", images=["c", 1], threshold=threshold),
+        "p": plain(
+            "Test_Probe",
+            value=["f", 0],
+            value2=["f", 1],
+            value3=["f", 2],
+            value4=["f", 3],
+            value5=["f", 4],
+            value6=["f", 5],
+            value7=["f", 6],
+        ),
+        "q": plain("Test_Probe", value=["c", 1]),
+    }
+    run = server.run(prompt).check()
+    seen, each = run.seen("p"), run.seen("q")["value"][0]["each"]
+    passed = [i for i, score in enumerate(scores) if score >= threshold]
+    assert 0 < len(passed) < 8
+    assert seen["value"][0]["each"] == [each[i] for i in passed]
+    assert seen["value2"][0]["each"] == [each[i] for i in range(8) if i not in passed]
+    assert (seen["value3"], seen["value4"]) == ([len(passed)], [False])
+    assert seen["value5"] == pytest.approx(scores, abs=1e-5)
+    assert seen["value6"] == pytest.approx([scores[i] for i in passed], abs=1e-5)
+    assert seen["value7"] == [",".join(map(str, passed))]
+
+
+@pytest.mark.parametrize(("threshold", "runs", "rests"), [(0.0, "a", "r"), (1.0, "r", "a")])
+def test_what_hangs_on_an_empty_side_of_the_filter_does_not_run(
+    server: Any, pictures: dict[str, str], threshold: float, runs: str, rests: str
+) -> None:
+    prompt = {
+        **collected([pictures["good"], pictures["bad4"]]),
+        "f": rali("RALI_Filter", images=["c", 1], threshold=threshold),
+        "a": plain("PreviewImage", images=["f", 0]),
+        "r": plain("PreviewImage", images=["f", 1]),
+    }
+    run = server.run(prompt).check()
+    assert len(run.outputs[runs]["images"]) == 2
+    assert rests not in run.outputs
+
+
+def test_a_shut_gate_leaves_upscale_and_save_unexecuted(server: Any, pictures: dict[str, str]) -> None:
+    def prompt(threshold: float, mode: str = "block") -> dict[str, Any]:
+        return {
+            "l": plain("LoadImage", image=pictures["good"]),
+            "g": rali("RALI_Gate", value=["l", 0], images=["l", 0], threshold=threshold, mode=mode),
+            "u": plain("ImageScaleBy", image=["g", 0], upscale_method="bilinear", scale_by=2.0 + threshold),
+            "s": plain("SaveImage", images=["u", 0], filename_prefix="gate"),
+        }
+
+    shut = server.run(prompt(1.0)).check()
+    assert "s" not in shut.outputs
+    assert not list((server.folder / "output").glob("gate*"))
+    opened = server.run(prompt(0.0)).check()
+    assert len(opened.outputs["s"]["images"]) == 1
+    raised = server.run(prompt(1.0, "raise"))
+    assert raised.ending == "execution_error"
+    assert "the score is too low" in raised.error
+
+
+def test_what_leads_to_a_shut_gate_is_not_computed_and_either_or_takes_the_other_way(
+    server: Any, pictures: dict[str, str]
+) -> None:
+    def prompt(threshold: float, mode: str) -> dict[str, Any]:
+        return {
+            "l": plain("LoadImage", image=pictures["bad2"]),
+            "v": plain("ImageScaleBy", image=["l", 0], upscale_method="bilinear", scale_by=1.5 + threshold),
+            "o": plain("ImageInvert", image=["l", 0]),
+            "g": rali("RALI_Gate", value=["v", 0], otherwise=["o", 0], images=["l", 0], threshold=threshold, mode=mode),
+            "p": plain("Test_Probe", value=["g", 0]),
+        }
+
+    blocked = server.run(prompt(1.0, "block")).check()
+    assert not {"v", "o"} & blocked.executed
+    assert "p" not in blocked.outputs
+    other = server.run(prompt(1.0, "either-or")).check()
+    assert {"v", "o"} & other.executed == {"o"}
+    assert other.seen("p")["value"][0]["shape"] == [1, 384, 384, 3]
+    through = server.run(prompt(0.0, "either-or")).check()
+    assert "v" in through.executed
+    assert through.seen("p")["value"][0]["shape"] == [1, 576, 576, 3]
+
+
+def test_a_gate_judges_by_a_score_too(server: Any) -> None:
+    prompt = {
+        "n": plain("Test_Numbers", text="0.2,0.8"),
+        "g": rali("RALI_Gate", value=["n", 0], score=["n", 1], threshold=0.5, aggregation="maximum"),
+        "p": plain("Test_Probe", value=["g", 0], value2=["g", 1], value3=["g", 2]),
+    }
+    assert server.run(prompt).check().seen("p") == {"value": [0, 0], "value2": [True], "value3": [0.8]}
+
+
+def sampler(**inputs: Any) -> dict[str, Any]:
+    return {
+        "d": plain("Test_TinyDiffusion"),
+        "e": plain("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "b": rali(
+            "RALI_BestOfNSampler", model=["d", 0], positive=["d", 1], negative=["d", 1], latent_image=["e", 0],
+            vae=["d", 2], **inputs,
+        ),
+        "p": plain("Test_Probe", value=["b", 0], value2=["b", 1], value3=["b", 2], value4=["b", 3], value5=["b", 4]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "dpmpp_2m_sde"])
+def test_a_winning_seed_makes_the_same_image_in_ksampler(server: Any, name: str) -> None:
+    run = server.run(sampler(sampler_name=name, n=3, keep=2)).check()
+    seen = run.seen("p")
+    assert seen["value4"] == sorted(seen["value4"], reverse=True)
+    assert len(run.scores("b")) == 3
+    for place, seed in enumerate(seen["value3"]):
+        again = {
+            "d": plain("Test_TinyDiffusion"),
+            "e": plain("EmptyLatentImage", width=64, height=64, batch_size=1),
+            "k": plain(
+                "KSampler", model=["d", 0], positive=["d", 1], negative=["d", 1], latent_image=["e", 0], seed=seed,
+                steps=3, cfg=2.0, sampler_name=name, scheduler="normal", denoise=1.0,
+            ),
+            "v": plain("VAEDecode", samples=["k", 0], vae=["d", 2]),
+            "p": plain("Test_Probe", value=["v", 0], value2=["k", 0]),
+        }  # fmt: skip
+        same = server.run(again).check().seen("p")
+        assert same["value"][0]["each"][0] == seen["value"][0]["each"][place]
+        assert same["value2"][0]["samples"]["each"][0] == seen["value2"][0]["samples"]["each"][place]
+
+
+def test_the_sampler_stops_early_and_its_progress_spans_all_tries(server: Any) -> None:
+    everything = server.run(sampler(n=4, seed=100)).check()
+    assert everything.seen("p")["value5"][0].startswith("all 4 seeds tried")
+    progress = [data for kind, data in everything.messages if kind == "progress" and data["node"] == "b"]
+    assert {data["max"] for data in progress} >= {12}
+    early = server.run(sampler(n=4, seed=100, threshold=0.0)).check()
+    assert early.seen("p")["value5"][0].startswith("stopped early: 1 reached 0 after 1 of 4 seeds")
+    assert early.seen("p")["value3"] == [100]
+
+
+def test_batches_of_tries_find_what_single_tries_find(server: Any) -> None:
+    single = server.run(sampler(n=4, seed=7, keep=4)).check().seen("p")
+    batched = server.run(sampler(n=4, seed=7, keep=4, batch_per_try=3)).check().seen("p")
+    by_seed = dict(zip(single["value3"], single["value4"], strict=True))
+    assert {seed: pytest.approx(by_seed[seed], abs=1e-3) for seed in by_seed} == dict(
+        zip(batched["value3"], batched["value4"], strict=True)
+    )
+
+
+def test_an_interrupted_sampler_hands_on_the_best_so_far(server: Any) -> None:
+    interrupted = []
+
+    def interrupt(host: Any, kind: str, data: dict[str, Any]) -> None:
+        # After the second of the tries has begun.
+        if kind == "progress" and data["node"] == "b" and data["value"] > 45 and not interrupted:
+            interrupted.append(host.post("/interrupt", {}))
+
+    run = server.run(sampler(n=200, seed=300, steps=40), on_message=interrupt).check()
+    assert interrupted
+    report = run.seen("p")["value5"][0]
+    assert report.startswith("interrupted after ")
+    assert report.splitlines()[0].endswith("of 200 seeds; the best so far")
+    assert run.seen("p")["value"][0]["shape"] == [1, 64, 64, 3]
+
+
+def test_an_interrupted_scoring_stops_and_the_server_goes_on(server: Any, pictures: dict[str, str]) -> None:
+    sent = []
+
+    def interrupt(host: Any, kind: str, data: dict[str, Any]) -> None:
+        if kind == "progress" and data["node"] == "s" and not sent:
+            sent.append(host.post("/interrupt", {}))
+
+    prompt = {"o": plain("Test_Odd", kind="noise", count=400, seed=9), "s": rali("RALI_Score", images=["o", 0])}
+    assert server.run(prompt, on_message=interrupt).ending == "execution_interrupted"
+    server.run({**collected([pictures["good"]]), "s": rali("RALI_Score", images=["c", 1])}).check()
+
+
+@pytest.mark.parametrize("mode", ["tiles", "patch tokens"])
+def test_a_quality_map_marks_the_spoiled_half(
+    server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any], mode: str
+) -> None:
+    half = photographs["astronaut"].copy()
+    half.paste(tools["degrade"](half, 6).crop((0, 0, 256, 512)), (0, 0))
+    prompt = {
+        "l": plain("LoadImage", image=server.picture("half.png", half)),
+        "m": rali("RALI_QualityMap", images=["l", 0], mode=mode),
+        "p": plain("Test_Probe", value=["m", 0], value2=["m", 1], value3=["m", 2], value4=["m", 3], value5=["m", 4]),
+        "i": plain("MaskToImage", mask=["m", 2]),
+        "s": plain("SaveImage", images=["i", 0], filename_prefix=f"mask-{mode[:5]}"),
+    }
+    run = server.run(prompt).check()
+    seen = run.seen("p")
+    assert [seen[key][0]["shape"] for key in ("value", "value2", "value3")] == [[1, 512, 512, 3]] * 2 + [[1, 512, 512]]
+    assert 0 < seen["value3"][0]["mean"] <= 0.5
+    assert len(seen["value4"]) == (16 if mode == "tiles" else 256)
+    mask = np.asarray(Image.open(server.folder / "output" / run.outputs["s"]["images"][0]["filename"]).convert("L"))
+    assert mask[:, :256].mean() > mask[:, 256:].mean()
+
+
+def test_a_contact_sheet_holds_all_images(server: Any, pictures: dict[str, str]) -> None:
+    prompt = {
+        **collected([*eight(pictures)[:7], pictures["wide"]]),
+        "s": rali("RALI_ContactSheet", images=["c", 0]),
+        "p": plain("Test_Probe", value=["s", 0]),
+    }
+    shape = server.run(prompt).check().seen("p")["value"][0]["shape"]
+    assert shape[0] == 1
+    assert shape[2] == 3 * (128 + 12) + 12
+
+
+def test_scores_are_combined(server: Any) -> None:
+    prompt = {
+        "a": plain("Test_Numbers", text="0.2,0.8,0.5"),
+        "b": plain("Test_Numbers", text="0.9,0.1,0.5"),
+        "c": rali("RALI_CombineScores", scores_a=["a", 1], scores_b=["b", 1], weight_b=3.0),
+        "p": plain("Test_Probe", value=["c", 0], value2=["c", 1]),
+    }
+    assert server.run(prompt).check().seen("p") == {"value": pytest.approx([0.725, 0.275, 0.5]), "value2": ["0,2,1"]}
+
+
+@pytest.mark.parametrize("file_format", ["png", "webp", "jpeg"])
+def test_saved_files_carry_score_and_workflow(server: Any, pictures: dict[str, str], file_format: str) -> None:
+    prompt = {
+        **collected([pictures["bad6"], pictures["good"]]),
+        "n": plain("Test_Numbers", text="41,42"),
+        "v": rali(
+            "RALI_SaveImage", images=["c", 1], seeds=["n", 0], format=file_format,
+            filename_prefix=file_format + "/{rank}_{score}_{seed}",
+        ),
+    }  # fmt: skip
+    extra = {"extra_pnginfo": {"workflow": {"nodes": [], "made by": "the test"}}}
+    run = server.run(prompt, extra=extra).check()
+    folder, scores = server.folder / "output" / file_format, run.scores("v")
+    ranks = [1 if score == max(scores) else 2 for score in scores]
+    records = [json.loads(line) for line in (folder / "rali_scores.jsonl").read_text().splitlines()]
+    for index, shown in enumerate(run.outputs["v"]["images"]):
+        assert shown["filename"].startswith(f"{ranks[index]}_{scores[index]:.3f}_{41 + index}_00001_")
+        with Image.open(folder / shown["filename"]) as image:
+            image.load()
+            if file_format == "png":
+                texts = image.text
+            else:
+                texts = dict(str(value).split(":", 1) for value in image.getexif().values() if ":" in str(value))
+        assert float(texts["rali_score"]) == pytest.approx(scores[index], abs=1e-4)
+        assert float(texts["aesthetic_score"]) == pytest.approx(scores[index], abs=1e-4)
+        assert json.loads(texts["workflow"])["made by"] == "the test"
+        assert json.loads(texts["prompt"])["v"]["class_type"] == "RALI_SaveImage"
+        assert records[index]["file"] == shown["filename"]
+        assert records[index]["rali_score"] == pytest.approx(scores[index], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", "image 1 .of 2, counted from 0. cannot be scored: .*NaN"),
+        ("empty", "the batch is empty, there is no image to score"),
+        ("wild", "got values from .* divide by 255"),
+    ],
+)
+def test_spoiled_images_are_an_error_that_says_so(server: Any, kind: str, message: str) -> None:
+    import re
+
+    prompt = {"o": plain("Test_Odd", kind=kind, count=2, seed=0), "s": rali("RALI_Score", images=["o", 0])}
+    run = server.run(prompt)
+    assert run.ending == "execution_error"
+    assert re.search(message, run.error), run.error
+
+
+@pytest.mark.parametrize("kind", ["pixel", "rgba", "grey", "overshoot"])
+def test_odd_but_sound_images_have_a_score(server: Any, kind: str) -> None:
+    prompt = {"o": plain("Test_Odd", kind=kind, count=2, seed=0), "s": rali("RALI_Score", images=["o", 0])}
+    assert all(0 < score < 1 for score in server.run(prompt).check().scores("s"))
+
+
+def test_models_in_the_folder_are_offered_and_a_deleted_or_broken_one_says_what_to_do(
+    server: Any, tiny_file: Path, pictures: dict[str, str]
+) -> None:
+    folder = server.folder / "models" / "rali"
+    folder.mkdir(exist_ok=True)
+    (folder / "mine.safetensors").write_bytes(tiny_file.read_bytes())
+    (folder / "notes.ckpt").write_bytes(b"no")
+
+    def choices() -> list[str]:
+        found = server.get("/object_info/RALI_LoadModel")["RALI_LoadModel"]["input"]["required"]["model"]
+        return list(found[1]["options"] if isinstance(found[0], str) else found[0])
+
+    assert choices() == ["rali-small (bundled)", "mine.safetensors"]
+    prompt = {
+        **collected([pictures["good"]]),
+        "m": plain("RALI_LoadModel", model="mine.safetensors", dtype="auto", device="auto"),
+        "s": rali("RALI_Score", images=["c", 1], model=["m", 0]),
+    }
+    scored = server.run(prompt).check().scores("s")
+    bundled = server.run({**collected([pictures["good"]]), "s": rali("RALI_Score", images=["c", 1])}).check()
+    assert scored != bundled.scores("s")
+    (folder / "mine.safetensors").unlink()
+    assert "put it back, or choose 'rali-small (bundled)'" in server.run(prompt).error
+    time.sleep(0.01)
+    (folder / "mine.safetensors").write_bytes(tiny_file.read_bytes()[:5000])
+    broken = server.run(prompt)
+    assert broken.ending == "execution_error"
+    assert "it may be damaged or half downloaded" in broken.error
+    (folder / "mine.safetensors").write_bytes(tiny_file.read_bytes())
+    assert server.run(prompt).check().scores("s") == scored
+    assert server.get("/system_stats")
+
+
+def test_two_hundred_prompts_leave_the_memory_as_it_was(server: Any) -> None:
+    def queue(count: int, start: int) -> None:
+        for seed in range(start, start + count):
+            prompt = {
+                "o": plain("Test_Odd", kind="noise", count=1, seed=seed),
+                "s": rali("RALI_Score", images=["o", 0]),
+                "b": rali("RALI_BestOfN", images=["s", 0]),
+                "p": plain("Test_Probe", value=["b", 1]),
+            }
+            assert server.post("/prompt", {"prompt": prompt})[0] == 200
+        while server.get("/prompt")["exec_info"]["queue_remaining"]:
+            time.sleep(0.2)
+
+    queue(20, 1000)
+    before = server.memory()
+    queue(200, 2000)
+    assert server.memory() - before < 150
+    history = server.get("/history")
+    assert sum(entry["status"]["status_str"] == "success" for entry in history.values()) >= 200

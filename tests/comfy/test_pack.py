@@ -1,0 +1,110 @@
+"""What holds for the pack without a running ComfyUI."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = [REPOSITORY / "__init__.py", *sorted((REPOSITORY / "nodes").glob("*.py"))]
+NODE_IDS = sorted(
+    identifier
+    for path in SOURCES
+    for identifier in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
+)  # fmt: skip
+
+
+def project() -> dict[str, object]:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and later read TOML")
+    loaded: dict[str, object] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_there_are_ten_nodes() -> None:
+    assert len(NODE_IDS) == len(set(NODE_IDS)) == 10
+
+
+def test_the_root_imports_without_comfyui_and_registers_nothing() -> None:
+    code = f"""
+import importlib.util, sys
+before = list(sys.path)
+spec = importlib.util.spec_from_file_location("anything", {str(REPOSITORY / "__init__.py")!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert not hasattr(module, "comfy_entrypoint") and not hasattr(module, "WEB_DIRECTORY")
+assert sys.path == before and "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_nodes_import_the_core_relatively_and_leave_the_path_alone() -> None:
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        assert "sys.path" not in text
+        for node in ast.walk(ast.parse(text)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            assert not {name.split(".")[0] for name in names} & {"rali_core", "nodes"}, path
+
+
+def test_nothing_heavy_and_no_model_management_is_imported_at_start() -> None:
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # top level only
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                text = ast.unparse(node)
+                assert not re.search(r"\b(comfy\.|open_clip|timm|scorer|quality_map|sheet)\b", text), f"{path}: {text}"
+
+
+def test_requirements_are_the_dependencies_without_torch() -> None:
+    listed = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    required = [line for line in listed if line and not line.startswith("#")]
+    dependencies = project()["project"]["dependencies"]  # type: ignore[index]
+    assert required == [line for line in dependencies if not re.match(r"torch\b", line)]
+    assert not any(re.search(r"<|==|~=", line) for line in required)
+
+
+def test_the_registrys_entry_is_complete() -> None:
+    table = project()["tool"]["comfy"]  # type: ignore[index]
+    assert set(table) >= {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"}
+    for key, ratio in (("Icon", 1), ("Banner", 21 / 9)):
+        with Image.open(REPOSITORY / "docs" / "images" / table[key].rsplit("/", 1)[1]) as image:
+            assert image.width / image.height == pytest.approx(ratio)
+
+
+def test_the_archive_leaves_out_nothing_that_nodes_need() -> None:
+    left_out = [line.rstrip("/") for line in (REPOSITORY / ".comfyignore").read_text().splitlines() if line[0] != "#"]
+    assert "rali_core" not in left_out
+    kept = [
+        path for path in (REPOSITORY / "rali_core").glob("*.py") if str(path.relative_to(REPOSITORY)) not in left_out
+    ]
+    for path in kept:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and path.parent.name == "rali_core":
+                assert f"rali_core/{(node.module or '').split('.')[0]}" not in left_out, path
+
+
+@pytest.mark.parametrize("node", NODE_IDS)
+def test_every_node_has_a_help_page_with_a_picture_and_names_in_all_languages(node: str) -> None:
+    page = (REPOSITORY / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert (REPOSITORY / "web" / "docs" / picture).stat().st_size < 300_000
+    for language in ("en", "zh", "ja"):
+        names = json.loads((REPOSITORY / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+        assert names[node]["display_name"]
+
+
+def test_every_workflow_has_a_thumbnail() -> None:
+    files = sorted((REPOSITORY / "workflows").glob("*.json"))
+    assert len(files) >= 6
+    for path in files:
+        assert json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        assert path.with_suffix(".jpg").stat().st_size < 60_000

@@ -1,0 +1,64 @@
+"""The template workflows, run by a real ComfyUI; a tiny random network stands in for the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+# Output of the checkpoint loader to output of the test pack's loader; the text encoder's only output is output 1.
+STAND_IN = {"CheckpointLoaderSimple": {0: 0, 2: 2}, "CLIPTextEncode": {0: 1}}
+
+
+def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """The page's format to the server's."""
+    links = {link[0]: link for link in workflow["links"]}
+    kinds = {str(node["id"]): node["type"] for node in workflow["nodes"]}
+    prompt: dict[str, Any] = {"tiny": {"class_type": "Test_TinyDiffusion", "inputs": {}}}
+    for node in workflow["nodes"]:
+        if node["type"] in STAND_IN:
+            continue
+        values = iter(node["widgets_values"])
+        described = info[node["type"]]["input"]
+        inputs: dict[str, Any] = {}
+        for name, entry in {**described.get("required", {}), **described.get("optional", {})}.items():
+            options = entry[1] if len(entry) > 1 else {}
+            if (isinstance(entry[0], list) or entry[0] in WIDGET_TYPES) and not options.get("forceInput"):
+                inputs[name] = next(values)
+                if options.get("control_after_generate") or options.get("image_upload"):
+                    next(values)
+        assert list(values) == [], node["type"]
+        for slot in node["inputs"]:
+            if slot["link"] is not None:
+                _, source, output, target, place, _ = links[slot["link"]]
+                assert target == node["id"]
+                assert node["inputs"][place]["name"] == slot["name"]
+                kind = kinds[str(source)]
+                inputs[slot["name"]] = ["tiny", STAND_IN[kind][output]] if kind in STAND_IN else [str(source), output]
+        if "steps" in inputs:
+            inputs["steps"] = 2
+        if node["type"] == "EmptyLatentImage":
+            inputs |= {"width": 64, "height": 64}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_a_workflow_runs(server: Any, photographs: dict[str, Image.Image], file: Path) -> None:
+    server.picture("example.png", photographs["coffee"].resize((320, 200)))
+    workflow = json.loads(file.read_text(encoding="utf-8"))
+    ours = [node["type"] for node in workflow["nodes"] if node["type"].startswith("RALI_")]
+    assert ours
+    info = server.get("/object_info")
+    assert {node["type"] for node in workflow["nodes"]} <= set(info)
+    assert all(
+        node["type"] in ours or "custom_nodes" not in info[node["type"]]["python_module"] for node in workflow["nodes"]
+    )
+    server.run(to_prompt(workflow, info)).check()

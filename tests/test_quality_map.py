@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rali_core.checkpoint import load_model
+from rali_core.patch_tokens import embed_patches
+from rali_core.quality_map import colour_scores, score_patches, score_tiles, weak_regions
+from rali_core.scorer import RaliScorer
+
+
+def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_tiles_score_is_that_of_the_tile_alone(tiny_scorer: RaliScorer) -> None:
+    image = picture(96, 64)
+    drawn = score_tiles(tiny_scorer, image, tile=32)
+    assert drawn is not None
+    assert drawn.regions.shape == (3, 2)
+    alone = tiny_scorer.score(image[:, 64:, 32:]).scores[0]
+    assert float(drawn.regions[2, 1]) == pytest.approx(float(alone), abs=1e-6)
+    assert drawn.pixels[64:, 32:].unique().tolist() == pytest.approx([float(alone)], abs=1e-6)
+
+
+def test_tiles_that_overlap_share_their_pixels(tiny_scorer: RaliScorer) -> None:
+    drawn = score_tiles(tiny_scorer, picture(32, 48), tile=32)
+    assert drawn is not None
+    assert drawn.regions.shape == (1, 2)
+    assert drawn.pixels[0, 20] == pytest.approx(float(drawn.regions.mean()), abs=1e-6)
+
+
+def test_a_tile_larger_than_the_picture_is_cut_to_it(tiny_scorer: RaliScorer) -> None:
+    drawn = score_tiles(tiny_scorer, picture(20, 20), tile=500)
+    assert drawn is not None
+    assert drawn.regions.shape == (1, 1)
+
+
+def test_stopping_leaves_no_half_map(tiny_scorer: RaliScorer) -> None:
+    assert score_tiles(tiny_scorer, picture(200, 200), tile=32, progress=lambda _done, _total: False) is None
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 100), (200, 60), (1, 1)])
+def test_patches_cover_pictures_of_any_shape(tiny_scorer: RaliScorer, shape: tuple[int, int]) -> None:
+    drawn = score_patches(tiny_scorer, picture(*shape))
+    assert drawn.pixels.shape == shape
+    assert torch.isfinite(drawn.pixels).all()
+    assert drawn.regions.min() >= 0
+    assert drawn.regions.max() <= 1
+
+
+def test_patches_of_a_timm_tower_are_scored_too(tiny_timm_file: object) -> None:
+    scorer = RaliScorer(*(lambda loaded: (loaded.model, loaded.info))(load_model(tiny_timm_file)), device="cpu")  # type: ignore[arg-type]
+    assert score_patches(scorer, picture(64, 64)).regions.shape == (4, 4)
+
+
+def test_the_class_token_put_in_a_patchs_place_gives_the_pooled_embedding(tiny_timm_file: object) -> None:
+    # The patches go through what the class token goes through: check it on the class token itself.
+    model = load_model(tiny_timm_file).model  # type: ignore[arg-type]
+    trunk = model.encoder.trunk
+    inputs = picture(64, 64).unsqueeze(0)
+    with torch.inference_mode():
+        tokens = trunk.forward_features(inputs)
+        through = model.encoder.head(trunk.forward_head(tokens[:, :1].reshape(-1, 1, tokens.shape[-1])))
+        torch.testing.assert_close(through, model.embed(inputs))
+        assert embed_patches(model.encoder, inputs).shape == (1, 4, 4, 64)
+
+
+def test_an_open_clip_tower_is_left_as_it_was(tiny_scorer: RaliScorer) -> None:
+    before = tiny_scorer.model.encoder.output_tokens
+    score_patches(tiny_scorer, picture(32, 32))
+    assert tiny_scorer.model.encoder.output_tokens is before
+
+
+def test_weak_regions_are_absolute_or_a_share() -> None:
+    scores = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    assert weak_regions(scores, 0.25).tolist() == [[1, 1], [0, 0]]
+    assert weak_regions(scores, 0.25, "weakest share").tolist() == [[1, 0], [0, 0]]
+    assert weak_regions(scores, 0.0, "weakest share").sum() == 0
+    assert weak_regions(torch.full((4, 4), 0.5), 0.5, "weakest share").sum() == 0
+
+
+def test_colours_run_from_red_to_green() -> None:
+    drawn = colour_scores(torch.tensor([[0.0, 0.5, 1.0]]))
+    assert drawn.shape == (3, 1, 3)
+    assert drawn[0, 0, 0] > drawn[1, 0, 0]
+    assert drawn[1, 0, 2] > drawn[0, 0, 2]
+
+
+def test_senseless_settings_are_refused(tiny_scorer: RaliScorer) -> None:
+    with pytest.raises(ValueError, match="tile must be at least 16 pixels, got 8"):
+        score_tiles(tiny_scorer, picture(32, 32), tile=8)
+    with pytest.raises(ValueError, match="at most 32:1, got 100 x 2: use tiles"):
+        score_patches(tiny_scorer, picture(2, 100))
+    with pytest.raises(ValueError, match="a share must lie in 0..1, got 2"):
+        weak_regions(torch.zeros(2, 2), 2.0, "weakest share")
+    with pytest.raises(ValueError, match="mode must be one of below score, weakest share, got 'x'"):
+        weak_regions(torch.zeros(2, 2), 0.5, "x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected low < high, got 1 and 0"):
+        colour_scores(torch.zeros(2, 2), 1.0, 0.0)
