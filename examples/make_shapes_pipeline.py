@@ -74,6 +74,7 @@ def build() -> StableDiffusionPipeline:
                 beta_schedule="scaled_linear",
                 clip_sample=False,
                 timestep_spacing="trailing",
+                steps_offset=1,
             ),
             safety_checker=None,
             feature_extractor=None,
@@ -113,7 +114,10 @@ def train(pipe: Any, steps: int, batch: int) -> None:
         optimiser.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"autoencoder {step}: {float(loss.detach()):.4f}, spread {float(latents.std()):.3f}", flush=True)
+            print(
+                f"autoencoder {step}: {float(loss.detach()):.4f}, spread {float(latents.detach().std()):.3f}",
+                flush=True,
+            )
     with torch.no_grad():
         words = pipe.encode_prompt("a shape", "cpu", 1, False)[0]
     averaged = [parameter.detach().clone() for parameter in unet.parameters()]
