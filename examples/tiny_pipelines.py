@@ -87,10 +87,10 @@ def tiny_vae(*, latent_channels: int = 4, **settings: Any) -> AutoencoderKL:
     ).eval()
 
 
-def tiny_unet(*, in_channels: int = 4, wide: bool = False, **settings: Any) -> UNet2DConditionModel:
-    """A conditional U-Net for 16 x 16 latents; `wide` has enough weights to learn something."""
+def tiny_unet(*, in_channels: int = 4, **settings: Any) -> UNet2DConditionModel:
+    """A conditional U-Net for 16 x 16 latents."""
     return UNet2DConditionModel(
-        block_out_channels=(32, 64) if wide else (16, 32),
+        block_out_channels=(16, 32),
         layers_per_block=1,
         sample_size=16,
         in_channels=in_channels,

@@ -86,12 +86,15 @@ def predict_original(scheduler: Any, sample: Tensor, output: Tensor, timestep: A
             a, s = torch.ones_like(sigma), sigma
     # The flow matching schedulers have no prediction_type: there is only one.
     kind = "flow_prediction" if names & _FLOW_MATCHING else scheduler.config.prediction_type
+    original: Tensor
     if kind == "epsilon":
-        return (sample - s * output) / a
-    if kind == "v_prediction":
-        return a * sample / (a**2 + s**2) - s * output / (a**2 + s**2).sqrt()
-    if kind == "flow_prediction":
-        return sample - s * output
-    if kind == "sample":
-        return output
-    raise ValueError(f"prediction_type {kind!r} of {type(scheduler).__name__} is not known here")
+        original = (sample - s * output) / a
+    elif kind == "v_prediction":
+        original = a * sample / (a**2 + s**2) - s * output / (a**2 + s**2).sqrt()
+    elif kind == "flow_prediction":
+        original = sample - s * output
+    elif kind == "sample":
+        original = output
+    else:
+        raise ValueError(f"prediction_type {kind!r} of {type(scheduler).__name__} is not known here")
+    return original

@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from .transforms import Ranks, Standardise, apply_all
+from .transforms import Ranks, Standardise, Transform, apply_all
 
 Normalisation = Literal["none", "standardise", "ranks"]
 Reward: TypeAlias = Callable[[Any], Sequence[float]]
+_TRANSFORMS: dict[str, tuple[Transform, ...]] = {"none": (), "standardise": (Standardise(),), "ranks": (Ranks(),)}
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,12 @@ class CombinedReward:
         Raises:
             ValueError: The rewards are not finite, or not as many for each name.
         """
-        transforms = {"none": (), "standardise": (Standardise(),), "ranks": (Ranks(),)}[self.normalise]
-        raw: dict[str, list[float]] = {}
-        total: Tensor | None = None
-        for name, (reward, weight) in self.rewards.items():
-            raw[name] = [float(value) for value in reward(images)]
-            part = weight * apply_all(transforms, torch.tensor(raw[name], dtype=torch.float64))
-            if total is not None and len(part) != len(total):
-                raise ValueError(f"{name} gave {len(part)} rewards, those before it {len(total)}")
-            total = part if total is None else total + part
-        assert total is not None  # there is at least one reward
-        return raw, total
+        raw = {name: [float(value) for value in reward(images)] for name, (reward, _) in self.rewards.items()}
+        counts = {name: len(values) for name, values in raw.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"expected as many rewards from each, got {counts}")
+        weighted = [
+            weight * apply_all(_TRANSFORMS[self.normalise], torch.tensor(raw[name], dtype=torch.float64))
+            for name, (_, weight) in self.rewards.items()
+        ]
+        return raw, torch.stack(weighted).sum(dim=0)

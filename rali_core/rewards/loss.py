@@ -87,7 +87,7 @@ class RaliLoss(nn.Module):
         Returns:
             The reduced loss, with a gradient to the latents.
         """
-        return self(decode(latents))
+        return self.forward(decode(latents))
 
     def _reduce(self, losses: Tensor) -> Tensor:
         if self.reduction == "none":
