@@ -42,6 +42,13 @@ def tensors_to_shrink(pipe: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
             f"a batch inside {type(pipe).__name__} cannot be made smaller while it runs (it can in "
             f"{', '.join(_SHRINKABLE)}); {remedy}"
         )
+    # Older versions read fewer of them back (SD3's pooled embeddings before diffusers 0.32, for one).
+    missing = sorted(set(names) - set(type(pipe)._callback_tensor_inputs))
+    if missing:
+        raise ValueError(
+            f"a batch inside this version's {type(pipe).__name__} cannot be made smaller while it runs, as its "
+            f"callback does not reach {', '.join(missing)}; update diffusers, or {remedy}"
+        )
     for name in _KEPT_IN_LOOP:
         if arguments.get(name) is not None:
             raise ValueError(f"a batch made with {name} cannot be made smaller while it runs; {remedy}")
