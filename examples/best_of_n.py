@@ -1,7 +1,7 @@
 """Make n pictures from n seeds, keep the best.
 
-    python examples/best_of_n.py --n 8 --keep 2 --output best/
-    python examples/best_of_n.py --model stabilityai/stable-diffusion-xl-base-1.0 --prompt "a lighthouse at dusk" --n 16
+python examples/best_of_n.py --n 8 --keep 2 --output best/
+python examples/best_of_n.py --model stabilityai/stable-diffusion-xl-base-1.0 --prompt "a lighthouse at dusk" --n 16
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sort out a folder of generated pictures: those that reach a score are copied, and a contact sheet shows all.
 
-    python examples/filter_folder.py pictures/ --at-least 0.5 --output good/
+python examples/filter_folder.py pictures/ --at-least 0.5 --output good/
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Best of n with early pruning: what it saves, and what became of each seed.
 
-    python examples/prune.py --n 16 --steps 20
+python examples/prune.py --n 16 --steps 20
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Search seeds in rounds until a picture reaches a score, and stop there.
 
-    python examples/seed_search.py --threshold 0.7 --rounds 4 --n 8
+python examples/seed_search.py --threshold 0.7 --rounds 4 --n 8
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
     """Refuse arguments that cannot go together with best-of-N.
 
     Raises:
-        TypeError: `pipe` is not a pipeline.
+        TypeError: `pipe` is not a pipeline, or it has no such argument.
         ValueError: An argument that best-of-N sets itself, or an unknown output type.
     """
     if not callable(pipe) or not hasattr(pipe, "components"):
@@ -50,6 +50,11 @@ def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
     output_type = arguments.get("output_type", "pil")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+    # Some of diffusers' own pipelines swallow what they do not know, for old arguments: `treshold=0.8` would be lost.
+    known = inspect.signature(type(pipe).__call__).parameters
+    if type(pipe).__module__.startswith("diffusers."):
+        for name in arguments.keys() - known.keys():
+            raise TypeError(f"neither best_of_n nor {type(pipe).__name__} has an argument {name!r}")
 
 
 def choose_seeds(n: int, seeds: Sequence[int] | None) -> tuple[int, ...]:

@@ -163,7 +163,7 @@ def test_blanked_images_never_win_and_are_reported(tiny: Any, arguments: Any, co
         def forward(self, clip_input: Any, images: Any) -> Any:
             nonlocal calls
             flags = [(calls := calls + 1) in flagged for _ in range(len(images))]
-            return np.stack([image * (not flag) for image, flag in zip(images, flags, strict=True)]), flags
+            return torch.stack([image * (not flag) for image, flag in zip(images, flags, strict=True)]), flags
 
     calls, flagged = 0, {2, 3}
     pipe = tiny.tiny_sd15()
@@ -202,9 +202,7 @@ def test_prompt_embeddings_are_split_like_prompts(sd15: Any, arguments: Any, con
     assert np.allclose(result.scores, expected.scores, atol=0.05)
 
 
-def test_several_images_per_prompt_are_that_many_candidates_per_call(
-    sd15: Any, arguments: Any, contrast: Any
-) -> None:
+def test_several_images_per_prompt_are_that_many_candidates_per_call(sd15: Any, arguments: Any, contrast: Any) -> None:
     best_of_n(sd15, n=5, scorer=contrast, exact=False, **arguments("sd15", num_images_per_prompt=2))
     assert contrast.batches == [2, 2, 1]
 

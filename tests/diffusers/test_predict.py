@@ -11,7 +11,12 @@ from rali_core.diffusers_hook.recorder import StepRecorder
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TIMESTEP = ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler"]
-EXPLODING = ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"]
+EXPLODING = [
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+]
 PRESERVING = [
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
@@ -45,8 +50,6 @@ def mix(name: str, scheduler: Any, step: int) -> tuple[float, float]:
 def test_a_perfect_denoiser_gives_the_picture_back_at_every_step(name: str, prediction: str) -> None:
     if name in FLOW and prediction != "epsilon":
         pytest.skip("flow matching has one prediction type")
-    if prediction == "sample" and name in ("LMSDiscreteScheduler", "HeunDiscreteScheduler"):
-        pytest.skip("diffusers itself does not implement it")
     scheduler = make(name, prediction)
     generator = torch.Generator().manual_seed(1)
     clean = torch.randn(2, 4, 8, 8, generator=generator)
@@ -64,7 +67,12 @@ def test_a_perfect_denoiser_gives_the_picture_back_at_every_step(name: str, pred
         }[prediction]
         if name in FLOW:
             output = noise - clean
-        scheduler.step(output, timestep, noisy)
+        try:
+            scheduler.step(output, timestep, noisy)
+        except (NotImplementedError, ValueError) as error:
+            # Some schedulers themselves know no "sample"; anything else must not be passed over.
+            assert prediction == "sample", error
+            pytest.skip(f"{name} does not implement it")
         tolerance = 1e-4 * max(1.0, s / a if a else 1.0)
         if a:
             assert torch.allclose(recorder.predicted(), clean, atol=tolerance), (step, timestep)

@@ -140,7 +140,9 @@ def test_image_to_image_batches_shrink_too(sd15: Any, arguments: Any, contrast: 
     start = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     call = {"prompt": "x", "image": start, "num_inference_steps": 6, "strength": 0.7, "output_type": "np"}
     sizes, hook = batch_sizes(pipe.unet)
-    result = best_of_n(pipe, n=4, batch_size=4, scorer=contrast, prune=SuccessiveHalving(at=(0.5,)), exact=False, **call)
+    result = best_of_n(
+        pipe, n=4, batch_size=4, scorer=contrast, prune=SuccessiveHalving(at=(0.5,)), exact=False, **call
+    )
     hook.remove()
     assert sizes == [8, 8, 4, 4]
     expected = pipe(**call, generator=torch.Generator().manual_seed(result.seeds[0])).images[0]
@@ -187,9 +189,7 @@ def test_a_cheaper_decoder_judges_the_previews(sd15: Any, tiny: Any, arguments: 
     assert len(calls) == 4
 
 
-def test_an_error_inside_a_suspended_call_comes_out_and_leaves_no_thread(
-    sd15: Any, arguments: Any
-) -> None:
+def test_an_error_inside_a_suspended_call_comes_out_and_leaves_no_thread(sd15: Any, arguments: Any) -> None:
     def broken(images: list[Image.Image]) -> list[float]:
         raise ZeroDivisionError("on purpose")
 
