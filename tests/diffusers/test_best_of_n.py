@@ -161,6 +161,7 @@ def test_blanked_images_never_win_and_are_reported(tiny: Any, arguments: Any, co
 
     class Flags(StableDiffusionSafetyChecker):  # the real interface and blanking, with a verdict that is known
         def forward(self, clip_input: Any, images: Any) -> Any:
+            del clip_input
             nonlocal calls
             flags = [(calls := calls + 1) in flagged for _ in range(len(images))]
             return torch.stack([image * (not flag) for image, flag in zip(images, flags, strict=True)]), flags
@@ -298,8 +299,8 @@ def test_saving_writes_pictures_with_metadata_a_sheet_and_all_figures(
         ({"output_type": "jpeg"}, "output_type must be one of"),
         ({"prompt": []}, "empty list"),
         ({"prompt": ["a", "b"], "negative_prompt": ["c"]}, "expected 2 entries in negative_prompt"),
-        ({"scorer": lambda images: [0.0, 1.0]}, "2 scores for 1 images"),
-        ({"scorer": lambda images: [float("nan")]}, "not finite"),
+        ({"scorer": lambda _: [0.0, 1.0]}, "2 scores for 1 images"),
+        ({"scorer": lambda _: [float("nan")]}, "not finite"),
     ],
 )
 def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str, sd15: Any, arguments: Any) -> None:
@@ -314,7 +315,7 @@ def test_what_is_no_pipeline_or_no_scorer_is_refused(sd15: Any, arguments: Any) 
     with pytest.raises(TypeError, match="scorer must be a RaliScorer or a callable"):
         best_of_n(sd15, n=2, scorer=3, **arguments("sd15"))
     with pytest.raises(TypeError, match="treshold"):
-        best_of_n(sd15, n=2, scorer=lambda images: [0.0], treshold=1.0, **arguments("sd15"))
+        best_of_n(sd15, n=2, scorer=lambda _: [0.0], treshold=1.0, **arguments("sd15"))
 
 
 @pytest.mark.parametrize("prune", [None, SuccessiveHalving()])

@@ -49,7 +49,7 @@ def test_pixels_that_are_not_finite_are_an_error(tiny: Any) -> None:
     vae = tiny.tiny_vae()
     with torch.no_grad():
         vae.decoder.conv_out.bias.fill_(float("nan"))
-        with pytest.raises(ValueError, match="AutoencoderKL in torch.float32 decoded to NaN"):
+        with pytest.raises(ValueError, match=r"AutoencoderKL in torch\.float32 decoded to NaN"):
             decode_latents(vae, torch.zeros(1, 4, 16, 16))
 
 

@@ -121,9 +121,7 @@ def test_what_a_scheduler_remembers_shrinks_with_the_batch(
         assert np.abs(image - alone(pipe, seed, **call)).max() < 1e-3
 
 
-def test_a_batch_spread_over_several_calls_is_compared_as_one(
-    sd15: Any, arguments: Any, alone: Any, contrast: Any
-) -> None:
+def test_a_batch_spread_over_several_calls_is_compared_as_one(sd15: Any, arguments: Any, contrast: Any) -> None:
     call = arguments("sd15", num_inference_steps=5)
     wide = best_of_n(sd15, n=6, keep=2, batch_size=4, scorer=contrast, prune=SuccessiveHalving(), **call)
     narrow = best_of_n(sd15, n=6, keep=2, scorer=contrast, prune=SuccessiveHalving(), **call)
@@ -131,7 +129,7 @@ def test_a_batch_spread_over_several_calls_is_compared_as_one(
     assert same(wide.images[0], narrow.images[0])
 
 
-def test_image_to_image_batches_shrink_too(sd15: Any, arguments: Any, contrast: Any) -> None:
+def test_image_to_image_batches_shrink_too(sd15: Any, contrast: Any) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
     components = {name: part for name, part in sd15.components.items() if name != "image_encoder"}
@@ -166,14 +164,14 @@ def test_a_tensor_without_the_batch_is_refused() -> None:
         shrink_tensors({"mask": torch.zeros(3, 1)}, [0], 4)
 
 
-def test_guidance_halves_are_shrunk_each(sd15: Any) -> None:
+def test_guidance_halves_are_shrunk_each() -> None:
     tensors = {"latents": torch.arange(4.0), "prompt_embeds": torch.arange(8.0)}
     shrunk = shrink_tensors(tensors, [0, 3], 4)
     assert shrunk["latents"].tolist() == [0, 3]
     assert shrunk["prompt_embeds"].tolist() == [0, 3, 4, 7]
 
 
-def test_a_cheaper_decoder_judges_the_previews(sd15: Any, tiny: Any, arguments: Any, contrast: Any) -> None:
+def test_a_cheaper_decoder_judges_the_previews(sd15: Any, arguments: Any, contrast: Any) -> None:
     from diffusers import AutoencoderTiny
 
     with torch.random.fork_rng(devices=[]):
@@ -191,7 +189,7 @@ def test_a_cheaper_decoder_judges_the_previews(sd15: Any, tiny: Any, arguments: 
 
 def test_an_error_inside_a_suspended_call_comes_out_and_leaves_no_thread(sd15: Any, arguments: Any) -> None:
     def broken(images: list[Image.Image]) -> list[float]:
-        raise ZeroDivisionError("on purpose")
+        raise ZeroDivisionError(f"on purpose, for {len(images)}")
 
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError, match="on purpose"):

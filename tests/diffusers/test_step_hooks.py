@@ -54,7 +54,7 @@ def test_a_run_can_be_stopped_and_gives_the_predicted_picture(
     assert same(alone(sd15, 3, **arguments("sd15")), alone(sd15, 3, **arguments("sd15")))  # the next run is whole
 
 
-def test_batches_are_scored_by_image(sd15: Any, arguments: Any, contrast: Any, alone: Any) -> None:
+def test_batches_are_scored_by_image(sd15: Any, arguments: Any, contrast: Any) -> None:
     with RaliStepCallback(sd15, scorer=contrast) as callback:
         images = sd15(
             **arguments("sd15", num_images_per_prompt=2),

@@ -51,9 +51,9 @@ def test_flow_grpo_gets_its_scores(form: str, scorer: Any, pixels: Any, monkeypa
         return flow_grpo_score(device, model=None)
 
     def constant() -> Any:
-        return lambda images, prompts, metadata: ([1.0] * len(images), {})
+        return lambda images, *_: ([1.0] * len(images), {})
 
-    monkeypatch.setattr("rali_core.rewards.core.RaliScorer.from_pretrained", lambda *_, **settings: scorer)
+    monkeypatch.setattr("rali_core.rewards.core.RaliScorer.from_pretrained", lambda *_, **__: scorer)
     images = pixels if form == "NCHW float" else (pixels * 255).byte().permute(0, 2, 3, 1).numpy()
     assert "device" in flow_grpo_score.__code__.co_varnames
     rewards = flow_grpo_trainer({"rali": factory, "one": constant}, {"rali": 0.5, "one": 2.0}, images)

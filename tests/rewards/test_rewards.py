@@ -81,9 +81,9 @@ def test_the_differentiable_reward_has_the_same_values_and_a_gradient(scorer: An
 def test_settings_beside_a_scorer_and_bad_images_are_refused(scorer: Any, model_file: Any) -> None:
     with pytest.raises(ValueError, match="belong to the scorer"):
         RaliReward(scorer, batch_size=2)
-    with pytest.raises(FileNotFoundError, match="no model 'nowhere.safetensors'"):
+    with pytest.raises(FileNotFoundError, match=r"no model 'nowhere\.safetensors'"):
         RaliReward("nowhere.safetensors")([])
-    with pytest.raises(ImageError, match="image 0: expected .* in \\[0, 1\\]"):
+    with pytest.raises(ImageError, match=r"image 0: expected .* in \[0, 1\]"):
         RaliReward(model_file, device="cpu")(torch.full((1, 3, 8, 8), 200.0))
 
 
