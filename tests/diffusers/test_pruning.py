@@ -232,11 +232,11 @@ def test_the_callers_autocast_and_inference_mode_hold_in_the_suspended_calls(
 
 
 def test_a_scheduler_without_a_known_preview_is_refused(tiny: Any, arguments: Any, contrast: Any) -> None:
-    from diffusers import KDPM2DiscreteScheduler
+    from diffusers import IPNDMScheduler
 
     pipe = tiny.tiny_sd15()
-    pipe.scheduler = KDPM2DiscreteScheduler()
-    with pytest.raises(ValueError, match="predicted picture of KDPM2DiscreteScheduler is not known"):
+    pipe.scheduler = IPNDMScheduler()
+    with pytest.raises(ValueError, match="predicted picture of IPNDMScheduler is not known"):
         best_of_n(pipe, n=2, scorer=contrast, prune=SuccessiveHalving(), **arguments("sd15"))
 
 
