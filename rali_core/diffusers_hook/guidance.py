@@ -30,7 +30,8 @@ class RaliGuidance(StepHook):
     Args:
         pipe: The pipeline that will be called.
         loss: The loss to lower.
-        scale: Step size. Gradients of a score per latent are small (about 1e-5 to 1e-2): start at 100 and see `losses`.
+        scale: Step size. A score's gradient per latent is small and differs between models: try powers of ten and
+            see `losses`.
         clip: Largest nudge per step, as a part of the latents' RMS, in (0, 1].
         start: First guided step, as a fraction of all steps; earlier pictures are too vague to judge.
         stop: Where guidance ends, as a fraction; the last steps then repair what it broke.

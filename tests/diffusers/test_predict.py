@@ -110,9 +110,7 @@ def test_learned_variance_is_left_out() -> None:
 
 
 def test_an_unknown_scheduler_or_prediction_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"IPNDMScheduler is not known here; set pipe\.scheduler to one of DDIM"
-    ):
+    with pytest.raises(ValueError, match=r"IPNDMScheduler is not known here; set pipe\.scheduler to one of DDIM"):
         StepRecorder(diffusers.IPNDMScheduler())
     scheduler = make("DDIMScheduler", "epsilon")
     scheduler.register_to_config(prediction_type="other")
