@@ -1,0 +1,215 @@
+"""`best_of_n`: make n images from n seeds, keep the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import Any
+
+from tqdm import tqdm
+
+from ..selection import rank
+from .calls import check_pipe_arguments, choose_seeds, describe, split_by_prompt, takes_callback
+from .counting import DenoiserCounter
+from .halving import SuccessiveHalving
+from .result import BestOfN, Candidate, Report, Stop
+from .rounds import Finished, Job, make_all, make_pruned
+from .scoring import Scorer, make_score_function
+
+Progress = Callable[[int, int], bool | None]
+"""Called as progress(candidates done, candidates in all); returning False ends the run with the best so far."""
+
+
+def best_of_n(
+    pipe: Any,
+    *,
+    n: int,
+    keep: int = 1,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 1,
+    threshold: float | None = None,
+    scorer: Scorer | None = None,
+    prune: SuccessiveHalving | None = None,
+    keep_latents: bool = False,
+    exact: bool = True,
+    progress: Progress | None = None,
+    **pipe_kwargs: Any,
+) -> BestOfN:
+    """Make `n` images per prompt with a diffusers pipeline and keep the best.
+
+    Memory grows with `keep` and `batch_size`; with `prune` also with the suspended calls, each of which holds its
+    latents and text embeddings. Ctrl-C returns the best so far where there is one.
+
+    Args:
+        pipe: Any text-to-image, image-to-image or inpainting pipeline; it is not changed.
+        n: Candidates per prompt.
+        keep: Images to keep per prompt.
+        seeds: n different whole numbers; by default 0, 1, ... n - 1.
+        batch_size: Images per call of the pipeline; `num_images_per_prompt` means the same here.
+        threshold: Stop a prompt's candidates once `keep` finished images reach this score.
+        scorer: A `RaliScorer`, or a callable from a list of PIL images to as many numbers, higher is better; by
+            default the bundled model.
+        prune: Compare candidates by their predicted pictures on the way and drop the weaker ones. With a batch size
+            over 1 only for pipelines whose batch can be made smaller while they run.
+        keep_latents: Keep the final latents of the kept images too.
+        exact: With a batch size over 1, make the kept images again alone: matrix products of another batch size round
+            otherwise, so that a seed alone could give an image that differs in the last bits (or, over many steps,
+            visibly). Costs `keep` more images.
+        progress: Called as progress(candidates done, candidates in all); returning False stops. By default a progress
+            bar on a terminal.
+        pipe_kwargs: The pipeline's own arguments. A list of prompts gives the best per prompt.
+
+    Returns:
+        The kept images, by prompt and best first; fewer than `keep` where the safety checker or a stop left fewer.
+
+    Raises:
+        TypeError: Not a pipeline, or a scorer that cannot be called.
+        ValueError: An argument is out of range, or cannot go together with best-of-N; the message says which.
+        RuntimeError: The safety checker blanked all images of a prompt.
+        KeyboardInterrupt: Ctrl-C before the first image was finished.
+
+    Example:
+        >>> result = best_of_n(pipe, n=8, prompt="a lighthouse at dusk")  # doctest: +SKIP
+        >>> result.images[0].save("best.png")  # doctest: +SKIP
+    """
+    check_pipe_arguments(pipe, pipe_kwargs)
+    chosen_seeds = choose_seeds(n, seeds)
+    if not 1 <= keep <= n:
+        raise ValueError(f"keep must lie between 1 and n = {n}, got {keep}")
+    batch_size = _batch_size(batch_size, pipe_kwargs.pop("num_images_per_prompt", None))
+    if (prune is not None or keep_latents) and not takes_callback(pipe):
+        raise ValueError(f"{type(pipe).__name__} has no callback_on_step_end, which prune and keep_latents need")
+    score = make_score_function(scorer)
+    prompts = split_by_prompt(pipe, pipe_kwargs)
+    total = n * len(prompts)
+    kept: list[tuple[int, Finished]] = []
+    candidates: list[Candidate] = []
+    stopped: Stop | None = None
+    cost, previews = 0.0, 0
+    with (
+        DenoiserCounter(pipe) as counter,
+        tqdm(total=total, unit="image", desc="best of n", disable=None if progress is None else True) as bar,
+    ):
+        if prune is not None and counter.calls is None:
+            raise ValueError(
+                f"{type(pipe).__name__} has no unet or transformer, so that pruning cannot count its calls"
+            )
+        for prompt, arguments in enumerate(prompts):
+            job = Job(pipe, arguments, score, counter, batch_size)
+            search = _Search(job, chosen_seeds, keep, threshold)
+            if stopped is None or stopped == "threshold":
+
+                def report(done: int, before: int = prompt * n) -> bool:
+                    bar.update(before + done - bar.n)
+                    return progress is None or progress(before + done, total) is not False
+
+                stopped = search.run(prune, report) or stopped
+                if exact and batch_size > 1:
+                    stopped = search.make_again() or stopped
+            kept += [(prompt, image) for image in search.best]
+            candidates += search.candidates(prompt)
+            cost, previews = max(cost, job.cost), previews + job.previews
+        calls = counter.calls
+    if not kept and stopped == "interrupt":
+        raise KeyboardInterrupt
+    return BestOfN(
+        images=tuple(image.image for _, image in kept),
+        scores=tuple(image.score for _, image in kept if image.score is not None),
+        seeds=tuple(image.seed for _, image in kept),
+        prompts=tuple(prompt for prompt, _ in kept),
+        pictures=tuple(image.picture for _, image in kept),
+        latents=tuple(image.latents for _, image in kept if image.latents is not None) if keep_latents else None,
+        report=Report(
+            candidates=tuple(candidates),
+            denoiser_calls=calls,
+            full_denoiser_calls=None if calls is None or not cost else round(cost * total),
+            previews=previews,
+            stopped=stopped,
+        ),
+        settings={"pipeline": type(pipe).__name__, "arguments": describe(pipe_kwargs)},
+    )
+
+
+def _batch_size(batch_size: int, per_prompt: int | None) -> int:
+    if batch_size < 1 or (per_prompt is not None and per_prompt < 1):
+        raise ValueError(f"batch_size must be at least 1, got {batch_size if per_prompt is None else per_prompt}")
+    if per_prompt is not None and batch_size not in (1, per_prompt):
+        raise ValueError(
+            f"batch_size={batch_size} and num_images_per_prompt={per_prompt} both say how many images one call makes; "
+            "give one of them"
+        )
+    return per_prompt or batch_size
+
+
+class _Search:
+    """One prompt's candidates on their way; `best` holds the images worth keeping, best first."""
+
+    def __init__(self, job: Job, seeds: tuple[int, ...], keep: int, threshold: float | None) -> None:
+        self._job, self._seeds, self._keep, self._threshold = job, seeds, keep, threshold
+        self._scores: dict[int, float | None] = {}
+        self.best: list[Finished] = []
+
+    def run(self, prune: SuccessiveHalving | None, report: Callable[[int], bool]) -> Stop | None:
+        """Make the candidates; returns why it ended early, or None."""
+        rounds: Generator[list[Finished], None, None] = (
+            make_all(self._job, self._seeds)
+            if prune is None
+            else make_pruned(self._job, self._seeds, prune, self._keep)
+        )
+        try:
+            with closing(rounds):
+                for images in rounds:
+                    self._take(images)
+                    if self._reached():
+                        return "threshold"
+                    if not report(len(self._scores) + len(self._job.pruned)):
+                        return "progress"
+        except KeyboardInterrupt:
+            return "interrupt"
+        report(len(self._seeds))
+        if not self.best:
+            raise RuntimeError(
+                f"the pipeline's safety checker blanked all {len(self._scores)} finished image(s) of "
+                f"{self._job.arguments.get('prompt', 'this prompt')!r}"
+            )
+        return None
+
+    def make_again(self) -> Stop | None:
+        """Replace the kept images by what their seeds give alone; returns why it did not, or None."""
+        made, self.best = self.best, []
+        alone = Job(self._job.pipe, self._job.arguments, self._job.score, self._job.counter, batch_size=1)
+        try:
+            for images in make_all(alone, [image.seed for image in made]):
+                self._take(images)
+        except KeyboardInterrupt:
+            self.best = made
+            return "interrupt"
+        return None
+
+    def candidates(self, prompt: int) -> list[Candidate]:
+        """What became of each seed, in their order."""
+        kept = {image.seed for image in self.best}
+        result = []
+        fate: Any
+        for seed in self._seeds:
+            steps = tuple(self._job.step_scores.get(seed, ()))
+            if seed in self._scores:
+                score = self._scores[seed]
+                fate = "kept" if seed in kept else "blanked" if score is None else "beaten"
+                result.append(Candidate(seed, prompt, score, fate, steps))
+            else:
+                fate = "pruned" if seed in self._job.pruned else "not made"
+                result.append(Candidate(seed, prompt, None, fate, steps))
+        return result
+
+    def _take(self, images: list[Finished]) -> None:
+        self._scores |= {image.seed: image.score for image in images}
+        self.best += [image for image in images if image.score is not None]
+        order = rank([image.score if image.score is not None else float("nan") for image in self.best])
+        self.best = [self.best[index] for index in order[: self._keep]]
+
+    def _reached(self) -> bool:
+        if self._threshold is None or len(self.best) < self._keep:
+            return False
+        worst = self.best[-1].score
+        return worst is not None and worst >= self._threshold

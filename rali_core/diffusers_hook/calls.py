@@ -1,0 +1,167 @@
+"""The caller's pipeline arguments: checked, split by prompt, and completed with one generator per candidate."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+_OURS = {
+    "generator": "each candidate gets its own; pass seeds=[...]",
+    "latents": "each candidate starts from the noise of its seed; pass seeds=[...]",
+    "callback_on_step_end": "best_of_n uses it itself; for step scores call the pipeline with RaliStepCallback",
+    "callback_on_step_end_tensor_inputs": "best_of_n uses it itself",
+    "callback": "best_of_n uses callback_on_step_end itself",
+    "callback_steps": "best_of_n uses callback_on_step_end itself",
+    "return_dict": "best_of_n reads the pipeline's output object",
+}
+_PER_PROMPT_LISTS = frozenset(
+    {
+        *("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3"),
+        *("image", "mask_image", "control_image"),
+    }
+)
+_PER_PROMPT_TENSORS = frozenset(
+    {
+        *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+        *("prompt_attention_mask", "negative_prompt_attention_mask", "image", "mask_image", "control_image"),
+    }
+)
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
+    """Refuse arguments that cannot go together with best-of-N.
+
+    Raises:
+        TypeError: `pipe` is not a pipeline, or it has no such argument.
+        ValueError: An argument that best-of-N sets itself, or an unknown output type.
+    """
+    if not callable(pipe) or not hasattr(pipe, "components"):
+        raise TypeError(f"expected a diffusers pipeline, got {type(pipe).__name__}")
+    for name in sorted(_OURS.keys() & arguments.keys()):
+        raise ValueError(f"{name} cannot be given here: {_OURS[name]}")
+    output_type = arguments.get("output_type", "pil")
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+    # Some of diffusers' own pipelines swallow what they do not know, for old arguments: `treshold=0.8` would be lost.
+    known = inspect.signature(type(pipe).__call__).parameters
+    if type(pipe).__module__.startswith("diffusers."):
+        for name in arguments.keys() - known.keys():
+            raise TypeError(f"neither best_of_n nor {type(pipe).__name__} has an argument {name!r}")
+
+
+def choose_seeds(n: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    """The candidates' seeds: the given ones, else 0, 1, ... n - 1.
+
+    Raises:
+        ValueError: Not n of them, not whole numbers in 0..2^63-1, or one stands there twice.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    chosen = tuple(range(n)) if seeds is None else tuple(seeds)
+    if len(chosen) != n:
+        raise ValueError(f"expected n = {n} seeds, got {len(chosen)}")
+    for seed in chosen:
+        if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise ValueError(f"a seed is a whole number in 0..2^63-1, got {seed!r}")
+    if len(set(chosen)) != n:
+        raise ValueError("the seeds hold the same number twice; both would make the same image")
+    return tuple(int(seed) for seed in chosen)
+
+
+def split_by_prompt(pipe: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """One set of arguments per prompt.
+
+    Prompts may be a list, or embeddings with a batch axis; what is given once serves all prompts.
+
+    Raises:
+        ValueError: A list beside the prompts has another length, or it cannot be told what belongs to which prompt.
+    """
+    prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
+    if isinstance(prompt, list | tuple):
+        count = len(prompt)
+        if count == 0:
+            raise ValueError("prompt is an empty list")
+    elif isinstance(embeds, Tensor):
+        count = len(embeds)
+    else:
+        return [dict(arguments)]
+    images = arguments.get("image")
+    if count > 1 and isinstance(images, list) and getattr(pipe, "controlnet", None) is not None:
+        raise ValueError(
+            "a list of images can mean one per prompt or one per ControlNet; call best_of_n once per prompt instead"
+        )
+    return [{name: _part(name, value, index, count) for name, value in arguments.items()} for index in range(count)]
+
+
+def _part(name: str, value: Any, index: int, count: int) -> Any:
+    if name in _PER_PROMPT_LISTS and isinstance(value, list | tuple):
+        if len(value) != count:
+            raise ValueError(f"expected {count} entries in {name}, one per prompt, got {len(value)}")
+        return value[index]
+    batched = isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.ndim == 4)
+    if name in _PER_PROMPT_TENSORS and batched and value.ndim > 1 and not (name.endswith("image") and value.ndim < 4):
+        if len(value) not in (1, count):
+            raise ValueError(f"expected {name} for {count} prompts, got shape {tuple(value.shape)}")
+        return value[index : index + 1] if len(value) == count else value
+    return value
+
+
+def complete_call(arguments: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """Arguments of one call that makes one image per seed.
+
+    The generators are on the CPU, whatever the pipeline's device: the same seed then gives the same noise everywhere.
+    Alone, a seed's image is `pipe(..., generator=torch.Generator("cpu").manual_seed(seed))`.
+    """
+    # Pipelines write into such dictionaries (`joint_attention_kwargs`), and calls may be interleaved.
+    own = {name: copy.copy(value) if isinstance(value, dict) else value for name, value in arguments.items()}
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return {
+        **own,
+        "generator": generators if len(seeds) > 1 else generators[0],
+        **({"num_images_per_prompt": len(seeds)} if len(seeds) > 1 else {}),
+    }
+
+
+def isolate(pipe: Any) -> Any:
+    """A shallow copy with a scheduler of its own: same weights, nothing that a call writes reaches the original."""
+    clone = copy.copy(pipe)
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is not None:
+        if "step" in vars(scheduler):
+            raise ValueError("pipe.scheduler is in use by a RaliStepCallback or RaliGuidance; leave its `with` first")
+        clone.scheduler = copy.deepcopy(scheduler)
+    if hasattr(clone, "set_progress_bar_config"):
+        clone.set_progress_bar_config(**{**getattr(pipe, "_progress_bar_config", {}), "disable": True})
+    return clone
+
+
+def takes_callback(pipe: Any) -> bool:
+    """Whether the pipeline follows the `callback_on_step_end` protocol."""
+    return "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
+
+
+def describe(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as plain JSON types, for metadata; what is none is described."""
+    return {name: _describe(value) for name, value in sorted(arguments.items())}
+
+
+def _describe(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [_describe(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _describe(item) for key, item in value.items()}
+    if isinstance(value, Image.Image):
+        return f"image {value.width} x {value.height}"
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__} {tuple(value.shape)}"
+    return type(value).__name__

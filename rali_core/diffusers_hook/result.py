@@ -1,0 +1,144 @@
+"""What best-of-N gives back, and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .contact_sheet import contact_sheet
+
+Stop = Literal["threshold", "interrupt", "progress"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What became of one seed.
+
+    Attributes:
+        seed: Its seed.
+        prompt: 0-based index of its prompt.
+        score: Of the finished image; None where there is none.
+        fate: `"kept"`, `"beaten"` (finished, and others were better), `"pruned"`, `"blanked"` (by the pipeline's
+            safety checker) or `"not made"` (the run ended before).
+        step_scores: Its predicted picture's score at each comparison it took part in.
+    """
+
+    seed: int
+    prompt: int
+    score: float | None
+    fate: Literal["kept", "beaten", "pruned", "blanked", "not made"]
+    step_scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did and cost.
+
+    Attributes:
+        candidates: In the order of prompts, then seeds.
+        denoiser_calls: Samples that went through the denoiser: a picture's step counts 1 without guidance and 2 with
+            it. Includes making the kept images again. None where the pipeline's denoiser is not known.
+        full_denoiser_calls: What all candidates to the end would have taken, each made once.
+        previews: Predicted pictures that were decoded and scored.
+        stopped: Why the run ended before all candidates were made, or None.
+    """
+
+    candidates: tuple[Candidate, ...]
+    denoiser_calls: int | None
+    full_denoiser_calls: int | None
+    previews: int = 0
+    stopped: Stop | None = None
+
+    @property
+    def saved(self) -> float | None:
+        """The part of `full_denoiser_calls` that was saved, at most 1; negative where kept images were made again."""
+        if self.denoiser_calls is None or not self.full_denoiser_calls:
+            return None
+        return 1.0 - self.denoiser_calls / self.full_denoiser_calls
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """The best images, by prompt and then best first; entry i of each field belongs to image i.
+
+    Attributes:
+        images: PIL images, arrays (H, W, 3), tensors (3, H, W) or latents, as `output_type` says.
+        scores: Higher is better.
+        seeds: `pipe(..., generator=torch.Generator("cpu").manual_seed(seeds[i]))` gives image i again.
+        prompts: 0-based index of each image's prompt; all 0 for a single prompt.
+        pictures: The images as 8-bit PIL pictures, also where `images` are something else.
+        latents: Final latents on the CPU; None unless asked for.
+        report: What the run did and cost.
+        settings: The pipeline's class and arguments as plain JSON types.
+    """
+
+    images: tuple[Any, ...]
+    scores: tuple[float, ...]
+    seeds: tuple[int, ...]
+    prompts: tuple[int, ...]
+    pictures: tuple[Image.Image, ...]
+    report: Report
+    latents: tuple[Tensor, ...] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def contact_sheet(self) -> Image.Image:
+        """The pictures in a grid, with rank, score and seed."""
+        several = len(set(self.prompts)) > 1
+        captions = [
+            f"{f'p{prompt} ' if several else ''}{score:.3f}  seed {seed}"
+            for prompt, score, seed in zip(self.prompts, self.scores, self.seeds, strict=True)
+        ]
+        return contact_sheet(self.pictures, captions)
+
+    def save(self, folder: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write the pictures as PNG with metadata, a contact sheet, and all figures as JSON.
+
+        Files: `best-01-seed-7.png` ... with score, seed and settings in the text chunk `rali`, `contact-sheet.png`,
+        `best-of-n.json`, and `latents.safetensors` where there are latents. Existing files of these names are replaced.
+
+        Returns:
+            The paths of the pictures.
+
+        Raises:
+            ValueError: There is no image to save.
+            OSError: A file cannot be written.
+        """
+        if not self.images:
+            raise ValueError("there is no image to save")
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        paths = []
+        rows = list(zip(self.pictures, self.scores, self.seeds, self.prompts, strict=True))
+        for position, (picture, score, seed, prompt) in enumerate(rows, start=1):
+            path = target / f"best-{position:02d}-seed-{seed}.png"
+            text = PngInfo()
+            record = {"score": score, "seed": seed, "prompt_index": prompt, "settings": self.settings}
+            text.add_text("rali", json.dumps(record, sort_keys=True))
+            picture.save(path, pnginfo=text)
+            paths.append(path)
+        self.contact_sheet().save(target / "contact-sheet.png")
+        record = {
+            "images": [path.name for path in paths],
+            "scores": self.scores,
+            "seeds": self.seeds,
+            "prompts": self.prompts,
+            "report": {**asdict(self.report), "saved": self.report.saved},
+            "settings": self.settings,
+        }
+        (target / "best-of-n.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        tensors = self.latents
+        if tensors is not None:
+            save_file({path.stem: tensor.contiguous() for path, tensor in zip(paths, tensors, strict=True)},
+                      target / "latents.safetensors")  # fmt: skip
+        return tuple(paths)

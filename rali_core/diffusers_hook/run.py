@@ -1,0 +1,203 @@
+"""One pipeline call that can be suspended between two steps.
+
+Pruning compares candidates in the middle of their calls. A call's state lives in the local variables of the
+pipeline's `__call__`, which no callback can save and restore for every pipeline class; so each call runs in a thread
+of its own that waits inside its callback. Exactly one thread computes at any time, on a shallow copy of the pipeline
+with its own scheduler, hence nothing depends on timing and every call computes what it would compute alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calls import complete_call, isolate
+from .counting import DenoiserCounter
+from .recorder import StepRecorder
+from .shrink import shrink_generators, shrink_scheduler, shrink_tensors, tensors_to_shrink
+
+
+class _Dropped(BaseException):
+    """Ends a call from inside its callback; not an Exception, so that no pipeline's own handler takes it."""
+
+
+class SuspendedRun:
+    """A pipeline call for some seeds that stops at each rung.
+
+    Args:
+        pipe: The caller's pipeline; never changed.
+        arguments: The call's arguments for one prompt.
+        seeds: One per image.
+        rungs: From the number of steps to the 0-based steps after which to stop.
+        preview: From (pipeline, predicted clean latents) to (B, 3, H, W) pixels.
+        counter: Counts the denoiser's calls, of this run and of others.
+
+    Attributes:
+        seeds: Of the images still in the run.
+        previews: (3, H, W) predicted picture of each, while suspended; then None.
+        output: The pipeline's output object, once it is done.
+        latents: (B, ...) final latents on the CPU, once it is done.
+        cost: Denoiser calls so far per image that is still in the run.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        arguments: dict[str, Any],
+        seeds: tuple[int, ...],
+        *,
+        rungs: Callable[[int], tuple[int, ...]],
+        preview: Callable[[Any, Tensor], Tensor],
+        counter: DenoiserCounter,
+    ) -> None:
+        self._tensors = tensors_to_shrink(pipe, arguments) if len(seeds) > 1 else ("latents",)
+        self._pipe = isolate(pipe)
+        self._recorder = StepRecorder(self._pipe.scheduler)
+        self._arguments = complete_call(arguments, seeds)
+        self._rungs_of = rungs
+        self._rungs: tuple[int, ...] = ()
+        self._preview = preview
+        self._counter = counter
+        self._counted = 0
+        self._kept: list[int] = []
+        self._dropping = False
+        self._failure: BaseException | None = None
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread: threading.Thread | None = None
+        self.seeds = seeds
+        self.previews: list[Tensor] | None = None
+        self.output: Any = None
+        self.latents: Tensor | None = None
+        self.cost = 0.0
+
+    @property
+    def done(self) -> bool:
+        """True once the pipeline has returned."""
+        return self.output is not None
+
+    def advance(self, kept: list[int] | None = None) -> None:
+        """Compute up to the next rung, or to the end.
+
+        Args:
+            kept: 0-based positions in `seeds` that go on; None for all.
+
+        Raises:
+            Exception: Whatever the pipeline raised.
+        """
+        self._kept = list(range(len(self.seeds))) if kept is None else kept
+        self._counted = self._counter.calls or 0
+        if self._thread is None:
+            body = _carry_torch_state(self._body)
+            self._thread = threading.Thread(target=body, name="rali-best-of-n", daemon=True)
+            self._thread.start()
+        else:
+            self._go.release()
+        self._stopped.acquire()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def drop(self) -> None:
+        """End the call at its present or next step; does nothing where it has ended."""
+        self._dropping = True
+        if self._thread is not None:
+            self._go.release()
+            self._thread.join()
+        self.previews, self.output, self.latents, self._arguments = None, None, None, {}
+
+    def _body(self) -> None:
+        try:
+            self._recorder.attach()
+            self.output = self._pipe(
+                **self._arguments,
+                callback_on_step_end=self._on_step_end,
+                callback_on_step_end_tensor_inputs=list(self._tensors),
+            )
+        except _Dropped:
+            if hasattr(self._pipe, "maybe_free_model_hooks"):
+                self._pipe.maybe_free_model_hooks()  # what the pipeline does at its own end, for CPU offload
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._recorder.detach()
+            self._stopped.release()
+
+    def _on_step_end(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        del timestep
+        if self._dropping:
+            raise _Dropped
+        now = self._counter.calls or 0
+        self.cost += (now - self._counted) / len(self.seeds)
+        self._counted = now
+        steps = pipe.num_timesteps
+        if step == 0:
+            self._rungs = self._rungs_of(steps)
+        result: dict[str, Any] = {}
+        if step in self._rungs:
+            result = self._compare(pipe, tensors)
+        if step == steps - 1:
+            self.latents = check_finite(result.get("latents", tensors["latents"])).detach().cpu()
+        return result
+
+    def _compare(self, pipe: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        self.previews = list(self._preview(pipe, self._recorder.predicted()).cpu())
+        self._stopped.release()
+        self._go.acquire()
+        self.previews = None
+        if self._dropping or not self._kept:
+            raise _Dropped
+        batch = len(self.seeds)
+        if len(self._kept) == batch:
+            return {}
+        shape = tensors["latents"].shape
+        shrink_scheduler(pipe.scheduler, self._kept, shape)
+        shrink_generators(self._arguments["generator"], self._kept)
+        self.seeds = tuple(self.seeds[sample] for sample in self._kept)
+        return dict(shrink_tensors({name: tensors[name] for name in self._tensors}, self._kept, batch))
+
+
+def check_finite(latents: Tensor) -> Tensor:
+    """The latents themselves.
+
+    Raises:
+        ValueError: They hold NaN or infinite values, which a pipeline would silently decode to a black picture.
+    """
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            f"the pipeline's latents hold NaN or infinite values ({latents.dtype}); use bfloat16 or float32"
+        )
+    return latents
+
+
+def _carry_torch_state(body: Callable[[], None]) -> Callable[[], None]:
+    """`body` under the caller's thread-local settings: inference mode, autocast, CUDA device, default device."""
+    inference = torch.is_inference_mode_enabled()
+    autocasts = [
+        (kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(kind)
+    ]
+    cuda = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    default_device = torch.get_default_device()
+
+    @contextmanager
+    def state() -> Iterator[None]:
+        with ExitStack() as stack:
+            if inference:
+                stack.enter_context(torch.inference_mode())
+            for kind, dtype in autocasts:
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            if cuda is not None:
+                stack.enter_context(torch.cuda.device(cuda))
+            if default_device.type != "cpu":
+                stack.enter_context(default_device)
+            yield
+
+    def run() -> None:
+        with state():
+            body()
+
+    return run

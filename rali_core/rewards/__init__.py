@@ -1,0 +1,69 @@
+"""RALI as a reward: one core, and thin faces in the shapes that trainers and search scripts take.
+
+| project | face | called as |
+|---|---|---|
+| your own loop | `RaliReward` | `reward(images) -> list[float]` |
+| flow_grpo | `flow_grpo_score(device)` | `fn(images, prompts, metadata) -> (scores, info)` |
+| TRL DDPO, AlignProp | `TrlReward` | `fn(images, prompts, metadata) -> (tensor, info)` |
+| ReNO | `RenoLoss` | `loss(image, prompt) -> tensor with gradient` |
+| tt-scale-flux | `ScaleFluxVerifier` | `score(prepare_inputs(images, prompts))` |
+| torchmetrics | `RaliImageQuality` | `update(images)`, `compute()` |
+
+A score says nothing about the prompt, and any reward that is optimised long enough is cheated: combine it with others
+(`CombinedReward`), clip it (`Clip`), rank it within the batch (`Ranks`), and look at the pictures.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .combine import CombinedReward
+    from .core import RaliReward
+    from .flow_grpo import FlowGrpoReward, flow_grpo_score
+    from .image_quality_metric import RaliImageQuality
+    from .loss import RaliLoss
+    from .reno import RenoLoss
+    from .scale_flux import ScaleFluxVerifier
+    from .transforms import Clip, Ranks, Standardise
+    from .trl import TrlReward
+
+__all__ = [
+    "Clip",
+    "CombinedReward",
+    "FlowGrpoReward",
+    "RaliImageQuality",
+    "RaliLoss",
+    "RaliReward",
+    "Ranks",
+    "RenoLoss",
+    "ScaleFluxVerifier",
+    "Standardise",
+    "TrlReward",
+    "flow_grpo_score",
+]
+
+_HOMES = {
+    "combine": ("CombinedReward",),
+    "core": ("RaliReward",),
+    "flow_grpo": ("FlowGrpoReward", "flow_grpo_score"),
+    "image_quality_metric": ("RaliImageQuality",),
+    "loss": ("RaliLoss",),
+    "reno": ("RenoLoss",),
+    "scale_flux": ("ScaleFluxVerifier",),
+    "transforms": ("Clip", "Ranks", "Standardise"),
+    "trl": ("TrlReward",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torchmetrics is an extra: only who asks for the metric needs it.
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module("." + module, __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,69 @@
+"""Several rewards as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from .transforms import Ranks, Standardise, Transform, apply_all
+
+Normalisation = Literal["none", "standardise", "ranks"]
+Reward: TypeAlias = Callable[[Any], Sequence[float]]
+_TRANSFORMS: dict[str, tuple[Transform, ...]] = {"none": (), "standardise": (Standardise(),), "ranks": (Ranks(),)}
+
+
+@dataclass(frozen=True)
+class CombinedReward:
+    """A weighted sum of rewards: `reward(images) -> list[float]`.
+
+    Attributes:
+        rewards: By name, each with its weight; each is called as `reward(images)` and gives a number per image.
+        normalise: What is done to each reward's batch before it is weighted: `"none"` where all share a scale (then
+            the sum is absolute); `"standardise"` or `"ranks"` where they do not.
+
+    Raises:
+        ValueError: No reward, a weight that is not finite, or an unknown normalisation.
+
+    Example:
+        >>> bright = lambda images: [0.2, 0.8]
+        >>> sharp = lambda images: [30.0, 10.0]
+        >>> CombinedReward({"bright": (bright, 1.0), "sharp": (sharp, 0.5)}, normalise="ranks")(["a", "b"])
+        [0.5, 1.0]
+    """
+
+    rewards: Mapping[str, tuple[Reward, float]]
+    normalise: Normalisation = "none"
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise ValueError("expected at least one reward")
+        for name, (_, weight) in self.rewards.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {name} must be finite, got {weight}")
+        if self.normalise not in get_args(Normalisation):
+            raise ValueError(f"normalise must be one of {', '.join(get_args(Normalisation))}, got {self.normalise!r}")
+
+    def __call__(self, images: Any) -> list[float]:
+        """The weighted sum for each image."""
+        return [float(value) for value in self.parts(images)[1]]
+
+    def parts(self, images: Any) -> tuple[dict[str, list[float]], Tensor]:
+        """Each reward as it was given, by name, and the weighted sum (N,).
+
+        Raises:
+            ValueError: The rewards are not finite, or not as many for each name.
+        """
+        raw = {name: [float(value) for value in reward(images)] for name, (reward, _) in self.rewards.items()}
+        counts = {name: len(values) for name, values in raw.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"expected as many rewards from each, got {counts}")
+        weighted = [
+            weight * apply_all(_TRANSFORMS[self.normalise], torch.tensor(raw[name], dtype=torch.float64))
+            for name, (_, weight) in self.rewards.items()
+        ]
+        return raw, torch.stack(weighted).sum(dim=0)

@@ -1,0 +1,92 @@
+"""What is done to a batch of scores before a trainer sees them: (N,) to (N,), higher stays better.
+
+A trainer that follows a score without limit ends in pictures that please the scorer only. `Clip` takes the incentive
+away beyond a value; `Ranks` keeps the order within the batch and nothing of the size; `Standardise` puts rewards of
+different units on one scale before they are added. The last two depend on the batch: use them where the trainer
+compares samples within it (GRPO does), not for an absolute measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Transform: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Limit scores to [low, high]; with a gradient of 0 outside.
+
+    Example:
+        >>> Clip(low=0.2, high=0.8)(torch.tensor([0.1, 0.5, 0.9]))
+        tensor([0.2000, 0.5000, 0.8000])
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.low is None and self.high is None:
+            raise ValueError("Clip needs low, high or both")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"expected low < high, got {self.low} and {self.high}")
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """(N,) scores, limited."""
+        return scores.clamp(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Replace scores by their place in the batch: 0 for the lowest to 1 for the highest, equal scores the mean place.
+
+    Example:
+        >>> Ranks()(torch.tensor([0.3, 0.9, 0.3]))
+        tensor([0.2500, 1.0000, 0.2500])
+    """
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """(N,) places in [0, 1]; 0.5 for a single score. No gradient."""
+        values = scores.detach()
+        if len(values) < 2:
+            return torch.full_like(values, 0.5)
+        lower = (values[None, :] < values[:, None]).sum(dim=1)
+        equal = (values[None, :] == values[:, None]).sum(dim=1)
+        return (lower + (equal - 1) / 2).to(values.dtype) / (len(values) - 1)
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """Shift and scale the batch's scores to mean 0 and standard deviation 1.
+
+    Attributes:
+        epsilon: Added to the standard deviation, so that a batch of equal scores becomes 0 instead of NaN.
+
+    Example:
+        >>> Standardise(epsilon=0.0)(torch.tensor([1.0, 3.0]))
+        tensor([-1.,  1.])
+    """
+
+    epsilon: float = 1e-4
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """(N,) standardised scores."""
+        return (scores - scores.mean()) / (scores.std(unbiased=False) + self.epsilon)
+
+
+def apply_all(transforms: Iterable[Transform], scores: Tensor) -> Tensor:
+    """Apply transforms in order.
+
+    Raises:
+        ValueError: The scores are not finite.
+    """
+    if not torch.isfinite(scores.detach()).all():
+        raise ValueError(f"a score is not finite: {scores.detach().tolist()}")
+    for transform in transforms:
+        scores = transform(scores)
+    return scores

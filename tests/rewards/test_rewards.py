@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rali_core.images import ImageError
+from rali_core.rewards import Clip, CombinedReward, RaliReward, Ranks, Standardise
+from rali_core.rewards.transforms import apply_all
+
+
+def test_every_form_of_the_same_images_gives_the_same_rewards(scorer: Any, pixels: Any, pictures: Any) -> None:
+    reward = RaliReward(scorer)
+    expected = reward(pictures)
+    assert len(expected) == 5
+    assert all(isinstance(value, float) for value in expected)
+    assert expected == pytest.approx(scorer.score(pictures).scores.tolist())
+    as_bytes = (pixels * 255).round().byte()
+    for form in (pixels, as_bytes, as_bytes.permute(0, 2, 3, 1).numpy(), list(pixels)):
+        assert reward(form) == pytest.approx(expected, abs=1e-6)
+    assert max(expected) - min(expected) > 0.01  # not one value for all
+
+
+def test_rewards_are_deterministic_without_gradient_and_leave_the_random_numbers_alone(
+    scorer: Any, pixels: Any
+) -> None:
+    reward = RaliReward(scorer)
+    state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = reward.tensor(pixels.clone().requires_grad_(True))
+    assert not first.requires_grad
+    assert torch.equal(first, reward.tensor(pixels))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+
+
+def test_autocast_around_it_does_not_change_a_reward(scorer: Any, pixels: Any) -> None:
+    reward = RaliReward(scorer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rewards, with_gradient = reward.tensor(pixels), reward.differentiable(pixels)
+    assert torch.equal(rewards, reward.tensor(pixels))
+    assert torch.allclose(with_gradient, rewards, atol=1e-6)
+
+
+def test_a_pickled_reward_holds_the_name_and_scores_the_same(model_file: Any, pixels: Any) -> None:
+    reward = RaliReward(model_file, device="cpu", transforms=[Clip(high=0.9)])
+    expected = reward(pixels)
+    data = pickle.dumps(reward)
+    assert len(data) < 2000
+    assert pickle.loads(data)(pixels) == expected
+
+
+def test_a_reward_around_a_scorer_is_picklable_with_its_weights(scorer: Any, pixels: Any) -> None:
+    reward = RaliReward(scorer)
+    assert pickle.loads(pickle.dumps(reward))(pixels) == reward(pixels)
+
+
+def test_threads_may_share_a_reward(model_file: Any, pixels: Any) -> None:
+    reward = RaliReward(model_file, device="cpu")
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: reward(pixels), range(4)))
+    assert all(result == results[0] for result in results)
+
+
+def test_the_differentiable_reward_has_the_same_values_and_a_gradient(scorer: Any, pixels: Any) -> None:
+    reward = RaliReward(scorer, transforms=[Standardise()])
+    image = pixels.clone().requires_grad_(True)
+    rewards = reward.differentiable(image)
+    assert torch.allclose(rewards, reward.tensor(pixels), atol=1e-5)
+    rewards[0].backward()
+    assert image.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="no gradient passes through"):
+        RaliReward(scorer, transforms=[Ranks()]).differentiable(image)
+
+
+def test_settings_beside_a_scorer_and_bad_images_are_refused(scorer: Any, model_file: Any) -> None:
+    with pytest.raises(ValueError, match="belong to the scorer"):
+        RaliReward(scorer, batch_size=2)
+    with pytest.raises(FileNotFoundError, match=r"no model 'nowhere\.safetensors'"):
+        RaliReward("nowhere.safetensors")([])
+    with pytest.raises(ImageError, match=r"image 0: expected .* in \[0, 1\]"):
+        RaliReward(model_file, device="cpu")(torch.full((1, 3, 8, 8), 200.0))
+
+
+def test_clipping_limits_and_keeps_no_gradient_beyond() -> None:
+    scores = torch.tensor([0.1, 0.5, 0.9], requires_grad=True)
+    clipped = Clip(low=0.2, high=0.8)(scores)
+    assert clipped.tolist() == pytest.approx([0.2, 0.5, 0.8])
+    clipped.sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="low, high or both"):
+        Clip()
+    with pytest.raises(ValueError, match="low < high"):
+        Clip(low=0.5, high=0.5)
+
+
+def test_ranks_agree_with_scipys() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    scores = torch.tensor([0.3, 0.9, 0.3, 0.1, 0.7, 0.9])
+    expected = (stats.rankdata(scores.numpy()) - 1) / 5
+    assert np.allclose(Ranks()(scores).numpy(), expected)
+    assert Ranks()(torch.tensor([0.4])).tolist() == [0.5]
+
+
+def test_standardised_scores_have_mean_zero_and_deviation_one() -> None:
+    scores = Standardise()(torch.tensor([0.1, 0.4, 0.9]))
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(scores.std(unbiased=False)) == pytest.approx(1, abs=1e-3)
+    assert Standardise()(torch.full((4,), 0.3)).tolist() == pytest.approx([0] * 4, abs=1e-3)
+
+
+def test_a_score_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(ValueError, match="a score is not finite"):
+        apply_all([Clip(low=0.0)], torch.tensor([0.5, float("nan")]))
+
+
+def test_rewards_are_combined_by_weight_and_made_comparable(scorer: Any, pictures: Any) -> None:
+    rali = RaliReward(scorer)
+
+    def brightness(images: Any) -> list[float]:
+        return [float(np.asarray(image).mean()) for image in images]
+
+    combined = CombinedReward({"rali": (rali, 2.0), "bright": (brightness, 0.5)})
+    expected = 2 * np.array(rali(pictures)) + 0.5 * np.array(brightness(pictures))
+    assert combined(pictures) == pytest.approx(expected.tolist(), rel=1e-6)
+    raw, _ = combined.parts(pictures)
+    assert raw["bright"] == brightness(pictures)
+    ranked = CombinedReward({"a": (lambda _: [1, 2, 3], 1.0), "b": (lambda _: [900, 100, 500], 1.0)}, normalise="ranks")
+    assert ranked(pictures) == [1.0, 0.5, 1.5]
+    even = CombinedReward({"a": (lambda _: [0, 1], 1.0), "b": (lambda _: [900, 100], 1.0)}, normalise="standardise")
+    assert even(pictures) == pytest.approx([0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "settings", "message"),
+    [
+        ({}, {}, "at least one reward"),
+        ({"a": (lambda _: [1.0], float("nan"))}, {}, "weight of a must be finite"),
+        ({"a": (lambda _: [1.0], 1.0)}, {"normalise": "max"}, "normalise must be one of"),
+    ],
+)
+def test_a_combination_that_makes_no_sense_is_refused(rewards: Any, settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CombinedReward(rewards, **settings)
+
+
+def test_parts_of_different_lengths_are_refused() -> None:
+    combined = CombinedReward({"a": (lambda _: [1.0], 1.0), "b": (lambda _: [1.0, 2.0], 1.0)})
+    with pytest.raises(ValueError, match=r"expected as many rewards from each, got \{'a': 1, 'b': 2\}"):
+        combined([])
+
+
+def test_importing_the_core_imports_no_extra() -> None:
+    code = (
+        "import sys, rali_core, rali_core.rewards, rali_core.diffusers_hook\n"
+        "from rali_core.rewards import RaliReward, RaliLoss, TrlReward, RenoLoss, ScaleFluxVerifier, flow_grpo_score\n"
+        "from rali_core.diffusers_hook import best_of_n, RaliGuidance, RaliStepCallback\n"
+        "extras = {'diffusers', 'transformers', 'accelerate', 'torchmetrics', 'trl'} & set(sys.modules)\n"
+        "assert not extras, extras\n"
+        "assert callable(best_of_n)\n"
+        "import rali_core.rewards.image_quality_metric\n"
+        "assert 'torchmetrics' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
