@@ -11,6 +11,7 @@ The command `control` shows that both notice the same files when Python's own un
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pickle
@@ -34,6 +35,10 @@ HARMLESS = {
     "mmap.__new__",
     "sys._getframe",
 }
+
+# Python imports a codec when it is first asked for; that import is not the file's doing.
+for codec in ("ascii", "latin-1", "utf-8", "raw_unicode_escape", "unicode_escape"):
+    codecs.lookup(codec)
 
 armed = False
 events: list[str] = []
@@ -79,7 +84,11 @@ def attempt(work: object) -> dict[str, object]:
     except Exception as caught:
         error = caught
     finally:
-        armed = False
+        # Python imports a codec when it is first asked for; that import is not the file's doing.
+for codec in ("ascii", "latin-1", "utf-8", "raw_unicode_escape", "unicode_escape"):
+    codecs.lookup(codec)
+
+armed = False
     return {
         "error": None if error is None else type(error).__name__,
         "expected": error is None or isinstance(error, ReleaseError),
