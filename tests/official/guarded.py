@@ -84,11 +84,7 @@ def attempt(work: object) -> dict[str, object]:
     except Exception as caught:
         error = caught
     finally:
-        # Python imports a codec when it is first asked for; that import is not the file's doing.
-for codec in ("ascii", "latin-1", "utf-8", "raw_unicode_escape", "unicode_escape"):
-    codecs.lookup(codec)
-
-armed = False
+        armed = False
     return {
         "error": None if error is None else type(error).__name__,
         "expected": error is None or isinstance(error, ReleaseError),
