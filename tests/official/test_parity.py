@@ -58,7 +58,8 @@ def _measure_with_other_reference(release: Path, readable: Path, parity: ModuleT
     images = parity.make_images(12)
     pixels = [reference.pixels(image) for image in images]
     expected = [float(reference.score(tensor)) for tensor in pixels]
-    tensor = [float(scorer.model.head(scorer.model.embed(item))) for item in pixels]
+    with torch.inference_mode():
+        tensor = [float(scorer.model.head(scorer.model.embed(item))) for item in pixels]
     return [
         parity.compare("early", parity.SAME_IMAGE, scorer.score(images).scores, np.array(expected)),
         parity.compare("early", parity.SAME_TENSOR, np.array(tensor), np.array(expected)),
