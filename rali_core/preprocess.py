@@ -125,7 +125,8 @@ def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -
         pixels = center_crop(pixels, min(height, longest), min(width, longest))
         height, width = pixels.shape[-2:]
     new_height, new_width = resized_shape(height, width, size)
-    # Pillow (up to version 12 always) resizes along x first and clips between the passes; without that, bright edges differ by up to 12/255.
+    # Pillow resizes along x first (from version 13 on not for very tall pictures) and clips between the passes;
+    # without that, bright edges differ by up to 12/255.
     return _resample(_resample(pixels, (height, new_width), eight_bit), (new_height, new_width), eight_bit)
 
 

@@ -162,6 +162,13 @@ def test_the_explained_parts_add_up_to_the_score(tiny_scorer: RaliScorer) -> Non
         tiny_scorer.explain(image, top=0)
 
 
+def test_the_explained_parts_of_a_tiled_image_add_up_too(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
+    scorer = RaliScorer(tiny_model, tiny_info, device="cpu", coverage="tiles")
+    wide = np.random.default_rng(3).integers(0, 256, (32, 150, 3), dtype=np.uint8)
+    parts = sum(share.part for share in scorer.explain(wide))
+    assert parts == pytest.approx(float(scorer.score(wide).scores[0]), abs=1e-6)
+
+
 def test_reduced_precision_stays_close(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
     images = random_images(8)
     exact = RaliScorer(tiny_model, tiny_info, device="cpu").score(images).scores
