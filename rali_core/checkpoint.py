@@ -282,6 +282,11 @@ def _build(path: Path, settings: _Settings, shapes: dict[str, tuple[int, ...]]) 
     try:
         with torch.device("meta"):  # no random weights are drawn only to be overwritten
             return _construct(settings, shapes)
+    except ValueError:
+        pass  # older versions of timm compute with plain numbers while they build, which cannot be done on "meta"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _construct(settings, shapes)
     except ValueError as error:
         raise CheckpointError(_describe(path, [f"metadata encoder: {error}"])) from error
 
