@@ -1,28 +1,26 @@
 from __future__ import annotations
 
 import json
-from multiprocessing import get_context
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rali_core.sidecar import append_json_line
 
-
-def write_many(path: str, writer: int) -> None:
-    for number in range(50):
-        append_json_line(path, {"writer": writer, "number": number, "filler": "x" * 300})
+WRITER = """
+import sys
+from rali_core.sidecar import append_json_line
+for number in range(50):
+    append_json_line(sys.argv[1], {"writer": int(sys.argv[2]), "number": number, "filler": "x" * 300})
+"""
 
 
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
-    context = get_context("spawn")
-    writers = [context.Process(target=write_many, args=(str(path), writer)) for writer in range(3)]
-    for process in writers:
-        process.start()
-    for process in writers:
-        process.join()
-        assert process.exitcode == 0
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(writer)]) for writer in range(3)]
+    assert [process.wait(timeout=60) for process in writers] == [0, 0, 0]
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted((record["writer"], record["number"]) for record in records) == [
         (writer, number) for writer in range(3) for number in range(50)
