@@ -89,12 +89,17 @@ def pixels_from_pil(image: Image.Image) -> Tensor:
     if image.mode.startswith("I"):  # "I", "I;16", "I;16B": 16-bit grey
         values = torch.from_numpy(np.array(image).astype(np.float32))
         return _finish(values.unsqueeze(0) / 65535.0, f"a PIL image of mode {image.mode}, divided by 65535,")
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 255.0
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An 8-bit PIL image of any mode as RGB, transparency composited on white."""
     if image.mode == "La":  # the one mode that Pillow cannot turn into RGB at once
         image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255.0
+    return image.convert("RGB")
 
 
 def pixels_from_array(array: NDArray[np.generic]) -> Tensor:

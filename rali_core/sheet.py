@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from .images import to_rgb
 from .selection import rank
 
 MARGIN = 12
@@ -79,11 +80,7 @@ def draw_contact_sheet(
 
 
 def _thumbnail(image: Image.Image, cell: int) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    thumbnail = image.convert("RGB")
+    thumbnail = to_rgb(ImageOps.exif_transpose(image))
     thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
     return thumbnail
 
