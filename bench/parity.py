@@ -4,7 +4,9 @@ Run from the repository's root, with the package importable:
 
     python bench/parity.py --size small --size official
 
-prints the table of `docs/parity.md`. The official size makes a release of 1.7 GB in a temporary folder.
+prints the table of `docs/parity.md`. The official size makes a release of 1.7 GB in a temporary folder, or in one that
+is kept: `--keep FOLDER` notes every score there, and the same command goes on where it was interrupted. Delete the
+folder after a change of the code or of a library.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import json
 import math
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +38,7 @@ from rali_core.official.convert import convert
 HELPERS = Path(__file__).resolve().parent.parent / "tests" / "official"
 SAME_TENSOR, SAME_IMAGE, HALF = "same tensor, float32 file", "same picture, float32 file", "same picture, float16 file"
 TALL, TALL_PILLOW_13 = "same tall picture, float32 file", "the same, order of Pillow 13"
-LIMITS = {SAME_TENSOR: 1e-5, SAME_IMAGE: 5e-4, HALF: 2e-3, TALL: 5e-4, TALL_PILLOW_13: math.inf}
+LIMITS = {SAME_TENSOR: 1e-5, SAME_IMAGE: 1e-5, HALF: 2e-3, TALL: 1e-5, TALL_PILLOW_13: math.inf}
 SIZES = (
     *((24, 24), (31, 57), (56, 56), (64, 48), (100, 75), (1024, 128), (150, 150), (200, 301), (224, 224), (240, 80)),
     *((256, 384), (333, 500), (336, 336), (337, 335), (300, 400), (512, 512), (427, 640), (700, 180), (800, 600)),
@@ -92,7 +99,40 @@ def make_images(count: int = 54, sizes: tuple[tuple[int, int], ...] = SIZES, see
     return images
 
 
-def measure(release: Path, work: Path, images: list[Image.Image], size: str, *, tall: int = 12) -> list[Row]:
+class Notebook:
+    """Scores by what was compared and the picture's number; kept in a file, one line each, where one is named."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.known: dict[tuple[str, int], float] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                kind, number, score = json.loads(line)
+                self.known[kind, number] = score
+
+    def complete(
+        self, kind: str, items: Sequence[Image.Image], score: Callable[[Iterable[Image.Image]], Iterable[float]]
+    ) -> np.ndarray:
+        """(N,) scores of `items`; `score` is asked only for those that are not known yet, and notes each at once."""
+        missing = [number for number in range(len(items)) if (kind, number) not in self.known]
+        scores = score(items[number] for number in missing) if missing else ()
+        for number, value in zip(missing, scores, strict=True):
+            self.known[kind, number] = float(value)
+            if self.path is not None:
+                with self.path.open("a") as file:
+                    file.write(json.dumps([kind, number, float(value)]) + "\n")
+        return np.array([self.known[kind, number] for number in range(len(items))])
+
+
+def measure(
+    release: Path,
+    work: Path,
+    images: list[Image.Image],
+    size: str,
+    *,
+    tall: int = 12,
+    notebook: Notebook | None = None,
+) -> list[Row]:
     """Convert a release and compare the scores of `images` with the reference's.
 
     Args:
@@ -101,27 +141,56 @@ def measure(release: Path, work: Path, images: list[Image.Image], size: str, *, 
         images: At least one RGB picture.
         size: Name for the table.
         tall: How many pictures of `TALL_SIZES` besides.
+        notebook: Scores that are known already.
     """
-    single = convert(release, work / "float32.safetensors", dtype="float32").path
-    half = convert(release, work / "float16.safetensors", dtype="float16").path
+    notebook = notebook or Notebook()
+    single, half = work / "float32.safetensors", work / "float16.safetensors"
+    for path, dtype in ((single, "float32"), (half, "float16")):
+        if not path.exists() or notebook.path is None:
+            convert(release, path, dtype=dtype)  # type: ignore[arg-type]
     tall_images = make_images(tall, TALL_SIZES)
-    reference = load_helper("reference").Reference(release)
-    pixels = [reference.pixels(image) for image in images]
-    expected = torch.cat([reference.score(tensor) for tensor in pixels]).double().numpy()
-    tall_scores = {
-        TALL: np.array([float(reference.score(reference.pixels_of_older_pillow(image))) for image in tall_images]),
-        TALL_PILLOW_13: np.array([float(reference.score(reference.pixels(image))) for image in tall_images]),
+    references = load_helper("reference").Reference
+
+    @cache
+    def reference() -> Any:
+        return references(release)
+
+    @cache
+    def scorer(path: Path) -> RaliScorer:
+        return RaliScorer.from_pretrained(path, device="cpu")
+
+    def expect(pictures: Iterable[Image.Image]) -> Iterator[float]:
+        return (float(reference().score(reference().pixels(picture))) for picture in pictures)
+
+    def expect_older_pillow(pictures: Iterable[Image.Image]) -> Iterator[float]:
+        return (float(reference().score(reference().pixels_of_older_pillow(picture))) for picture in pictures)
+
+    @torch.inference_mode()
+    def score_tensor(picture: Image.Image) -> float:
+        model = scorer(single).model
+        return float(model.head(model.embed(pixels[id(picture)])))
+
+    def score_single(pictures: Iterable[Image.Image]) -> Iterator[float]:
+        return (result.score for result in scorer(single).stream(pictures))
+
+    def score_half(pictures: Iterable[Image.Image]) -> Iterator[float]:
+        return (result.score for result in scorer(half).stream(pictures))
+
+    # One model at a time in memory: at the official size the reference alone takes 1.7 GB.
+    expected = notebook.complete("reference", images, expect)
+    tall_expected = notebook.complete("tall reference, older Pillow", tall_images, expect_older_pillow)
+    tall_expected_13 = notebook.complete("tall reference", tall_images, expect)
+    pixels = {id(picture): reference().pixels(picture) for picture in images}
+    reference.cache_clear()
+    found = {
+        SAME_TENSOR: (notebook.complete(SAME_TENSOR, images, lambda items: map(score_tensor, items)), expected),
+        SAME_IMAGE: (notebook.complete(SAME_IMAGE, images, score_single), expected),
     }
-    del reference
-    scorer = RaliScorer.from_pretrained(single, device="cpu")
-    with torch.inference_mode():
-        tensor = torch.cat([scorer.model.head(scorer.model.embed(item)) for item in pixels]).double().numpy()
-    found = {SAME_TENSOR: (tensor, expected), SAME_IMAGE: (scorer.score(images).scores, expected)}
     if tall:
-        scores = scorer.score(tall_images).scores
-        found |= {comparison: (scores, expected) for comparison, expected in tall_scores.items()}
-    del scorer
-    found[HALF] = (RaliScorer.from_pretrained(half, device="cpu").score(images).scores, expected)
+        scores = notebook.complete(TALL, tall_images, score_single)
+        found |= {TALL: (scores, tall_expected), TALL_PILLOW_13: (scores, tall_expected_13)}
+    scorer.cache_clear()
+    found[HALF] = (notebook.complete(HALF, images, score_half), expected)
     return [compare(size, comparison, *pair) for comparison, pair in found.items()]
 
 
@@ -150,17 +219,24 @@ def main() -> int:
     parser.add_argument("--size", action="append", choices=("small", "official"), help="which towers (default: small)")
     parser.add_argument("--tall", type=int, default=12, help="how many tall pictures besides (default: 12)")
     parser.add_argument("--images", type=int, default=54, help="how many pictures (default: 54)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work here, note every score, go on where it ended")
     options = parser.parse_args()
     maker = load_helper("release_maker")
     rows = []
     for size in options.size or ["small"]:
-        with tempfile.TemporaryDirectory() as folder:
+        keep = None if options.keep is None else options.keep / size
+        with tempfile.TemporaryDirectory() if keep is None else nullcontext(keep) as folder:
             work = Path(folder)
+            work.mkdir(parents=True, exist_ok=True)
             start = time.perf_counter()
-            release = maker.make_release(work / "release", size=maker.SMALL if size == "small" else maker.OFFICIAL)
+            release, fresh = work / "release", work / "unfinished"
+            if not release.exists():
+                maker.make_release(fresh, size=maker.SMALL if size == "small" else maker.OFFICIAL).rename(release)
             name = f"{maker.SMALL['vision']['image_size']} pixels, width {maker.SMALL['vision']['hidden_size']}"
             name = name if size == "small" else "ViT-L/14-336"
-            rows += measure(release, work, make_images(options.images), name, tall=options.tall)
+            notebook = Notebook(None if keep is None else work / "scores.jsonl")
+            images = make_images(options.images)
+            rows += measure(release, work, images, name, tall=options.tall, notebook=notebook)
             print(f"{size}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     print(format_rows(rows))
     return int(any(row.largest > row.limit for row in rows))

@@ -11,87 +11,86 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
-# key: (node, position, widget values that differ from the default, wires {input: (key, output number)})
-Spec = dict[str, tuple[str, tuple[int, int], dict[str, Any], dict[str, tuple[str, int]]]]
+# key: (node, column, widget values that differ from the default, wires {input: (key, output number)})
+Spec = dict[str, tuple[str, int, dict[str, Any], dict[str, tuple[str, int]]]]
 
 DIFFUSION: Spec = {
-    "checkpoint": ("CheckpointLoaderSimple", (20, 160), {}, {}),
+    "checkpoint": ("CheckpointLoaderSimple", 0, {}, {}),
     "positive": (
         "CLIPTextEncode",
-        (380, 60),
+        1,
         {"text": "a lighthouse on a cliff at sunset, photograph, sharp"},
         {"clip": ("checkpoint", 1)},
     ),
-    "negative": ("CLIPTextEncode", (380, 300), {"text": "blurry, noisy"}, {"clip": ("checkpoint", 1)}),
+    "negative": ("CLIPTextEncode", 1, {"text": "blurry, noisy"}, {"clip": ("checkpoint", 1)}),
 }
 SAMPLED = {"model": ("checkpoint", 0), "positive": ("positive", 0), "negative": ("negative", 0)}
 
 WORKFLOWS: dict[str, Spec] = {
     "RALI - score an image": {
-        "image": ("LoadImage", (20, 60), {}, {}),
-        "score": ("RALI_Score", (360, 60), {}, {"images": ("image", 0)}),
+        "image": ("LoadImage", 0, {}, {}),
+        "score": ("RALI_Score", 1, {}, {"images": ("image", 0)}),
     },
     "RALI - filter a batch": {
-        "one": ("LoadImage", (20, 60), {}, {}),
-        "two": ("LoadImage", (20, 460), {}, {}),
-        "batch": ("ImageBatch", (360, 60), {}, {"image1": ("one", 0), "image2": ("two", 0)}),
-        "filter": ("RALI_Filter", (640, 60), {}, {"images": ("batch", 0)}),
-        "passed": ("PreviewImage", (1040, 60), {}, {"images": ("filter", 0)}),
-        "rejected": ("PreviewImage", (1040, 400), {}, {"images": ("filter", 1)}),
+        "one": ("LoadImage", 0, {}, {}),
+        "two": ("LoadImage", 0, {}, {}),
+        "batch": ("BatchImagesNode", 1, {}, {"images.image0": ("one", 0), "images.image1": ("two", 0)}),
+        "filter": ("RALI_Filter", 2, {}, {"images": ("batch", 0)}),
+        "passed": ("PreviewImage", 3, {}, {"images": ("filter", 0)}),
+        "rejected": ("PreviewImage", 3, {}, {"images": ("filter", 1)}),
     },
     "RALI - gate before upscale and save": {
-        "image": ("LoadImage", (20, 60), {}, {}),
-        "gate": ("RALI_Gate", (360, 60), {"threshold": 0.5}, {"value": ("image", 0), "images": ("image", 0)}),
-        "upscale": (
-            "ImageScaleBy",
-            (760, 60),
-            {"upscale_method": "lanczos", "scale_by": 2.0},
-            {"image": ("gate", 0)},
-        ),
-        "save": ("SaveImage", (1080, 60), {"filename_prefix": "good"}, {"images": ("upscale", 0)}),
+        "image": ("LoadImage", 0, {}, {}),
+        "gate": ("RALI_Gate", 1, {"threshold": 0.5}, {"value": ("image", 0), "images": ("image", 0)}),
+        "upscale": ("ImageScaleBy", 2, {"upscale_method": "lanczos", "scale_by": 2.0}, {"image": ("gate", 0)}),
+        "save": ("SaveImage", 3, {"filename_prefix": "good"}, {"images": ("upscale", 0)}),
     },
     "RALI - best of a batch": {
         **DIFFUSION,
-        "latent": ("EmptyLatentImage", (380, 540), {"batch_size": 4}, {}),
-        "sample": ("KSampler", (840, 60), {}, {**SAMPLED, "latent_image": ("latent", 0)}),
-        "decode": ("VAEDecode", (1160, 60), {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
-        "best": ("RALI_BestOfN", (1160, 260), {"k": 1}, {"images": ("decode", 0), "latents": ("sample", 0)}),
-        "save": ("RALI_SaveImage", (1560, 60), {}, {"images": ("best", 0), "scores": ("best", 1)}),
+        "latent": ("EmptyLatentImage", 1, {"batch_size": 4}, {}),
+        "sample": ("KSampler", 2, {}, {**SAMPLED, "latent_image": ("latent", 0)}),
+        "decode": ("VAEDecode", 3, {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
+        "best": ("RALI_BestOfN", 4, {"k": 1}, {"images": ("decode", 0), "latents": ("sample", 0)}),
+        "save": ("RALI_SaveImage", 5, {}, {"images": ("best", 0), "scores": ("best", 1)}),
     },
     "RALI - best-of-N sampler with early stop": {
         **DIFFUSION,
-        "latent": ("EmptyLatentImage", (380, 540), {}, {}),
+        "latent": ("EmptyLatentImage", 1, {}, {}),
         "sample": (
             "RALI_BestOfNSampler",
-            (840, 60),
+            2,
             {"n": 8, "threshold": 0.7},
             {**SAMPLED, "latent_image": ("latent", 0), "vae": ("checkpoint", 2)},
         ),
         "save": (
             "RALI_SaveImage",
-            (1260, 60),
+            3,
             {"filename_prefix": "RALI/{score}_{seed}"},
             {"images": ("sample", 0), "scores": ("sample", 3), "seeds": ("sample", 2)},
         ),
     },
     "RALI - inpaint the weak regions": {
         **DIFFUSION,
-        "image": ("LoadImage", (20, 420), {}, {}),
-        "map": ("RALI_QualityMap", (380, 540), {"weak_limit": 0.2}, {"images": ("image", 0)}),
-        "overlay": ("PreviewImage", (780, 640), {}, {"images": ("map", 1)}),
-        "grow": ("GrowMask", (780, 460), {"expand": 16}, {"mask": ("map", 2)}),
+        "image": ("LoadImage", 0, {}, {}),
+        "map": ("RALI_QualityMap", 1, {"weak_limit": 0.2}, {"images": ("image", 0)}),
+        "grow": ("GrowMask", 2, {"expand": 16}, {"mask": ("map", 2)}),
         "latent": (
             "VAEEncodeForInpaint",
-            (840, 60),
+            2,
             {},
             {"pixels": ("image", 0), "vae": ("checkpoint", 2), "mask": ("grow", 0)},
         ),
-        "sample": ("KSampler", (1160, 60), {}, {**SAMPLED, "latent_image": ("latent", 0)}),
-        "decode": ("VAEDecode", (1480, 60), {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
-        "score": ("RALI_Score", (1480, 260), {}, {"images": ("decode", 0)}),
-        "preview": ("PreviewImage", (1880, 60), {}, {"images": ("score", 0)}),
+        "overlay": ("PreviewImage", 2, {}, {"images": ("map", 1)}),
+        "sample": ("KSampler", 3, {}, {**SAMPLED, "latent_image": ("latent", 0)}),
+        "decode": ("VAEDecode", 4, {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
+        "score": ("RALI_Score", 4, {}, {"images": ("decode", 0)}),
+        "preview": ("PreviewImage", 5, {}, {"images": ("score", 0)}),
     },
 }
+
+GAP, TITLE, WIDTH = 60, 30, 300
+# What a node draws besides its slots and widgets: texts, pictures, our panel.
+EXTRA = {"CLIPTextEncode": 120, "LoadImage": 300, "PreviewImage": 300, "SaveImage": 300, "RALI_SaveImage": 300}
 
 
 def is_widget(kind: Any, options: dict[str, Any]) -> bool:
@@ -109,16 +108,26 @@ def default_value(kind: Any, options: dict[str, Any]) -> Any:
     return {"STRING": "", "BOOLEAN": False}.get(kind, 0)
 
 
+def height(kind: str, slots: int, widgets: int) -> int:
+    """About as high as the taller of the page's two node renderers draws it."""
+    panel = 90 if kind.startswith("RALI_") else 0
+    return 60 + 22 * slots + 36 * widgets + EXTRA.get(kind, 0) + panel
+
+
 def build(spec: Spec, info: dict[str, Any]) -> dict[str, Any]:
     """One workflow in the page's own format."""
     numbers = {key: number for number, key in enumerate(spec, start=1)}
     links: list[list[Any]] = []
     nodes = []
-    for key, (kind, position, values, wires) in spec.items():
+    bottoms: dict[int, int] = {}
+    for key, (kind, column, values, wires) in spec.items():
         described = info[kind]
         inputs, widgets = [], []
         entries = {**described["input"].get("required", {}), **described["input"].get("optional", {})}
-        for name, entry in entries.items():
+        grown = [(name, (info[spec[wires[name][0]][0]]["output"][wires[name][1]],)) for name in wires if "." in name]
+        for name, entry in [*grown, *entries.items()]:
+            if entry[0] == "COMFY_AUTOGROW_V3":
+                continue  # its inputs are those that have wires
             options = entry[1] if len(entry) > 1 else {}
             slot: dict[str, Any] = {"name": name, "type": "COMBO" if isinstance(entry[0], list) else entry[0]}
             if is_widget(entry[0], options):
@@ -134,14 +143,17 @@ def build(spec: Spec, info: dict[str, Any]) -> dict[str, Any]:
                 origin_type = info[spec[source][0]]["output"][output]
                 links.append([len(links) + 1, numbers[source], output, numbers[key], len(inputs), origin_type])
             slot["link"] = links[-1][0] if name in wires else None
-            if name in wires or "widget" not in slot or name in entries:
-                inputs.append(slot)
+            inputs.append(slot)
         if kind == "CheckpointLoaderSimple":
             widgets = ["v1-5-pruned-emaonly-fp16.safetensors"]
+        slots = max(sum("widget" not in slot for slot in inputs), len(described["output"]))
+        tall = height(kind, slots, len(widgets))
+        top = bottoms.get(column, 40)
+        bottoms[column] = top + tall + TITLE + GAP
         nodes.append(
             {
-                "id": numbers[key], "type": kind, "pos": list(position),
-                "size": [300, 120 + 26 * len(widgets) + 20 * len(inputs)], "flags": {}, "order": numbers[key] - 1,
+                "id": numbers[key], "type": kind, "pos": [20 + column * (WIDTH + GAP), top],
+                "size": [WIDTH, tall], "flags": {}, "order": numbers[key] - 1,
                 "mode": 0, "inputs": inputs,
                 "outputs": [
                     {"name": name, "type": type_, "links": []}

@@ -12,10 +12,11 @@ import folder_paths
 from comfy_api.latest import io
 from torch import nn
 
-from ..rali_core.hub import BUNDLED_NAME, bundled_model_path
+from ..rali_core.hub import BUNDLED_NAME, OFFICIAL_NAME, bundled_model_path, official_model_path
 
 FOLDER = "rali"
 BUNDLED_CHOICE = f"{BUNDLED_NAME} (bundled)"
+OFFICIAL_CHOICE = f"{OFFICIAL_NAME} (downloaded)"
 DtypeChoice = Literal["auto", "float32", "float16", "bfloat16"]
 DeviceChoice = Literal["auto", "cpu"]
 KEPT_MODELS = 2
@@ -56,8 +57,16 @@ def register_model_folder() -> None:
 
 
 def model_choices() -> list[str]:
-    """The bundled model, then the files of `models/rali`."""
-    return [BUNDLED_CHOICE, *folder_paths.get_filename_list(FOLDER)]
+    """The bundled model, the authors' where `rali download official` has put it, then the files of `models/rali`."""
+    official = [OFFICIAL_CHOICE] if _official_is_there() else []
+    return [BUNDLED_CHOICE, *official, *folder_paths.get_filename_list(FOLDER)]
+
+
+def _official_is_there() -> bool:
+    try:
+        return official_model_path().is_file()
+    except OSError:
+        return False
 
 
 def find_model_file(choice: str) -> Path:
@@ -73,6 +82,8 @@ def find_model_file(choice: str) -> Path:
             raise FileNotFoundError(
                 f"{error}, or put a RALI .safetensors file into models/{FOLDER} and choose it in RALI Load Model"
             ) from None
+    if choice == OFFICIAL_CHOICE:
+        return official_model_path()
     path = folder_paths.get_full_path(FOLDER, choice)
     if path is None:
         raise FileNotFoundError(

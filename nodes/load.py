@@ -28,7 +28,8 @@ class RaliLoadModel(io.ComfyNode):
             display_name="RALI Load Model",
             category="RALI",
             description=(
-                "Loads a model that scores image quality: the bundled one, or a .safetensors file in models/rali. "
+                "Loads a model that scores image quality: the bundled one, the authors' where it was downloaded, or a "
+                ".safetensors file in models/rali. "
                 "The other RALI nodes take the bundled model where nothing is wired to them."
             ),
             search_aliases=["rali loader", "quality model", "IQA model", "image quality model loader"],
@@ -37,7 +38,10 @@ class RaliLoadModel(io.ComfyNode):
                     "model",
                     options=model_choices(),
                     default=BUNDLED_CHOICE,
-                    tooltip="The bundled model, or a RALI model file (.safetensors only) in models/rali.",
+                    tooltip=(
+                        "The bundled model; the authors' after `rali download official`; or a RALI model file "
+                        "(.safetensors only) in models/rali."
+                    ),
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -5,20 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..rali_core.combine import combine_scores
 from ..rali_core.selection import at_least, rank, top_k
-from ._convert import (
-    check_numbers,
-    join_images,
-    join_latents,
-    join_masks,
-    split_images,
-    split_latents,
-    split_masks,
-)
+from ._convert import check_numbers, join_images, split_images
+from ._followers import Followers, nothing
 from ._inputs import (
     coverage_input,
     follower_inputs,
@@ -31,20 +23,6 @@ from ._inputs import (
 from ._scoring import first, indexes_text, score_images, show
 
 ORDERS = ["best first", "as they came", "worst first"]
-
-
-def _nothing() -> ExecutionBlocker:
-    """Silently keeps whatever hangs on an output from running."""
-    return ExecutionBlocker(None)
-
-
-def _followers(chosen: list[int], latents: Any, masks: Any, seeds: Any) -> tuple[Any, Any, Any]:
-    """The outputs latents, masks and seeds of the chosen images; nothing runs on an output without an input."""
-    return (
-        join_latents([latents[index] for index in chosen]) if latents and chosen else _nothing(),
-        join_masks([masks[index] for index in chosen]) if masks and chosen else _nothing(),
-        [seeds[index] for index in chosen] if seeds and chosen else _nothing(),
-    )
 
 
 class RaliBestOfN(io.ComfyNode):
@@ -111,11 +89,7 @@ class RaliBestOfN(io.ComfyNode):
         scores_weight: list[float] | None = None,
     ) -> io.NodeOutput:
         single = split_images(images)
-        followers = (
-            split_latents(latents, len(single)),
-            split_masks(masks, len(single)),
-            check_numbers(seeds, len(single), "seeds"),
-        )
+        followers = Followers.split(len(single), latents, masks, seeds)
         others = check_numbers(scores, len(single), "scores")
         weight = first(scores_weight, 1.0) if others else 0.0
         lists = [] if weight == 1.0 else [score_images(single, first(model), first(coverage)).values]
@@ -133,7 +107,7 @@ class RaliBestOfN(io.ComfyNode):
             join_images([single[index] for index in chosen]),
             [values[index] for index in chosen],
             indexes_text(chosen),
-            *_followers(chosen, *followers),
+            *followers.outputs(chosen),
             ui=show(values, chosen=chosen, note=f"{len(chosen)} of {len(single)}"),
         )
 
@@ -186,23 +160,19 @@ class RaliFilter(io.ComfyNode):
         scores: list[float] | None = None,
     ) -> io.NodeOutput:
         single = split_images(images)
-        followers = (
-            split_latents(latents, len(single)),
-            split_masks(masks, len(single)),
-            check_numbers(seeds, len(single), "seeds"),
-        )
+        followers = Followers.split(len(single), latents, masks, seeds)
         others = check_numbers(scores, len(single), "scores")
         values = others if others else score_images(single, first(model), first(coverage)).values
         passed = at_least(values, first(threshold))
         rejected = [index for index in range(len(single)) if index not in set(passed)]
         return io.NodeOutput(
-            join_images([single[index] for index in passed]) if passed else _nothing(),
-            join_images([single[index] for index in rejected]) if rejected else _nothing(),
+            join_images([single[index] for index in passed]) if passed else nothing(),
+            join_images([single[index] for index in rejected]) if rejected else nothing(),
             len(passed),
             not rejected,
             values,
-            [values[index] for index in passed] if passed else _nothing(),
+            [values[index] for index in passed] if passed else nothing(),
             indexes_text(passed),
-            *_followers(passed, *followers),
+            *followers.outputs(passed),
             ui=show(values, threshold=first(threshold), note=f"{len(passed)} of {len(single)} passed"),
         )

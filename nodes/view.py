@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ._scoring import Scores, first, progress_reporter, score_images, show
 MAP_MODES = ["tiles", "patch tokens"]
 WEAK_MODES = ["weakest share", "below score"]
 OVERLAY_SHARE = 0.45
+PROGRESS_PER_IMAGE = 1000
 
 
 class RaliQualityMap(io.ComfyNode):
@@ -96,12 +98,18 @@ class RaliQualityMap(io.ComfyNode):
         load_on_device(handle)
         heats, overlays, masks, scores, lines = [], [], [], [], []
         single = split_images(images)
-        report_image = progress_reporter(len(single))
+        report = progress_reporter(PROGRESS_PER_IMAGE * len(single))
+
+        def report_tiles(before: int, done: int, total: int | None) -> bool:
+            return bool(report(PROGRESS_PER_IMAGE * before + PROGRESS_PER_IMAGE * done // (total or done), None))
+
         for number, image in enumerate(single):
             pixels = to_pixels(to_core(image)).cpu()
             if first(mode) == MAP_MODES[0]:
-                drawn = score_tiles(handle.scorer, pixels, tile=first(tile_size))
-                assert drawn is not None  # nothing stops it
+                drawn = score_tiles(
+                    handle.scorer, pixels, tile=first(tile_size), progress=partial(report_tiles, number)
+                )
+                assert drawn is not None  # an interrupt is an exception
             else:
                 drawn = score_patches(handle.scorer, pixels)
             low, high = (float(value) for value in drawn.pixels.aminmax())
@@ -113,7 +121,7 @@ class RaliQualityMap(io.ComfyNode):
             scores += drawn.regions.flatten().tolist()
             lines.append(f"image {number}: {low:.3f} to {high:.3f}")
             lines += [" ".join(f"{score:.3f}" for score in row) for row in drawn.regions.tolist()]
-            report_image(number + 1, None)
+            report(PROGRESS_PER_IMAGE * (number + 1), None)
         return io.NodeOutput(
             join_images(heats),
             join_images(overlays),

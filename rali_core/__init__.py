@@ -8,8 +8,9 @@ result.scores, result.bands, result.percentiles
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import import_on_first_use
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointError, ModelInfo, load_model, read_metadata, save_model
@@ -38,21 +39,16 @@ __all__ = [
     "top_k",
 ]
 
-_HOMES = {
-    "checkpoint": ("CheckpointError", "ModelInfo", "load_model", "read_metadata", "save_model"),
-    "images": ("ImageError",),
-    "model": ("RaliModel",),
-    "scorer": ("ImageScore", "PrototypeShare", "RaliScorer", "ScoreResult"),
-    "selection": ("at_least", "rank", "top_k"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Importing torch takes seconds: `rali --help` and a ComfyUI start-up should not pay for it.
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module("." + module, __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = import_on_first_use(
+    __name__,
+    {
+        "checkpoint": ("CheckpointError", "ModelInfo", "load_model", "read_metadata", "save_model"),
+        "images": ("ImageError",),
+        "model": ("RaliModel",),
+        "scorer": ("ImageScore", "PrototypeShare", "RaliScorer", "ScoreResult"),
+        "selection": ("at_least", "rank", "top_k"),
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias, Union
 
@@ -50,23 +51,44 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
         raise FileNotFoundError(f"no such file: {path}")
     if not path.is_file():
         raise ImageError(f"expected an image file, got {'a folder' if path.is_dir() else 'a special file'}: {path}")
+    return _decode(path, str(path))
+
+
+def decode_image(data: bytes, name: str) -> Tensor:
+    """Decode the bytes of an image file.
+
+    Args:
+        data: What the file holds, in any format that Pillow can read.
+        name: What errors call it.
+
+    Returns:
+        (3, H, W) float32 in [0, 1], RGB.
+
+    Raises:
+        ImageError: As for `load_image`.
+    """
+    return _decode(BytesIO(data), name)
+
+
+def _decode(source: Path | BytesIO, name: str) -> Tensor:
     try:
         with warnings.catch_warnings():
             # Pillow warns from half its limit on, and of odd metadata; the limit itself is an error.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 return pixels_from_pil(image)
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{name}: {error}") from error
     except UnidentifiedImageError:
-        reason = "the file is empty" if path.stat().st_size == 0 else "not an image that Pillow can read"
-        raise ImageError(f"{reason}: {path}") from None
+        size = source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+        reason = "the file is empty" if size == 0 else "not an image that Pillow can read"
+        raise ImageError(f"{reason}: {name}") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too large to open safely: {path}: {error}") from error
+        raise ImageError(f"too large to open safely: {name}: {error}") from error
     except PermissionError as error:
-        raise ImageError(f"no permission to read {path}") from error
+        raise ImageError(f"no permission to read {name}") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        raise ImageError(f"damaged image file {path}: {type(error).__name__}: {error}") from error
+        raise ImageError(f"damaged image file {name}: {type(error).__name__}: {error}") from error
 
 
 def pixels_from_pil(image: Image.Image) -> Tensor:
@@ -100,6 +122,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return image.convert("RGB")
+
+
+def to_picture(image: ImageInput) -> Image.Image:
+    """What the scorer sees of an image, as an 8-bit RGB PIL picture to look at.
+
+    Args:
+        image: Any image that can be scored.
+
+    Returns:
+        A new picture; EXIF orientation applied, transparency on white, 16-bit grey divided by 257.
+
+    Raises:
+        TypeError, FileNotFoundError, ImageError: As for `to_pixels`.
+    """
+    if isinstance(image, Image.Image) and image.mode != "F" and not image.mode.startswith("I"):
+        return to_rgb(ImageOps.exif_transpose(image))  # 8 bits stay what they are
+    values = to_pixels(image).mul(255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(np.ascontiguousarray(values))
 
 
 def pixels_from_array(array: NDArray[np.generic]) -> Tensor:

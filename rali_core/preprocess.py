@@ -3,7 +3,7 @@
 The steps and their order are those of CLIP's image processor, which RALI uses (Zhao et al. 2025): shorter side to
 `image_size` with antialiased bicubic interpolation, centre crop, per-channel normalisation. Differences from the
 Pillow-based reference: nothing is rounded to 8 bits between or after the two resize passes, unless the configuration
-asks for it, and pictures longer than `MAX_ASPECT_RATIO` are cut to that ratio before they are resized.
+asks for Pillow's own pixels, and pictures longer than `MAX_ASPECT_RATIO` are cut to that ratio before they are resized.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from .pillow_resize import resize_levels, straight_through, to_levels
 
 Coverage = Literal["center", "tiles"]
 COVERAGES: tuple[str, ...] = get_args(Coverage)
@@ -33,8 +35,9 @@ class PreprocessConfig:
         image_size: Side of the square encoder input, in pixels.
         mean: Channel means to subtract (RGB, for pixels in [0, 1]).
         std: Channel standard deviations to divide by (RGB, for pixels in [0, 1]).
-        eight_bit: Round to 8 bits after each of the two resize passes, as Pillow does, for scores as close to a
-            Pillow-based recipe as can be. Gradients pass through the rounding as if it were not there.
+        eight_bit: Round to 8 bits before, between and after the two resize passes, and compute these in whole numbers
+            as Pillow does: the pixels are those of a Pillow-based recipe. Gradients pass through as if nothing were
+            rounded.
     """
 
     image_size: int
@@ -114,7 +117,7 @@ def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -
     Args:
         pixels: (B, 3, H, W) in [0, 1].
         size: Target length of the shorter side in pixels.
-        eight_bit: Round to 8 bits after each pass, as Pillow does.
+        eight_bit: Pillow's own pixels; see `PreprocessConfig`.
 
     Returns:
         (B, 3, h, w) with min(h, w) = size, clamped to [0, 1] (bicubic overshoots at edges; Pillow clips too).
@@ -125,20 +128,20 @@ def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -
         pixels = center_crop(pixels, min(height, longest), min(width, longest))
         height, width = pixels.shape[-2:]
     new_height, new_width = resized_shape(height, width, size)
+    if eight_bit:
+        levels = resize_levels(to_levels(pixels), new_height, new_width)
+        if not (pixels.requires_grad and torch.is_grad_enabled()):
+            return levels.to(pixels.dtype) / 255.0
     # Pillow resizes along x first (from version 13 on not for very tall pictures) and clips between the passes;
     # without that, bright edges differ by up to 12/255.
-    return _resample(_resample(pixels, (height, new_width), eight_bit), (new_height, new_width), eight_bit)
+    smooth = _resample(_resample(pixels, (height, new_width)), (new_height, new_width))
+    return straight_through(levels, smooth) if eight_bit else smooth
 
 
-def _resample(pixels: Tensor, shape: tuple[int, int], eight_bit: bool) -> Tensor:
-    if tuple(pixels.shape[-2:]) == shape:
-        return pixels.clamp(0.0, 1.0)
-    pixels = functional.interpolate(pixels, size=shape, mode="bicubic", antialias=True, align_corners=False)
-    pixels = pixels.clamp(0.0, 1.0)
-    if eight_bit:
-        rounded = (pixels.detach() * 255.0 + 0.5).floor() / 255.0
-        pixels = pixels + (rounded - pixels).detach() if pixels.requires_grad else rounded
-    return pixels
+def _resample(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
+    if tuple(pixels.shape[-2:]) != shape:
+        pixels = functional.interpolate(pixels, size=shape, mode="bicubic", antialias=True, align_corners=False)
+    return pixels.clamp(0.0, 1.0)
 
 
 def center_crop(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, cast, get_args
@@ -205,6 +205,17 @@ class RaliScorer:
         """
         for batch in self._batches(_iterate(images), on_error):
             yield from batch
+
+    def score_crops(self, crops: Sequence[Tensor]) -> list[ImageScore]:
+        """Score images that were decoded and preprocessed elsewhere, as data-set scoring does in other processes.
+
+        Args:
+            crops: N images as `model.preprocess` makes them of one picture: (T, 3, S, S), any T from 1 up.
+
+        Returns:
+            N results in input order.
+        """
+        return self._score_batch([(index, crop.to(self.device)) for index, crop in enumerate(crops)])
 
     def explain(self, image: ImageInput, *, top: int = 5) -> tuple[PrototypeShare, ...]:
         """Show which prototypes make an image's score.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from .images import to_rgb
+from .images import to_picture
 from .selection import rank
 
 MARGIN = 12
@@ -27,16 +27,23 @@ def draw_contact_sheet(
     bands: Sequence[str] | None = None,
     columns: int = 4,
     cell: int = 240,
+    ranked: bool = True,
+    bars: bool = True,
+    enlarge: bool = False,
 ) -> Image.Image:
     """Draw images in a grid, best first.
 
     Args:
-        images: N PIL images of any sizes; each is fitted into its cell, never enlarged beyond it, never cropped.
-        scores: N scores in [0, 1]; an image whose score is NaN is left out.
+        images: N PIL images of any sizes; each is fitted into its cell, never cropped.
+        scores: N scores, in [0, 1] where there are bars; an image whose score is NaN is left out.
         names: N captions; shortened from the left where they are too long.
         bands: N names of bands, printed after the score.
         columns: Images in a row; fewer where there are fewer images.
         cell: Side of a picture's square cell in pixels, at least 80.
+        ranked: Best first and numbered; otherwise in the given order.
+        bars: Draw each score as a bar, for scores in [0, 1].
+        enlarge: Enlarge small images to their cell, in whole pixels, as smoothing would hide what is scored; otherwise
+            they keep their size.
 
     Returns:
         An RGB image.
@@ -48,7 +55,7 @@ def draw_contact_sheet(
         raise ValueError(f"expected one score, name and band per image, got {len(images)} images, {len(scores)} scores")
     if columns < 1 or cell < 80:
         raise ValueError(f"expected at least one column and cells of at least 80 pixels, got {columns} and {cell}")
-    order = rank(scores)
+    order = rank(scores) if ranked else sorted(rank(scores))
     if not order:
         raise ValueError("there is no scored image to draw")
     columns = min(columns, len(order))
@@ -62,15 +69,13 @@ def draw_contact_sheet(
     for place, index in enumerate(order):
         left = MARGIN + place % columns * (cell + MARGIN)
         top = MARGIN + place // columns * (cell + caption + MARGIN)
-        thumbnail = _thumbnail(images[index], cell)
+        thumbnail = _thumbnail(images[index], cell, enlarge)
         sheet.paste(thumbnail, (left + (cell - thumbnail.width) // 2, top + (cell - thumbnail.height) // 2))
         score = float(scores[index])
-        share = min(max(score, 0.0), 1.0)
         bar = top + cell + 6
-        draw.rectangle((left, bar, left + cell - 1, bar + BAR_HEIGHT - 1), fill=TRACK)
-        colour = BAND_COLOURS[min(int(share * 5), 4)]
-        draw.rectangle((left, bar, left + max(round(share * cell), 1) - 1, bar + BAR_HEIGHT - 1), fill=colour)
-        text = f"{place + 1}.  {score:.3f}" + (f"  {bands[index]}" if bands else "")
+        if bars:
+            _draw_bar(draw, left, bar, cell, score)
+        text = (f"{place + 1}.  " if ranked else "") + f"{score:.3f}" + (f"  {bands[index]}" if bands else "")
         draw.text((left, bar + BAR_HEIGHT + 4), text, fill=TEXT, font=large)
         if names:
             draw.text(
@@ -79,8 +84,18 @@ def draw_contact_sheet(
     return sheet
 
 
-def _thumbnail(image: Image.Image, cell: int) -> Image.Image:
-    thumbnail = to_rgb(ImageOps.exif_transpose(image))
+def _draw_bar(draw: ImageDraw.ImageDraw, left: float, top: float, width: int, score: float) -> None:
+    share = min(max(score, 0.0), 1.0)
+    draw.rectangle((left, top, left + width - 1, top + BAR_HEIGHT - 1), fill=TRACK)
+    colour = BAND_COLOURS[min(int(share * 5), 4)]
+    draw.rectangle((left, top, left + max(round(share * width), 1) - 1, top + BAR_HEIGHT - 1), fill=colour)
+
+
+def _thumbnail(image: Image.Image, cell: int, enlarge: bool) -> Image.Image:
+    thumbnail = to_picture(image)
+    times = cell // max(thumbnail.size)
+    if enlarge and times > 1:
+        return thumbnail.resize((thumbnail.width * times, thumbnail.height * times), Image.Resampling.NEAREST)
     thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
     return thumbnail
 

@@ -17,6 +17,7 @@ from rali_core.encoder import EncoderConfig
 from rali_core.model import RaliModel
 from rali_core.preprocess import PreprocessConfig
 from rali_core.scorer import RaliScorer
+from rali_core.training.distortions import LEVELS, distort
 
 TINY_VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 TINY_TIMM = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "none", "image_size": 64}
@@ -88,3 +89,24 @@ def photographs() -> dict[str, Image.Image]:
         "motorcycle": left,
     }
     return {name: Image.fromarray(array) for name, array in arrays.items()}
+
+
+@pytest.fixture
+def labels(photographs: dict[str, Image.Image], tmp_path: Path) -> Path:
+    """96 cut-outs of photographs, blurred by a known amount; the sharper, the better they are scored."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    lines = ["image,mos,split,near_dup_in_train"]
+    for index in range(96):
+        photograph = list(photographs.values())[index % 5]
+        left, top = random.integers(0, photograph.width - 96), random.integers(0, photograph.height - 96)
+        level = int(random.integers(0, LEVELS + 1))
+        image = photograph.crop((left, top, left + 96, top + 96))
+        if level:
+            image = distort(image, "blur", level)
+        image.save(folder / f"{index}.png")
+        split = "test" if index >= 84 else "train"
+        lines.append(f"{index}.png,{1 - level / LEVELS * 0.9:.3f},{split},{int(index == 95)}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder / "labels.csv"

@@ -79,3 +79,36 @@ def test_the_command_draws_the_images_it_scored(
             assert find(sheet.convert("RGB"), colour)[2] >= 80
     assert main(["score", str(folder), "--min-score", "2", "--sheet", str(target), "--model", str(tiny_file)]) == 1
     assert "no image reaches" in capsys.readouterr().err
+
+
+def test_images_can_stay_in_their_order_and_without_bars() -> None:
+    sheet = draw_contact_sheet(plain_images(), [-3.0, 40.0, 12.0], columns=3, cell=120, ranked=False, bars=False)
+    red, green, blue = (find(sheet, colour) for colour in COLOURS)
+    assert red[0] < green[0] < blue[0]
+    plain = Image.new("RGB", (120, 120), BACKGROUND)
+    with_bar, without = (np.asarray(draw_contact_sheet([plain], [0.5], cell=120, bars=bars)) for bars in (True, False))
+    row = MARGIN + 120 + 8
+    assert (with_bar[row] != BACKGROUND).any()
+    assert (without[row] == BACKGROUND).all()
+
+
+def test_small_images_are_enlarged_in_whole_pixels_where_asked() -> None:
+    checks = Image.fromarray(np.kron([[200, 0], [0, 200]], np.ones((16, 16))).astype(np.uint8))
+    sheet = draw_contact_sheet([checks], [0.5], cell=120, enlarge=True)
+    assert find(sheet, (0, 0, 0))[2:] == (96, 96)
+    assert {tuple(value) for value in np.asarray(sheet)[MARGIN + 12 : MARGIN + 108, MARGIN + 12 : MARGIN + 108].reshape(-1, 3)} == {
+        (0, 0, 0), (200, 200, 200),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_a_16_bit_grey_image_is_as_bright_as_its_8_bit_copy(mode: str, tiny_file: Path, tmp_path: Path) -> None:
+    values = np.full((100, 100), 100 * 257)
+    deep = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
+    assert deep.mode == mode
+    assert draw_contact_sheet([deep], [0.5], cell=100).getpixel((MARGIN + 50, MARGIN + 50)) == (100, 100, 100)
+    deep.save(tmp_path / "deep.tiff")
+    target = tmp_path / "sheet.png"
+    assert main(["score", str(tmp_path / "deep.tiff"), "--sheet", str(target), "--model", str(tiny_file)]) == 0
+    with Image.open(target) as sheet:
+        assert sheet.getpixel((MARGIN + 120, MARGIN + 120)) == (100, 100, 100)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,28 @@ def score_files(
     if interrupted:
         print(f"rali: stopped after {len(results)} of {len(files)} images", file=sys.stderr)
     return results, interrupted
+
+
+@contextmanager
+def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error for work that reports (done, total), on long runs at a terminal."""
+    from tqdm import tqdm
+
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    bar: Any = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:  # not earlier: the hub client's own bars may come before
+            quiet: dict[str, Any] = {"disable": None, "leave": False, "delay": SLOW_SECONDS}
+            bar = tqdm(desc=what, total=total, bar_format=form, file=sys.stderr, **quiet)
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def report_errors(files: list[Path], results: Iterable[ImageScore]) -> int:

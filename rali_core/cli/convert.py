@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert."""
-    from tqdm import tqdm
-
     from ..hub import OFFICIAL_FILE
     from ..official.convert import convert
-    from ._common import SLOW_SECONDS
+    from ._common import show_progress
 
-    with tqdm(unit="tensor", delay=SLOW_SECONDS, disable=None, file=sys.stderr) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        made = convert(options.release, options.output or OFFICIAL_FILE, dtype=options.dtype, progress=show)
+    with show_progress("converting") as progress:
+        made = convert(options.release, options.output or OFFICIAL_FILE, dtype=options.dtype, progress=progress)
     size = Path(made.path).stat().st_size / 1e6
     print(f"wrote {made.path} ({size:.1f} MB, tower in {options.dtype})")
     for what, why in made.release.dropped.items():
         print(f"  left out {what}: {why}")
+    print(f"use it with --model {made.path}")
     print(f"`rali verify {made.path} {options.release}` compares it with the release tensor by tensor")
     return 0

@@ -27,12 +27,15 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Download and convert."""
     from ..official.install import install_official
+    from ._common import show_progress
 
-    path = install_official(
-        options.folder,
-        dtype=options.dtype,
-        revision=options.revision,
-        report=lambda line: print(f"rali: {line}", file=sys.stderr, flush=True),
-    )
+    with show_progress("converting") as progress:
+        path = install_official(
+            options.folder,
+            dtype=options.dtype,
+            revision=options.revision,
+            report=lambda line: print(f"rali: {line}", file=sys.stderr, flush=True),
+            progress=progress,
+        )
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): use it with --model official")
     return 0

@@ -7,9 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import best, convert, download, evaluate, info, score, train, verify
+from . import best, convert, dataset, describe, download, evaluate, info, score, train, tune, verify
 
-COMMANDS = (score, best, info, evaluate, train, download, convert, verify)
+COMMANDS = (score, best, dataset, info, evaluate, train, tune, describe, download, convert, verify)
+
+EXTRAS = {"pyarrow": "dataset", "fsspec": "dataset", "filelock": "dataset", "ray": "ray"}
+"""Which extra brings a missing package; where none does, it is training's."""
 
 DESCRIPTION = """\
 Score the perceptual quality of images with RALI: sharpness, noise, compression, exposure, colour and how pleasing
@@ -65,5 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f'{error}; training and evaluation need more packages: pip install "rali-score[train]"'
+        extra = EXTRAS.get((error.name or "").partition(".")[0], "train")
+        return f'{error}; this needs more packages: pip install "rali-score[{extra}]"'
     return str(error)

@@ -22,10 +22,12 @@ def run(options: argparse.Namespace) -> int:
     """Compare and print what was compared."""
     from ..hub import find_model
     from ..official.verify import locate_release, verify
+    from ._common import show_progress
 
     path = find_model(options.model)
     release = options.release or locate_release(path)
-    result = verify(path, release)
+    with show_progress("comparing") as progress:
+        result = verify(path, release, progress=progress)
     for name, digest in result.files.items():
         print(f"{name}: SHA-256 {digest}")
     print(

@@ -45,6 +45,8 @@ def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
     """
     if not callable(pipe) or not hasattr(pipe, "components"):
         raise TypeError(f"expected a diffusers pipeline, got {type(pipe).__name__}")
+    if any(base.__name__ == "ModularPipeline" for base in type(pipe).__mro__):
+        raise TypeError(f"{type(pipe).__name__} is made of blocks: put a RaliBestOfNBlock among them")
     for name in sorted(_OURS.keys() & arguments.keys()):
         raise ValueError(f"{name} cannot be given here: {_OURS[name]}")
     output_type = arguments.get("output_type", "pil")

@@ -21,7 +21,7 @@ def latents_to_pixels(
         width: Its width, likewise.
 
     Returns:
-        (B, 3, H, W) float32 in [0, 1], with a gradient where the latents have one.
+        (B, 3, H, W) in [0, 1], with a gradient where the latents have one; float32, or float64 where the VAE is.
 
     Raises:
         ValueError: The pipeline has no VAE, its latents have another form, or the picture is not finite.
@@ -42,7 +42,7 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
         latents: (B, C, h, w) as the denoiser sees them.
 
     Returns:
-        (B, 3, H, W) float32 in [0, 1].
+        (B, 3, H, W) in [0, 1]; float32, or float64 where the VAE is.
 
     Raises:
         ValueError: The latents do not fit the VAE, or the picture holds NaN or infinite values.
@@ -71,7 +71,8 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     finally:
         if upcast:
             vae.to(torch.float16)
-    pixels = (decoded.float() / 2.0 + 0.5).clamp(0.0, 1.0)
+    decoded = decoded.to(torch.promote_types(decoded.dtype, torch.float32))
+    pixels = (decoded / 2.0 + 0.5).clamp(0.0, 1.0)
     if not torch.isfinite(pixels.detach()).all():
         raise ValueError(
             f"{type(vae).__name__} in {dtype} decoded to NaN or infinite values; use it in bfloat16 or float32"

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .contact_sheet import contact_sheet
+from ..sheet import draw_contact_sheet
 
 Stop = Literal["threshold", "interrupt", "progress"]
 
@@ -93,13 +93,19 @@ class BestOfN:
         return len(self.images)
 
     def contact_sheet(self) -> Image.Image:
-        """The pictures in a grid, with rank, score and seed."""
+        """The pictures in a grid, by prompt and best first; a score has a bar where all lie in [0, 1]."""
         several = len(set(self.prompts)) > 1
-        captions = [
-            f"{f'p{prompt} ' if several else ''}{score:.3f}  seed {seed}"
-            for prompt, score, seed in zip(self.prompts, self.scores, self.seeds, strict=True)
-        ]
-        return contact_sheet(self.pictures, captions)
+        return draw_contact_sheet(
+            self.pictures,
+            self.scores,
+            names=[
+                f"prompt {prompt + 1}, seed {seed}" if several else f"seed {seed}"
+                for prompt, seed in zip(self.prompts, self.seeds, strict=True)
+            ],
+            ranked=not several,
+            bars=all(0.0 <= score <= 1.0 for score in self.scores),
+            enlarge=True,
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Write the pictures as PNG with metadata, a contact sheet, and all figures as JSON.

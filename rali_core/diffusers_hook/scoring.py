@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from ..images import to_pixels
+from ..images import to_picture
 from ..scorer import RaliScorer
 
 ScoreImages: TypeAlias = Callable[[list[Any]], list[float]]
@@ -54,9 +51,5 @@ def check_scores(scores: Sequence[float], expected: int) -> list[float]:
 
 
 def to_pil(image: Any) -> Image.Image:
-    """An 8-bit RGB picture of any image that `RaliScorer.score` takes."""
-    if isinstance(image, Image.Image):
-        return image
-    pixels: Tensor = to_pixels(image)
-    values = (pixels.mul(255.0).round().to(torch.uint8)).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(np.ascontiguousarray(values))
+    """A PIL image as it is; an 8-bit RGB picture of any other image that `RaliScorer.score` takes."""
+    return image if isinstance(image, Image.Image) else to_picture(image)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +10,7 @@ from typing import Any, get_args
 from .. import __version__
 from ..checkpoint import encode_metadata
 from .release import DtypeName, Release, read_release
-from .stream import write_entries
+from .stream import Progress, split_progress, write_entries
 
 CONVERTER = f"rali-score {__version__}"
 LICENCE_NOTE = (
@@ -41,7 +40,7 @@ def convert(
     *,
     dtype: DtypeName = "float16",
     origin: dict[str, str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Conversion:
     """Convert a release to one `.safetensors` model file.
 
@@ -52,7 +51,8 @@ def convert(
         output: The file to write; must end in `.safetensors`. An existing one is replaced once the new one is whole.
         dtype: Of the tower; the head is always float32.
         origin: Where the release was downloaded from, for the file's metadata.
-        progress: Called after each tensor with (done, total).
+        progress: Called with (done, total): every tensor counts twice, once when it was checked and once when it was
+            written.
 
     Returns:
         What was made.
@@ -68,7 +68,8 @@ def convert(
         raise ValueError(f"a model file's name ends in .safetensors, got {output.name}")
     if dtype not in get_args(DtypeName):
         raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
-    release = read_release(Path(release_dir), dtype)
+    checked, written = split_progress(progress)
+    release = read_release(Path(release_dir), dtype, progress=checked)
     source = {
         "kind": "official RALI release",
         **(origin or {}),
@@ -82,5 +83,5 @@ def convert(
     metadata = encode_metadata(
         release.describe_model(source), release.architecture.encoder, release.architecture.preprocess, "center"
     )
-    write_entries(output, release.entries, metadata, progress)
+    write_entries(output, release.entries, metadata, written)
     return Conversion(output, release, source)

@@ -66,6 +66,7 @@ def download(
     *,
     revision: str = "main",
     with_tower_weights: bool = False,
+    report: Callable[[str], object] = str,
 ) -> Downloaded:
     """Download the release, or find it where it is complete already.
 
@@ -73,6 +74,7 @@ def download(
         folder: Where to put it, as `folder/RALI`; by default the hub client's cache.
         revision: Branch, tag or commit.
         with_tower_weights: Also the weights in `best/`, which only a `ckpt.pt` without a tower needs.
+        report: Called with a line about each step that takes its time.
 
     Returns:
         Where it lies.
@@ -113,6 +115,7 @@ def download(
         raise DownloadError(
             f"{release} lacks {', '.join(absent)}: run `rali download official` again, with a connection"
         )
+    report(f"comparing the hashes of the files in {release}")
     _check_hashes(snapshot, patterns, remote)
     return Downloaded(release, commit)
 

@@ -13,6 +13,7 @@ from .convert import CONVERTER, convert
 from .download import Downloaded, download
 from .errors import ReleaseError
 from .release import DtypeName
+from .stream import Progress
 from .tensor_files import load_torch_file
 
 
@@ -22,6 +23,7 @@ def install_official(
     dtype: DtypeName = "float16",
     revision: str = "main",
     report: Callable[[str], object] = str,
+    progress: Progress | None = None,
 ) -> Path:
     """Download the authors' release and convert it, so that the name `"official"` finds it.
 
@@ -30,6 +32,7 @@ def install_official(
         dtype: Of the tower.
         revision: Branch, tag or commit of the release.
         report: Called with a line about each step.
+        progress: Of the conversion; see `convert`.
 
     Returns:
         The model file.
@@ -40,15 +43,15 @@ def install_official(
         OSError: The model file cannot be written.
     """
     target = Path(folder).expanduser().absolute() if folder is not None else None
-    downloaded = download(target, revision=revision)
+    downloaded = download(target, revision=revision, report=report)
     if not _holds_tower(downloaded.folder):
-        downloaded = download(target, revision=revision, with_tower_weights=True)
+        downloaded = download(target, revision=revision, with_tower_weights=True, report=report)
     output = (target or cache_folder()) / OFFICIAL_FILE
     if _is_current(output, downloaded, dtype):
         report(f"{output} is up to date")
     else:
         report(f"converting {downloaded.folder}")
-        convert(downloaded.folder, output, dtype=dtype, origin=downloaded.origin)
+        convert(downloaded.folder, output, dtype=dtype, origin=downloaded.origin, progress=progress)
     pointer = cache_folder() / OFFICIAL_POINTER
     if target is None:
         pointer.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,6 +18,7 @@ from .errors import ReleaseError, describe
 from .hashing import hash_file
 from .layout import Architecture, find_release, read_architecture
 from .pca_file import PcaRecord, read_pca
+from .stream import Progress
 from .tensor_files import load_safetensors, load_torch_file, read_basis
 from .tower import check_tensor, check_values, is_dropped, map_tower
 
@@ -92,12 +93,13 @@ class Release:
         )
 
 
-def read_release(folder: Path, dtype: DtypeName = "float16") -> Release:
+def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: Progress | None = None) -> Release:
     """Read and check a release.
 
     Args:
         folder: Holds `ckpt.pt`, `pca.pkl`, `basis.npz` and `best/`; or `RALI/` with these.
         dtype: Of the tower in the model file.
+        progress: Called after each tensor whose values were checked, with (done, total).
 
     Raises:
         FileNotFoundError, NotADirectoryError: There is no such folder.
@@ -147,7 +149,7 @@ def read_release(folder: Path, dtype: DtypeName = "float16") -> Release:
         *_plan_head(architecture, scorer, pca, basis, problems),
     ]
     if not problems:
-        _check_values(entries, problems)
+        _check_values(entries, problems, progress)
     if problems:
         raise ReleaseError(describe(f"the release in {folder} cannot be used", problems))
     _check_against_model(architecture, entries)
@@ -234,8 +236,8 @@ def _plan_head(
     return entries
 
 
-def _check_values(entries: Iterable[Entry], problems: list[str]) -> None:
-    for entry in entries:
+def _check_values(entries: Sequence[Entry], problems: list[str], progress: Progress | None) -> None:
+    for done, entry in enumerate(entries, start=1):
         tensor = entry.make()
         problem = check_values(tensor, entry.dtype)
         if problem is None and entry.name == "head.scale" and bool((tensor.float() == 0).any()):
@@ -244,6 +246,8 @@ def _check_values(entries: Iterable[Entry], problems: list[str]) -> None:
             problem = "holds a prototype of length zero"
         if problem:
             problems.append(f"{entry.name}: {problem}")
+        if progress is not None:
+            progress(done, len(entries))
 
 
 def _check_against_model(architecture: Architecture, entries: Iterable[Entry]) -> None:

@@ -16,6 +16,9 @@ import torch
 if TYPE_CHECKING:
     from .release import Entry
 
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -23,7 +26,7 @@ def write_entries(
     path: Path,
     entries: Sequence[Entry],
     metadata: dict[str, str],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a model file, under a temporary name first: there is never half a file under `path`.
 
@@ -64,3 +67,10 @@ def write_entries(
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def split_progress(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """For two passes over the same items that are reported as one, twice as long."""
+    if progress is None:
+        return None, None
+    return lambda done, total: progress(done, 2 * total), lambda done, total: progress(total + done, 2 * total)

@@ -14,6 +14,7 @@ from .download import FOLDER, REPOSITORY
 from .errors import ReleaseError, describe
 from .files import CHECKPOINT
 from .release import DtypeName, read_release
+from .stream import Progress, split_progress
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,19 @@ class Verification:
     files: dict[str, str]
 
 
-def verify(model_file: str | os.PathLike[str], release_dir: str | os.PathLike[str]) -> Verification:
+def verify(
+    model_file: str | os.PathLike[str],
+    release_dir: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+) -> Verification:
     """Compare a converted file with its release: hashes, architecture, preprocessing and every tensor.
 
     Args:
         model_file: A file that `convert` made.
         release_dir: The release that it came from.
+        progress: Called with (done, total): every tensor counts twice, once when it was checked and once when it was
+            compared.
 
     Returns:
         What was compared.
@@ -56,7 +64,8 @@ def verify(model_file: str | os.PathLike[str], release_dir: str | os.PathLike[st
     hashes = source.get("files")
     if not isinstance(hashes, dict):
         raise ReleaseError(f"{path} does not say that it was converted from a release (name: {metadata.get('name')!r})")
-    release = read_release(Path(release_dir), _tower_dtype(path))
+    checked, compared = split_progress(progress)
+    release = read_release(Path(release_dir), _tower_dtype(path), progress=checked)
     found = release.hash_sources()
     problems = [
         f"{name}: the file was made from SHA-256 {hashes.get(name)}, here is {found.get(name)}"
@@ -80,7 +89,9 @@ def verify(model_file: str | os.PathLike[str], release_dir: str | os.PathLike[st
         wanted = {entry.name for entry in release.entries}
         problems += [f"{name}: not in the file" for name in sorted(wanted - stored)]
         problems += [f"{name}: not in the release" for name in sorted(stored - wanted)]
-        for entry in release.entries:
+        for done, entry in enumerate(release.entries, start=1):
+            if compared is not None:
+                compared(done, len(release.entries))
             if entry.name not in stored:
                 continue
             ours, theirs = file.get_tensor(entry.name), entry.make()
@@ -127,4 +138,7 @@ def locate_release(model_file: Path) -> Path:
         found = try_to_load_from_cache(REPOSITORY, f"{FOLDER}/{CHECKPOINT}", revision=revision)
         if isinstance(found, str):
             return Path(found).parent
-    raise FileNotFoundError(f"the release that {model_file} was made from is not beside it nor in the cache: name it")
+    raise FileNotFoundError(
+        f"the release that {model_file} was made from is neither beside it nor in the cache: name its folder, "
+        f"`rali verify {model_file} RELEASE_DIR`"
+    )

@@ -15,8 +15,9 @@ A score says nothing about the prompt, and any reward that is optimised long eno
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import import_on_first_use
 
 if TYPE_CHECKING:
     from .combine import CombinedReward
@@ -44,25 +45,20 @@ __all__ = [
     "flow_grpo_score",
 ]
 
-_HOMES = {
-    "combine": ("CombinedReward",),
-    "core": ("RaliReward",),
-    "flow_grpo": ("FlowGrpoReward", "flow_grpo_score"),
-    "image_quality_metric": ("RaliImageQuality",),
-    "loss": ("RaliLoss",),
-    "reno": ("RenoLoss",),
-    "scale_flux": ("ScaleFluxVerifier",),
-    "transforms": ("Clip", "Ranks", "Standardise"),
-    "trl": ("TrlReward",),
-}
-
-
-def __getattr__(name: str) -> Any:
-    # torchmetrics is an extra: only who asks for the metric needs it.
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module("." + module, __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = import_on_first_use(
+    __name__,
+    {
+        "combine": ("CombinedReward",),
+        "core": ("RaliReward",),
+        "flow_grpo": ("FlowGrpoReward", "flow_grpo_score"),
+        "image_quality_metric": ("RaliImageQuality",),
+        "loss": ("RaliLoss",),
+        "reno": ("RenoLoss",),
+        "scale_flux": ("ScaleFluxVerifier",),
+        "transforms": ("Clip", "Ranks", "Standardise"),
+        "trl": ("TrlReward",),
+    },
+)
 
 
 def __dir__() -> list[str]:

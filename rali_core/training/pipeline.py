@@ -110,23 +110,92 @@ def train(
     output, work_dir = Path(output), Path(work_dir)
     if output.suffix != ".safetensors":  # found out now, not after the training
         raise ValueError(f"a model file's name ends in .safetensors, got {output.name}")
-    rows = read_labels(labels, root=root, score_range=score_range)
-    training_rows, validation_rows = split_validation(rows, fraction=settings.validation_fraction, seed=settings.seed)
-    training_rows = training_rows[:limit]
-    if len(training_rows) < MINIMUM_IMAGES or len(validation_rows) < 3:
-        raise ValueError(
-            f"expected at least {MINIMUM_IMAGES} training and 3 validation images, got {len(training_rows)} and "
-            f"{len(validation_rows)}"
-        )
-    test_rows = [row for row in rows if row.split == "test" and not row.near_duplicate]
+    rows = read_splits(
+        labels, root=root, score_range=score_range, limit=limit,
+        validation_fraction=settings.validation_fraction, seed=settings.seed,
+    )  # fmt: skip
+    training_rows, validation_rows, test_rows = rows
     source = load_backbone(backbone, image_size=settings.image_size)
     report(f"{len(training_rows)} training, {len(validation_rows)} validation, {len(test_rows)} test images")
     work_dir.mkdir(parents=True, exist_ok=True)
     model = _train_model(source, training_rows, validation_rows, work_dir, settings, workers, report)
+    return measure_and_save(
+        model, output,
+        name=name or output.stem, licence=source.source["licence"], source={"backbone": source.source},
+        labels=labels, rows=rows,
+        story={"settings": asdict(settings)}, report=report,
+    )  # fmt: skip
+
+
+Splits = tuple[list[LabelledImage], list[LabelledImage], list[LabelledImage]]
+"""Training, validation and test images."""
+
+
+def read_splits(
+    labels: str | Path,
+    *,
+    root: str | Path | None,
+    score_range: tuple[float, float],
+    limit: int | None,
+    validation_fraction: float,
+    seed: int,
+) -> Splits:
+    """Read a table and hold out validation images; flagged near-duplicates are left out of the test images.
+
+    Args:
+        labels: See `data.read_labels`, as `root` and `score_range`.
+        root: Folder of the images.
+        score_range: Scale of the scores.
+        limit: Use only the first so many training rows.
+        validation_fraction: Share of the training rows that is held out.
+        seed: Seed of that choice.
+
+    Raises:
+        ValueError: There are fewer than 20 training or 3 validation images.
+    """
+    rows = read_labels(labels, root=root, score_range=score_range)
+    training, validation = split_validation(rows, fraction=validation_fraction, seed=seed)
+    training = training[:limit]
+    if len(training) < MINIMUM_IMAGES or len(validation) < 3:
+        raise ValueError(
+            f"expected at least {MINIMUM_IMAGES} training and 3 validation images, got {len(training)} and "
+            f"{len(validation)}"
+        )
+    return training, validation, [row for row in rows if row.split == "test" and not row.near_duplicate]
+
+
+def measure_and_save(
+    model: RaliModel,
+    output: Path,
+    *,
+    name: str,
+    licence: str,
+    source: dict[str, Any],
+    labels: str | Path,
+    rows: Splits,
+    story: dict[str, Any],
+    report: Report,
+) -> dict[str, Any]:
+    """Calibrate on the validation images, measure on these and on the test images, and write the model file.
+
+    Args:
+        model: The trained model, float32.
+        output: Model file to write; its tower is stored in float16.
+        name: The model's name.
+        licence: Of the weights.
+        source: Where the training started, for the metadata.
+        labels: Table of the images, for its name and hash.
+        rows: Training, validation and test images; fewer than three test images are not measured.
+        story: What else the `training` metadata shall tell.
+        report: Called with lines of text.
+
+    Returns:
+        The `training` metadata.
+    """
+    training_rows, validation_rows, test_rows = rows
     model.encoder.half()
     model.encoder.float()  # what is measured from here on is what the file holds
-    name = name or output.stem
-    scorer = RaliScorer(model, ModelInfo(name, source.source["licence"]))
+    scorer = RaliScorer(model, ModelInfo(name, licence))
     validation_scores = _score_rows(scorer, validation_rows)
     figures = {"validation": measure_agreement(validation_scores, _scores(validation_rows)).to_dict()}
     if len(test_rows) >= 3:
@@ -134,7 +203,7 @@ def train(
         figures["test"] = test.to_dict()
         report("test split without flagged near-duplicates:\n" + format_agreement(test))
     training = {
-        "settings": asdict(settings),
+        **story,
         "labels_sha256": hash_file(labels),
         "images": {"training": len(training_rows), "validation": len(validation_rows), "test": len(test_rows)},
         "figures": figures,
@@ -142,12 +211,12 @@ def train(
     }
     info = ModelInfo(
         name=name,
-        licence=source.source["licence"],
+        licence=licence,
         calibration=Calibration.from_scores(
             validation_scores, f"scores of the {len(validation_rows)} validation images of {Path(labels).name}"
         ),
         training=training,
-        source={"backbone": source.source},
+        source=source,
     )
     model.encoder.half()
     save_model(output, model, info)

@@ -133,6 +133,7 @@ class UpperBlocks(nn.Module):
         super().__init__()
         trunk: Any = timm_trunk(tower)
         self.blocks, self.norm = trunk.blocks[blocks:], trunk.norm
+        self.first = blocks
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, tokens, width) to the class token's (B, D) embedding."""

@@ -45,7 +45,7 @@ class TuneSettings:
 
     epochs: int = 3
     batch_size: int = 32
-    learning_rate: float = 1e-4
+    learning_rate: float = 6e-4
     layer_decay: float = 0.8
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -234,13 +234,13 @@ def _validate(model: _Regressor, validation: tuple[NDArray[np.float16], NDArray[
 
 def _build_optimizer(model: _Regressor, settings: TuneSettings) -> torch.optim.AdamW:
     """Lower learning rates for earlier blocks, weight decay for matrices only."""
-    depth = len(model.upper.blocks)
+    depth, first = len(model.upper.blocks), model.upper.first  # the slice of the tower keeps its blocks' own numbers
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if name.startswith("linear."):
             rate = settings.head_learning_rate
         elif name.startswith("upper.blocks."):
-            rate = settings.learning_rate * settings.layer_decay ** (depth - 1 - int(name.split(".")[2]))
+            rate = settings.learning_rate * settings.layer_decay ** (depth - 1 - int(name.split(".")[2]) + first)
         else:
             rate = settings.learning_rate
         decay = settings.weight_decay if parameter.ndim > 1 else 0.0

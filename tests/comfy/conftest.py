@@ -44,15 +44,15 @@ def comfy_home() -> Path:
     return home
 
 
-def install_pack(custom_nodes: Path, name: str = "ComfyUI-RALI") -> Path:
-    """Put what git tracks (and would track) into custom_nodes: what a clone is."""
+def install_pack(custom_nodes: Path, name: str = "ComfyUI-RALI", *, tests: bool = False) -> Path:
+    """Put what git tracks (and would track) into custom_nodes: what a clone is, but for the tests."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     target = custom_nodes / name
     for file in listed:
-        if (REPOSITORY / file).is_file() and not file.startswith("tests/"):
+        if (REPOSITORY / file).is_file() and (tests or not file.startswith("tests/")):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / file, target / file)
     return target
@@ -90,7 +90,8 @@ class Server:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command], cwd=self.home / f"ComfyUI-{self.version}", stdout=log,
-                stderr=subprocess.STDOUT, env={**environment, "PYTHONUNBUFFERED": "1"},
+                stderr=subprocess.STDOUT,
+                env={**environment, "PYTHONUNBUFFERED": "1", "HF_HOME": str(self.folder / "hf")},
             )  # fmt: skip
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -200,6 +201,11 @@ class Run:
     def executed(self) -> set[str]:
         """Ids of the nodes that really ran."""
         return {data["node"] for kind, data in self.messages if kind == "executing" and data.get("node")}
+
+    @property
+    def finished(self) -> set[str]:
+        """Ids of the nodes that have shown something; "executing" alone is announced for what is blocked too."""
+        return {data["node"] for kind, data in self.messages if kind == "executed"}
 
     def check(self) -> Run:
         """Fail where it did not succeed."""

@@ -81,7 +81,7 @@ def test_the_registrys_entry_is_complete() -> None:
 
 
 def test_the_archive_leaves_out_nothing_that_nodes_need() -> None:
-    left_out = [line.rstrip("/") for line in (REPOSITORY / ".comfyignore").read_text().splitlines() if line[0] != "#"]
+    left_out = [line.strip("/") for line in (REPOSITORY / ".comfyignore").read_text().splitlines() if line[0] != "#"]
     assert "rali_core" not in left_out
     kept = [
         path for path in (REPOSITORY / "rali_core").glob("*.py") if str(path.relative_to(REPOSITORY)) not in left_out

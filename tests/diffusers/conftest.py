@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 pytest.importorskip("diffusers")
 
@@ -41,8 +41,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @cache
-def load_example(name: str) -> ModuleType:
+def import_example(name: str) -> ModuleType:
     """A module of the examples' folder."""
+    if name != "tiny_pipelines":
+        import_example("tiny_pipelines")
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -54,13 +56,19 @@ def load_example(name: str) -> ModuleType:
 
 @cache
 def _pipe(name: str) -> Any:
-    return load_example("tiny_pipelines").TINY_PIPELINES[name]()
+    return import_example("tiny_pipelines").TINY_PIPELINES[name]()
+
+
+@pytest.fixture(scope="session")
+def load_example() -> Any:
+    """`load_example(name)`: a module of the examples' folder."""
+    return import_example
 
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The builders of tiny pipelines."""
-    return load_example("tiny_pipelines")
+    return import_example("tiny_pipelines")
 
 
 @pytest.fixture(scope="session")
@@ -113,35 +121,3 @@ def run_alone(pipe: Any, seed: int, **arguments: Any) -> Any:
 def alone() -> Any:
     """`alone(pipe, seed, **arguments)`: the plain pipeline's image of one seed."""
     return run_alone
-
-
-@pytest.fixture(scope="session")
-def rali_scorer() -> Any:
-    """A tiny RaliScorer with random weights."""
-    return make_tiny_scorer()
-
-
-def make_tiny_scorer() -> Any:
-    from rali_core.checkpoint import ModelInfo
-    from rali_core.constants import CLIP_MEAN, CLIP_STD
-    from rali_core.encoder import EncoderConfig
-    from rali_core.model import RaliModel
-    from rali_core.preprocess import PreprocessConfig
-    from rali_core.scorer import RaliScorer
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = RaliModel(
-            EncoderConfig(
-                embed_dim=16, vision_cfg={"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16}
-            ),
-            PreprocessConfig(32, CLIP_MEAN, CLIP_STD),
-            pca_dim=8,
-            prototypes=12,
-        )
-        with torch.no_grad():
-            model.head.components.copy_(torch.randn(8, 16) / 4)
-            model.head.prototypes.copy_(torch.randn(12, 8))
-            model.head.scores.copy_(torch.rand(12))
-            model.head.logit_scale.fill_(4.0)
-    return RaliScorer(model.eval(), ModelInfo("tiny", "Apache-2.0"), device="cpu")

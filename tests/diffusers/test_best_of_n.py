@@ -256,9 +256,9 @@ def test_offloaded_pipelines_work(tiny: Any, arguments: Any, contrast: Any) -> N
         assert same(result.images[0], expected.images[0])
 
 
-def test_a_rali_scorer_scores_what_it_scores_alone(sd15: Any, arguments: Any, rali_scorer: Any) -> None:
-    result = best_of_n(sd15, n=3, keep=3, scorer=rali_scorer, **arguments("sd15"))
-    assert np.allclose(result.scores, rali_scorer.score(list(result.images)).scores, atol=1e-6)
+def test_a_rali_scorer_scores_what_it_scores_alone(sd15: Any, arguments: Any, tiny_scorer: Any) -> None:
+    result = best_of_n(sd15, n=3, keep=3, scorer=tiny_scorer, **arguments("sd15"))
+    assert np.allclose(result.scores, tiny_scorer.score(list(result.images)).scores, atol=1e-6)
     assert list(result.scores) == sorted(result.scores, reverse=True)
 
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, rali_scorer: Any, tmp_path: Path) -> Any:
+def run(monkeypatch: pytest.MonkeyPatch, tiny_scorer: Any, tmp_path: Path) -> Any:
     """`run(name, *arguments)`: an example as a user starts it, with a tiny RALI model file."""
     from rali_core.checkpoint import save_model
 
     file = tmp_path / "tiny.safetensors"
-    save_model(file, rali_scorer.model, rali_scorer.info)
+    save_model(file, tiny_scorer.model, tiny_scorer.info)
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
     def start(name: str, *arguments: str) -> None:
@@ -51,7 +51,7 @@ def test_seed_search_stops_where_the_threshold_is_reached(run: Any, capsys: pyte
 
 
 def test_filter_folder_copies_the_good_and_names_the_broken(
-    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], rali_scorer: Any
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_scorer: Any
 ) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -60,7 +60,7 @@ def test_filter_folder_copies_the_good_and_names_the_broken(
         noise = generator.normal(128, 5 + 30 * number, (32, 32, 3)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
     (folder / "broken.png").write_bytes(b"no picture")
-    scores = rali_scorer.score(sorted(folder.glob("[0-9].png"))).scores
+    scores = tiny_scorer.score(sorted(folder.glob("[0-9].png"))).scores
     limit = float(np.sort(scores)[1:3].mean())
     run("filter_folder", str(folder), "--at-least", str(limit))
     out = capsys.readouterr().out

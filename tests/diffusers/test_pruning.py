@@ -238,23 +238,3 @@ def test_a_scheduler_without_a_known_preview_is_refused(tiny: Any, arguments: An
     pipe.scheduler = IPNDMScheduler()
     with pytest.raises(ValueError, match="predicted picture of IPNDMScheduler is not known"):
         best_of_n(pipe, n=2, scorer=contrast, prune=SuccessiveHalving(), **arguments("sd15"))
-
-
-@pytest.mark.slow
-def test_in_fifty_trials_pruning_halves_the_cost_and_keeps_one_of_the_best_two(tiny: Any, contrast: Any) -> None:
-    """Quality differs between these seeds by construction: the first noise decides the contrast of the picture."""
-    pipe = tiny.tiny_sd15()
-    call = {"prompt": "x", "num_inference_steps": 10, "height": 16, "width": 16, "guidance_scale": 1.0}
-    good = 0
-    for trial in range(50):
-        seeds = [trial * 16 + position for position in range(16)]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        finals = contrast(pipe(**call, num_images_per_prompt=16, generator=generators).images)
-        best_two = {seeds[index] for index in np.argsort(finals)[-2:]}
-        result = best_of_n(pipe, n=16, seeds=seeds, scorer=contrast, prune=SuccessiveHalving(), **call)
-        assert result.report.full_denoiser_calls == 160
-        assert result.report.denoiser_calls is not None
-        assert result.report.denoiser_calls <= 80
-        good += result.seeds[0] in best_two
-    print(f"{good} of 50 trials")
-    assert good >= 45

@@ -85,9 +85,9 @@ def test_another_pipelines_callback_is_noticed(sd15: Any, tiny: Any, arguments: 
 
 @pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_guidance_lowers_the_loss_of_the_finished_picture(
-    name: str, get_pipe: Any, arguments: Any, rali_scorer: Any
+    name: str, get_pipe: Any, arguments: Any, tiny_scorer: Any
 ) -> None:
-    pipe, loss = get_pipe(name), RaliLoss(rali_scorer.model)
+    pipe, loss = get_pipe(name), RaliLoss(tiny_scorer.model)
     call = arguments(name, output_type="pt", num_inference_steps=8)
     plain = pipe(**call, generator=torch.Generator().manual_seed(0)).images
     with RaliGuidance(pipe, loss, scale=1e4, clip=0.05, height=32, width=32) as guidance:
@@ -97,20 +97,20 @@ def test_guidance_lowers_the_loss_of_the_finished_picture(
     assert all(parameter.grad is None for parameter in pipe.vae.parameters())
 
 
-def test_guidance_without_scale_changes_nothing(sd15: Any, arguments: Any, alone: Any, rali_scorer: Any) -> None:
-    with RaliGuidance(sd15, RaliLoss(rali_scorer.model), scale=0.0) as guidance:
+def test_guidance_without_scale_changes_nothing(sd15: Any, arguments: Any, alone: Any, tiny_scorer: Any) -> None:
+    with RaliGuidance(sd15, RaliLoss(tiny_scorer.model), scale=0.0) as guidance:
         image = alone(sd15, 0, **arguments("sd15"), callback_on_step_end=guidance)
     assert same(image, alone(sd15, 0, **arguments("sd15")))
 
 
-def test_each_nudge_is_limited_and_the_regulariser_pulls_back(sd15: Any, rali_scorer: Any) -> None:
+def test_each_nudge_is_limited_and_the_regulariser_pulls_back(sd15: Any, tiny_scorer: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     latents, predicted = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
 
     class Progress:
         vae, num_timesteps = sd15.vae, 10
 
-    guidance = RaliGuidance(sd15, RaliLoss(rali_scorer.model), scale=1e9, clip=0.03, regularisation=0.5, start=0.0)
+    guidance = RaliGuidance(sd15, RaliLoss(tiny_scorer.model), scale=1e9, clip=0.03, regularisation=0.5, start=0.0)
     first = guidance.on_step(Progress(), 0, 0, latents, predicted)["latents"] - latents
     assert torch.allclose(rms(first) / rms(latents), torch.full((2, 1, 1, 1), 0.03), atol=1e-5)
     second = guidance.on_step(Progress(), 1, 0, latents, predicted)["latents"] - latents
@@ -134,16 +134,16 @@ def test_a_small_nudge_is_not_scaled_up() -> None:
     ],
 )
 def test_guidance_out_of_range_is_refused(
-    settings: dict[str, float], message: str, sd15: Any, rali_scorer: Any
+    settings: dict[str, float], message: str, sd15: Any, tiny_scorer: Any
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        RaliGuidance(sd15, RaliLoss(rali_scorer.model), **settings)
+        RaliGuidance(sd15, RaliLoss(tiny_scorer.model), **settings)
 
 
-def test_guidance_under_inference_mode_says_why_it_cannot(sd15: Any, arguments: Any, rali_scorer: Any) -> None:
+def test_guidance_under_inference_mode_says_why_it_cannot(sd15: Any, arguments: Any, tiny_scorer: Any) -> None:
     with (
         torch.inference_mode(),
-        RaliGuidance(sd15, RaliLoss(rali_scorer.model)) as guidance,
+        RaliGuidance(sd15, RaliLoss(tiny_scorer.model)) as guidance,
         pytest.raises(RuntimeError, match=r"outside torch.inference_mode"),
     ):
         sd15(**arguments("sd15"), callback_on_step_end=guidance)

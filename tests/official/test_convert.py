@@ -24,6 +24,7 @@ from rali_core.official.convert import convert
 from rali_core.official.errors import ReleaseError
 from rali_core.official.layout import read_architecture
 from rali_core.official.release import read_release
+from rali_core.official.verify import verify
 
 Edit = Callable[[Path], None]
 
@@ -253,6 +254,31 @@ def test_the_command_converts_and_verifies(release: Path, tmp_path: Path, capsys
     assert "licence_note" in capsys.readouterr().out
     assert main(["convert", str(tmp_path), "-o", str(path)]) == 1
     assert "ckpt.pt: missing" in capsys.readouterr().err
+
+
+def test_a_conversion_that_breaks_off_leaves_the_old_file_and_nothing_else(release: Path, tmp_path: Path) -> None:
+    path = convert(release, tmp_path / "model.safetensors").path
+    before = path.read_bytes()
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2 + 3:  # a few tensors are written by then
+            assert len(list(tmp_path.iterdir())) == 2, "the new file is written under another name"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="^$"):
+        convert(release, path, dtype="float32", progress=stop)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+
+
+def test_progress_goes_evenly_from_the_first_check_to_the_last_tensor_written(release: Path, tmp_path: Path) -> None:
+    for work in (
+        lambda progress: convert(release, tmp_path / "model.safetensors", progress=progress),
+        lambda progress: verify(tmp_path / "model.safetensors", release, progress=progress),
+    ):
+        seen: list[tuple[int, int]] = []
+        work(lambda done, total, seen=seen: seen.append((done, total)))
+        assert seen == [(done, 100) for done in range(1, 101)], "50 tensors, each twice"
 
 
 FORBIDDEN = ("transformers", "sklearn", "joblib", "pickle5", "cloudpickle")

@@ -140,6 +140,9 @@ def test_a_connection_that_never_holds_is_an_error_and_leaves_no_half_file(
     assert done.returncode == 1
     assert "the connection to http://127.0.0.1" in done.stderr.splitlines()[-1]
     assert "run the same command again" in done.stderr
+    # Once for the listing, then once for each attempt: the client's own retries do not ask for the revision again.
+    asked = [request for request in hub.requests if request[1].endswith("/revision/main")]  # type: ignore[attr-defined]
+    assert len(asked) == 4
     assert not holds_model(tmp_path)
     assert not list((tmp_path / "home" / REPOSITORY_CACHE).rglob("ckpt.pt"))
 

@@ -95,7 +95,10 @@ def test_a_file_that_was_not_converted_is_refused(release: Path, tmp_path: Path)
 def test_a_release_beside_the_file_is_found_and_one_that_is_nowhere_is_asked_for(
     release_copy: Path, converted: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(FileNotFoundError, match="is not beside it nor in the cache: name it"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="is neither beside it nor in the cache: name its folder, `rali verify .*model.safetensors RELEASE_DIR`",
+    ):
         locate_release(converted)
     folder = tmp_path / "given"
     folder.mkdir()

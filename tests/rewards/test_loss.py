@@ -9,18 +9,18 @@ from torch import nn
 from rali_core.rewards import RaliLoss
 
 
-def test_the_loss_is_what_is_missing_to_a_perfect_score(model: Any, pixels: Any) -> None:
-    scores = model(pixels)
-    assert torch.allclose(RaliLoss(model, reduction="none")(pixels), 1 - scores)
-    assert torch.allclose(RaliLoss(model)(pixels), (1 - scores).mean())
-    assert torch.allclose(RaliLoss(model, reduction="sum")(pixels), (1 - scores).sum())
+def test_the_loss_is_what_is_missing_to_a_perfect_score(tiny_model: Any, pixels: Any) -> None:
+    scores = tiny_model(pixels)
+    assert torch.allclose(RaliLoss(tiny_model, reduction="none")(pixels), 1 - scores)
+    assert torch.allclose(RaliLoss(tiny_model)(pixels), (1 - scores).mean())
+    assert torch.allclose(RaliLoss(tiny_model, reduction="sum")(pixels), (1 - scores).sum())
 
 
-def test_beyond_the_target_there_is_neither_loss_nor_gradient(model: Any, pixels: Any) -> None:
-    scores = model(pixels).detach()
+def test_beyond_the_target_there_is_neither_loss_nor_gradient(tiny_model: Any, pixels: Any) -> None:
+    scores = tiny_model(pixels).detach()
     target = float(scores.sort().values[2:4].mean())
     image = pixels.clone().requires_grad_(True)
-    losses = RaliLoss(model, target=target, reduction="none")(image)
+    losses = RaliLoss(tiny_model, target=target, reduction="none")(image)
     assert torch.allclose(losses, (target - scores).clamp_min(0))
     losses.sum().backward()
     moved = image.grad.flatten(1).abs().sum(dim=1) > 0
@@ -28,8 +28,8 @@ def test_beyond_the_target_there_is_neither_loss_nor_gradient(model: Any, pixels
     assert 0 < int(moved.sum()) < len(scores)
 
 
-def test_the_gradient_agrees_with_finite_differences_in_float64(model: Any) -> None:
-    loss = RaliLoss(model.double())
+def test_the_gradient_agrees_with_finite_differences_in_float64(tiny_model: Any) -> None:
+    loss = RaliLoss(tiny_model.double())
     generator = torch.Generator().manual_seed(1)
     # Larger than the tower's input, so that the antialiased resize is in the chain; away from 0 and 1, where it clips.
     pixels = (0.3 + 0.4 * torch.rand(1, 3, 36, 34, generator=generator, dtype=torch.float64)).requires_grad_(True)
@@ -43,7 +43,7 @@ def test_the_gradient_agrees_with_finite_differences_in_float64(model: Any) -> N
         assert float(gradient[index]) == pytest.approx(float(slope), rel=1e-4, abs=1e-10)
 
 
-def test_the_gradient_through_a_vae_to_the_latents_agrees_with_finite_differences(model: Any) -> None:
+def test_the_gradient_through_a_vae_to_the_latents_agrees_with_finite_differences_in_float64(tiny_model: Any) -> None:
     diffusers = pytest.importorskip("diffusers")
     from rali_core.diffusers_hook import decode_latents
 
@@ -52,30 +52,37 @@ def test_the_gradient_through_a_vae_to_the_latents_agrees_with_finite_difference
         vae = diffusers.AutoencoderKL(
             block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, layers_per_block=1,
             down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        ).eval()  # fmt: skip
-    loss = RaliLoss(model)
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).mul_(0.2).requires_grad_(True)
-    (gradient,) = torch.autograd.grad(loss.from_latents(latents, lambda x: decode_latents(vae, x)), latents)
-    assert gradient.abs().max() > 0
+        ).eval().double()  # fmt: skip
+    loss = RaliLoss(tiny_model.double())
+    generator = torch.Generator().manual_seed(0)
+    latents = (0.2 * torch.randn(1, 4, 16, 16, generator=generator, dtype=torch.float64)).requires_grad_(True)
+
+    def from_latents(values: torch.Tensor) -> torch.Tensor:
+        return loss.from_latents(values, lambda x: decode_latents(vae, x))
+
+    assert from_latents(latents).dtype == torch.float64
+    assert torch.autograd.gradcheck(from_latents, (latents,), eps=1e-6, atol=1e-7, rtol=1e-4, fast_mode=True)
+    (gradient,) = torch.autograd.grad(from_latents(latents), latents)
     direction = gradient / gradient.norm()
     with torch.no_grad():
-        ahead, behind = (loss(decode_latents(vae, latents + h * direction)) for h in (0.02, -0.02))
-    assert float((ahead - behind) / 0.04) == pytest.approx(float(gradient.norm()), rel=0.02)
+        ahead, behind = (from_latents(latents + h * direction) for h in (1e-5, -1e-5))
+    assert float(gradient.norm()) > 1e-4
+    assert float((ahead - behind) / 2e-5) == pytest.approx(float(gradient.norm()), rel=1e-4)
 
 
-def test_in_bfloat16_the_gradient_points_the_same_way(model: Any, pixels: Any) -> None:
+def test_in_bfloat16_the_gradient_points_the_same_way(tiny_model: Any, pixels: Any) -> None:
     image = pixels.clone().requires_grad_(True)
-    (exact,) = torch.autograd.grad(RaliLoss(model)(image), image)
-    model.encoder.bfloat16()
-    value = RaliLoss(model)(image)
+    (exact,) = torch.autograd.grad(RaliLoss(tiny_model)(image), image)
+    tiny_model.encoder.bfloat16()
+    value = RaliLoss(tiny_model)(image)
     (rough,) = torch.autograd.grad(value, image)
     assert value.dtype == torch.float32
     assert torch.isfinite(rough).all()
     assert float(nn.functional.cosine_similarity(exact.flatten(), rough.flatten(), dim=0)) > 0.95
 
 
-def test_descending_the_loss_raises_the_score(model: Any, pixels: Any) -> None:
-    loss = RaliLoss(model)
+def test_descending_the_loss_raises_the_score(tiny_model: Any, pixels: Any) -> None:
+    loss = RaliLoss(tiny_model)
     image = pixels.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([image], lr=0.01)
     before = float(loss(image).detach())
@@ -86,16 +93,16 @@ def test_descending_the_loss_raises_the_score(model: Any, pixels: Any) -> None:
     assert float(loss(image.detach().clamp(0, 1))) < before - 0.005
 
 
-def test_the_scorer_itself_is_never_trained(model: Any, pixels: Any) -> None:
-    loss = RaliLoss(model)
+def test_the_scorer_itself_is_never_trained(tiny_model: Any, pixels: Any) -> None:
+    loss = RaliLoss(tiny_model)
     owner = nn.ModuleList([loss]).train()
     image = pixels.clone().requires_grad_(True)
     loss(image).backward()
     assert owner.training
-    assert not model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not tiny_model.training
+    assert all(parameter.grad is None for parameter in tiny_model.parameters())
 
 
-def test_an_unknown_reduction_is_refused(model: Any) -> None:
+def test_an_unknown_reduction_is_refused(tiny_model: Any) -> None:
     with pytest.raises(ValueError, match="reduction must be one of mean, sum, none, got 'max'"):
-        RaliLoss(model, reduction="max")  # type: ignore[arg-type]
+        RaliLoss(tiny_model, reduction="max")  # type: ignore[arg-type]

@@ -14,24 +14,24 @@ pytest.importorskip("torchmetrics")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_metric_is_the_mean_over_all_updates(scorer: Any, pixels: Any, pictures: Any) -> None:
+def test_the_metric_is_the_mean_over_all_updates(tiny_scorer: Any, pixels: Any, pictures: Any) -> None:
     from rali_core.rewards import RaliImageQuality
 
-    metric = RaliImageQuality(scorer)
+    metric = RaliImageQuality(tiny_scorer)
     metric.update(pixels[:2])
     metric.update(pictures[2:])
-    expected = scorer.score(pixels).scores.mean()
+    expected = tiny_scorer.score(pixels).scores.mean()
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)
-    assert float(metric(pixels[:1])) == pytest.approx(scorer.score(pixels[:1]).scores[0], abs=1e-6)
+    assert float(metric(pixels[:1])) == pytest.approx(tiny_scorer.score(pixels[:1]).scores[0], abs=1e-6)
     metric.reset()
     with pytest.raises(ValueError, match="no image was added"), pytest.warns(UserWarning, match="before the"):
         metric.compute()
 
 
-def test_the_metric_is_picklable_and_mergeable(model_file: Any, pixels: Any) -> None:
+def test_the_metric_is_picklable_and_mergeable(tiny_file: Any, pixels: Any) -> None:
     from rali_core.rewards import RaliImageQuality
 
-    metric = RaliImageQuality(model_file, device="cpu")
+    metric = RaliImageQuality(tiny_file, device="cpu")
     metric.update(pixels[:2])
     copy = pickle.loads(pickle.dumps(metric))
     copy.update(pixels[2:])
@@ -68,7 +68,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_accelerate_processes_share_the_work(model_file: Any, tmp_path: Any) -> None:
+def test_two_accelerate_processes_share_the_work(tiny_file: Any, tmp_path: Any) -> None:
     pytest.importorskip("accelerate")
     script = tmp_path / "two.py"
     script.write_text(SCRIPT)
@@ -77,7 +77,7 @@ def test_two_accelerate_processes_share_the_work(model_file: Any, tmp_path: Any)
     environment["ACCELERATE_USE_CPU"] = "true"
     command = [
         sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2",
-        "--master_addr", "127.0.0.1", "--master_port", str(free_port()), str(script), str(model_file),
+        "--master_addr", "127.0.0.1", "--master_port", str(free_port()), str(script), str(tiny_file),
     ]  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

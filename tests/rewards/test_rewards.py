@@ -15,12 +15,12 @@ from rali_core.rewards import Clip, CombinedReward, RaliReward, Ranks, Standardi
 from rali_core.rewards.transforms import apply_all
 
 
-def test_every_form_of_the_same_images_gives_the_same_rewards(scorer: Any, pixels: Any, pictures: Any) -> None:
-    reward = RaliReward(scorer)
+def test_every_form_of_the_same_images_gives_the_same_rewards(tiny_scorer: Any, pixels: Any, pictures: Any) -> None:
+    reward = RaliReward(tiny_scorer)
     expected = reward(pictures)
     assert len(expected) == 5
     assert all(isinstance(value, float) for value in expected)
-    assert expected == pytest.approx(scorer.score(pictures).scores.tolist())
+    assert expected == pytest.approx(tiny_scorer.score(pictures).scores.tolist())
     as_bytes = (pixels * 255).round().byte()
     for form in (pixels, as_bytes, as_bytes.permute(0, 2, 3, 1).numpy(), list(pixels)):
         assert reward(form) == pytest.approx(expected, abs=1e-6)
@@ -28,9 +28,9 @@ def test_every_form_of_the_same_images_gives_the_same_rewards(scorer: Any, pixel
 
 
 def test_rewards_are_deterministic_without_gradient_and_leave_the_random_numbers_alone(
-    scorer: Any, pixels: Any
+    tiny_scorer: Any, pixels: Any
 ) -> None:
-    reward = RaliReward(scorer)
+    reward = RaliReward(tiny_scorer)
     state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first = reward.tensor(pixels.clone().requires_grad_(True))
     assert not first.requires_grad
@@ -39,52 +39,52 @@ def test_rewards_are_deterministic_without_gradient_and_leave_the_random_numbers
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
 
 
-def test_autocast_around_it_does_not_change_a_reward(scorer: Any, pixels: Any) -> None:
-    reward = RaliReward(scorer)
+def test_autocast_around_it_does_not_change_a_reward(tiny_scorer: Any, pixels: Any) -> None:
+    reward = RaliReward(tiny_scorer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rewards, with_gradient = reward.tensor(pixels), reward.differentiable(pixels)
     assert torch.equal(rewards, reward.tensor(pixels))
     assert torch.allclose(with_gradient, rewards, atol=1e-6)
 
 
-def test_a_pickled_reward_holds_the_name_and_scores_the_same(model_file: Any, pixels: Any) -> None:
-    reward = RaliReward(model_file, device="cpu", transforms=[Clip(high=0.9)])
+def test_a_pickled_reward_holds_the_name_and_scores_the_same(tiny_file: Any, pixels: Any) -> None:
+    reward = RaliReward(tiny_file, device="cpu", transforms=[Clip(high=0.9)])
     expected = reward(pixels)
     data = pickle.dumps(reward)
     assert len(data) < 2000
     assert pickle.loads(data)(pixels) == expected
 
 
-def test_a_reward_around_a_scorer_is_picklable_with_its_weights(scorer: Any, pixels: Any) -> None:
-    reward = RaliReward(scorer)
+def test_a_reward_around_a_scorer_is_picklable_with_its_weights(tiny_scorer: Any, pixels: Any) -> None:
+    reward = RaliReward(tiny_scorer)
     assert pickle.loads(pickle.dumps(reward))(pixels) == reward(pixels)
 
 
-def test_threads_may_share_a_reward(model_file: Any, pixels: Any) -> None:
-    reward = RaliReward(model_file, device="cpu")
+def test_threads_may_share_a_reward(tiny_file: Any, pixels: Any) -> None:
+    reward = RaliReward(tiny_file, device="cpu")
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: reward(pixels), range(4)))
     assert all(result == results[0] for result in results)
 
 
-def test_the_differentiable_reward_has_the_same_values_and_a_gradient(scorer: Any, pixels: Any) -> None:
-    reward = RaliReward(scorer, transforms=[Standardise()])
+def test_the_differentiable_reward_has_the_same_values_and_a_gradient(tiny_scorer: Any, pixels: Any) -> None:
+    reward = RaliReward(tiny_scorer, transforms=[Standardise()])
     image = pixels.clone().requires_grad_(True)
     rewards = reward.differentiable(image)
     assert torch.allclose(rewards, reward.tensor(pixels), atol=1e-5)
     rewards[0].backward()
     assert image.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="no gradient passes through"):
-        RaliReward(scorer, transforms=[Ranks()]).differentiable(image)
+        RaliReward(tiny_scorer, transforms=[Ranks()]).differentiable(image)
 
 
-def test_settings_beside_a_scorer_and_bad_images_are_refused(scorer: Any, model_file: Any) -> None:
+def test_settings_beside_a_scorer_and_bad_images_are_refused(tiny_scorer: Any, tiny_file: Any) -> None:
     with pytest.raises(ValueError, match="belong to the scorer"):
-        RaliReward(scorer, batch_size=2)
+        RaliReward(tiny_scorer, batch_size=2)
     with pytest.raises(FileNotFoundError, match=r"no model 'nowhere\.safetensors'"):
         RaliReward("nowhere.safetensors")([])
     with pytest.raises(ImageError, match=r"image 0: expected .* in \[0, 1\]"):
-        RaliReward(model_file, device="cpu")(torch.full((1, 3, 8, 8), 200.0))
+        RaliReward(tiny_file, device="cpu")(torch.full((1, 3, 8, 8), 200.0))
 
 
 def test_clipping_limits_and_keeps_no_gradient_beyond() -> None:
@@ -120,8 +120,8 @@ def test_a_score_that_is_not_finite_is_an_error() -> None:
         apply_all([Clip(low=0.0)], torch.tensor([0.5, float("nan")]))
 
 
-def test_rewards_are_combined_by_weight_and_made_comparable(scorer: Any, pictures: Any) -> None:
-    rali = RaliReward(scorer)
+def test_rewards_are_combined_by_weight_and_made_comparable(tiny_scorer: Any, pictures: Any) -> None:
+    rali = RaliReward(tiny_scorer)
 
     def brightness(images: Any) -> list[float]:
         return [float(np.asarray(image).mean()) for image in images]

@@ -1,6 +1,9 @@
 """Nodes for the tests: a probe that reports what arrives, lists, and tiny diffusion models with seeded weights."""
 
+import gc
 import hashlib
+import math
+import typing
 
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -157,9 +160,52 @@ class TinyDiffusion(io.ComfyNode):
         return io.NodeOutput(patcher, [[context, {}]], vae)
 
 
+class CountingVae(io.ComfyNode):
+    """A VAE that counts, before each decoding, how many pictures of its size are in memory."""
+
+    counts: typing.ClassVar = {}
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_CountingVae", category="test", inputs=[io.Vae.Input("vae"), io.String.Input("run")],
+            outputs=[io.Vae.Output("vae")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, vae, run):
+        cls.counts[run] = []
+
+        class Counting:
+            def decode(self, samples):
+                gc.collect()
+                shape = (samples.shape[2] * 8, samples.shape[3] * 8, 3)
+                found = [x for x in gc.get_objects() if type(x) is torch.Tensor and tuple(x.shape[-3:]) == shape]
+                storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in found}
+                CountingVae.counts[run].append(sum(storages.values()) / (4 * math.prod(shape)))
+                return vae.decode(samples)
+
+        return io.NodeOutput(Counting())
+
+
+class Counts(io.ComfyNode):
+    """What CountingVae counted."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_Counts", category="test", inputs=[io.AnyType.Input("after"), io.String.Input("run")],
+            outputs=[], is_output_node=True, not_idempotent=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, after, run):  # noqa: ARG003  it comes after
+        return io.NodeOutput(ui={"counts": CountingVae.counts[run]})
+
+
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [Probe, Numbers, Collect, Odd, Latents, TinyDiffusion]
+        return [Probe, Numbers, Collect, Odd, Latents, TinyDiffusion, CountingVae, Counts]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,209 @@
+"""Photograph ComfyUI's page: the templates' thumbnails, the help pages' pictures and those of the README.
+
+    python docs/make_screenshots.py http://127.0.0.1:8188     (needs playwright and Chromium)
+
+The ComfyUI there has this checkout in custom_nodes, best as a link: the picture of the template browser shows the
+thumbnails that are installed.
+Two pictures are put into ComfyUI's input folder: example.png, and a damaged copy of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+from playwright.sync_api import sync_playwright
+from skimage import data
+
+ROOT = Path(__file__).resolve().parent.parent
+ENDED = """() => { window.ended = null; for (const kind of ["execution_success", "execution_error"])
+    app.api.addEventListener(kind, () => { window.ended = kind; }); }"""
+BOX = """(kinds) => { const all = app.graph._nodes.filter(n => !kinds || kinds.includes(n.type));
+    const left = Math.min(...all.map(n => n.pos[0])), top = Math.min(...all.map(n => n.pos[1] - 30));
+    const right = Math.max(...all.map(n => n.pos[0] + n.size[0]));
+    const bottom = Math.max(...all.map(n => n.pos[1] + n.size[1]));
+    return [app.canvasPosToClientPos([left, top]), app.canvasPosToClientPos([right, bottom])]; }"""
+ZOOM = """([scale, x, y]) => { const view = app.canvas.ds; view.scale = scale; view.offset[0] = x; view.offset[1] = y;
+    app.canvas.setDirty(true, true); }"""
+
+# node: (nodes [kind, x, y, widgets], wires [from, output, to, input], whether it can run here, what the picture shows)
+Scene = tuple[list[tuple[str, int, int, dict[str, Any]]], list[tuple[int, int, int, str]], bool, list[str] | None]
+PICTURES: list[tuple[str, int, int, dict[str, Any]]] = [
+    ("LoadImage", 0, 0, {"image": "example.png"}),
+    ("LoadImage", 0, 420, {"image": "damaged.png"}),
+    ("BatchImagesNode", 360, 0, {}),
+]
+BATCH: list[tuple[int, int, int, str]] = [(0, 0, 2, "images.image0"), (1, 0, 2, "images.image1")]
+
+
+def scene(kind: str, shown: int = 0, widgets: dict[str, Any] | None = None, more: Any = ()) -> Scene:
+    """Two pictures, the node, and a preview of one of its outputs where that is a picture (`shown` counts from 1)."""
+    nodes = [*PICTURES, (kind, 700, 0, widgets or {})]
+    wires = [*BATCH, (2, 0, 3, "images"), *more]
+    if shown:
+        nodes.append(("PreviewImage", 1060, 0, {}))
+        wires.append((3, shown - 1, 4, "images"))
+    return nodes, wires, True, [kind, "PreviewImage"] if shown else [kind]
+
+
+SCENES: dict[str, Scene] = {
+    "RALI_LoadModel": ([("RALI_LoadModel", 600, 0, {})], [], False, None),
+    "RALI_Score": scene("RALI_Score"),
+    "RALI_BestOfN": scene("RALI_BestOfN", 1),
+    "RALI_Filter": scene("RALI_Filter", 1),
+    "RALI_Gate": scene("RALI_Gate", 1, {"aggregation": "mean", "threshold": 0.3}, [(2, 0, 3, "value")]),
+    "RALI_BestOfNSampler": ([("RALI_BestOfNSampler", 600, 0, {})], [], False, None),
+    "RALI_QualityMap": scene("RALI_QualityMap", 2, {"tile_size": 128}),
+    "RALI_ContactSheet": scene("RALI_ContactSheet", 1, {"columns": 2}),
+    "RALI_CombineScores": (
+        [*PICTURES, ("RALI_Score", 700, 0, {}), ("RALI_CombineScores", 1060, 0, {}), ("PreviewAny", 1420, 0, {})],
+        [*BATCH, (2, 0, 3, "images"), (3, 2, 4, "scores_a"), (3, 2, 4, "scores_b"), (4, 2, 5, "source")],
+        True,
+        ["RALI_Score", "RALI_CombineScores"],
+    ),
+    "RALI_SaveImage": scene("RALI_SaveImage"),
+}
+BUILD = """([nodes, wires]) => {
+    const made = nodes.map(([kind, x, y, widgets]) => {
+        const node = LiteGraph.createNode(kind); node.pos = [x, y]; app.graph.add(node);
+        for (const widget of node.widgets ?? []) if (widget.name in widgets) {
+            widget.value = widgets[widget.name]; widget.callback?.(widget.value); }
+        return node; });
+    for (const [from, output, to, input] of wires)
+        made[from].connect(output, made[to], made[to].inputs.findIndex(x => x.name === input)); }"""
+
+
+class Camera:
+    """A page on an empty graph.
+
+    Args:
+        browser: Chromium.
+        url: The server.
+        pictures: What is put into its input folder, by name.
+    """
+
+    def __init__(self, browser: Any, url: str, pictures: dict[str, Image.Image]) -> None:
+        settings = {
+            "Comfy.TutorialCompleted": True, "Comfy.Notification.ShowVersionUpdates": False, "Comfy.Locale": "en",
+            "Comfy.Workflow.Persist": False, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": True,
+            "Comfy.RightSidePanel.IsOpen": False, "Comfy.Graph.CanvasInfo": False,
+        }  # fmt: skip
+        self.page = browser.new_context(viewport={"width": 2600, "height": 1700}, base_url=url).new_page()
+        self.page.set_default_timeout(400_000)
+        self.page.request.post("/api/settings", data=settings)
+        for name, picture in pictures.items():
+            self.upload(name, picture)
+        self.page.goto("/")
+        self.page.wait_for_function("() => window.app?.graph && window.app?.extensionManager")
+        self.page.wait_for_timeout(3000)
+
+    def upload(self, name: str, picture: Image.Image) -> None:
+        """Put a picture into ComfyUI's input folder, as the page's upload button does."""
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        file = {"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()}
+        self.page.request.post("/upload/image", multipart={"image": file, "overwrite": "true"})
+
+    def do(self, command: str) -> None:
+        """One of the page's commands."""
+        self.page.evaluate("(name) => app.extensionManager.command.execute(name)", command)
+        self.page.wait_for_timeout(1000)
+
+    def run(self) -> None:
+        """Press Run and wait for the end."""
+        self.page.evaluate(ENDED)
+        self.do("Comfy.QueuePrompt")
+        self.page.wait_for_function("() => window.ended")
+        if self.page.evaluate("() => window.ended") != "execution_success":
+            raise RuntimeError("the workflow failed: look at ComfyUI's log")
+        self.page.wait_for_timeout(6000)  # until the notices are gone
+
+    def photograph(self, kinds: list[str] | None = None, margin: int = 24) -> Image.Image:
+        """The nodes of these types (None: all) at the page's zoom."""
+        (x1, y1), (x2, y2) = self.page.evaluate(BOX, kinds)
+        whole = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+        return whole.crop((round(x1) - margin, round(y1) - margin, round(x2) + margin, round(y2) + margin))
+
+    def zoom(self, scale: float, x: float, y: float) -> None:
+        """Set the view."""
+        self.page.evaluate(ZOOM, [scale, x, y])
+        self.page.wait_for_timeout(800)
+
+
+def make_thumbnail(camera: Camera, file: Path) -> None:
+    """A workflow, run where it needs no checkpoint, on 640 x 384."""
+    workflow = json.loads(file.read_text(encoding="utf-8"))
+    camera.do("Comfy.NewBlankWorkflow")
+    camera.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
+    camera.page.wait_for_timeout(2000)
+    if all(node["type"] != "CheckpointLoaderSimple" for node in workflow["nodes"]):
+        camera.run()
+    camera.zoom(0.9, 200, 150)
+    picture = camera.photograph()
+    # Chromium draws what is outside the window nowhere: the largest graph has to fit.
+    side = max(picture.width, picture.height * 640 / 384)
+    canvas = Image.new("RGB", (round(side), round(side * 384 / 640)), picture.getpixel((3, 3)))
+    canvas.paste(picture, ((canvas.width - picture.width) // 2, (canvas.height - picture.height) // 2))
+    canvas.resize((640, 384), Image.Resampling.LANCZOS).save(file.with_suffix(".jpg"), quality=82)
+
+
+def make_help_picture(camera: Camera, kind: str) -> None:
+    """One node after a run."""
+    nodes, wires, runs, shown = SCENES[kind]
+    camera.do("Comfy.NewBlankWorkflow")
+    camera.page.evaluate(BUILD, [nodes, wires])
+    camera.page.wait_for_timeout(1500)
+    if runs:
+        camera.run()
+    camera.zoom(1.3, 200, 120)
+    picture = camera.photograph(shown)
+    picture.save(ROOT / "web" / "docs" / "images" / f"{kind}.webp", quality=85)
+    if kind == "RALI_Score":
+        camera.zoom(1.0, 200, 150)
+        camera.photograph().save(ROOT / "docs" / "images" / "comfyui-score.jpg", quality=88)
+
+
+def make_template_picture(camera: Camera) -> None:
+    """The template browser, for the README."""
+    camera.page.set_viewport_size({"width": 1600, "height": 1000})
+    camera.do("Comfy.NewBlankWorkflow")
+    camera.do("Comfy.BrowseTemplates")
+    folders = camera.page.request.get("/api/workflow_templates").json()
+    ours = next(name for name, files in folders.items() if "RALI - score an image" in files)
+    camera.page.get_by_text(ours, exact=True).first.click()
+    loaded = "[...document.querySelectorAll('img')].filter(x => x.src.startsWith('blob:') && x.naturalWidth === 640)"
+    camera.page.wait_for_function(f"() => {loaded}.length >= 6")
+    camera.page.wait_for_timeout(1500)
+    picture = Image.open(io.BytesIO(camera.page.screenshot())).convert("RGB")
+    picture.resize((1100, 688), Image.Resampling.LANCZOS).save(ROOT / "docs/images/comfyui-templates.jpg", quality=88)
+
+
+def main(url: str, *only: str) -> None:
+    """Make all pictures, or those whose name contains one of `only`."""
+    good = Image.fromarray(data.astronaut())
+    noise = np.random.default_rng(0).normal(0.0, 20.0, (good.height, good.width, 3))
+    blurred = np.asarray(good.filter(ImageFilter.GaussianBlur(4)), dtype=np.float32)
+    damaged = Image.fromarray((blurred + noise).clip(0, 255).astype(np.uint8))
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        camera = Camera(browser, url, {"example.png": good, "damaged.png": damaged})
+        for kind in SCENES:
+            if not only or any(part in kind for part in only):
+                make_help_picture(camera, kind)
+        for file in sorted((ROOT / "workflows").glob("*.json")):
+            if not only or any(part in file.stem for part in only):
+                make_thumbnail(camera, file)
+        if not only or "templates" in only:
+            make_template_picture(camera)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,153 @@
+"""`rali dataset score`: all images of a data set to Parquet shards; goes on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ._common import Interruption, add_model_arguments
+
+LINE_SECONDS = 60.0
+"""Where standard error is no terminal, progress is a line as often as this."""
+
+DESCRIPTION = """\
+Score every image of SOURCE into OUT, a folder of Parquet files (part-*.parquet) with the columns id, uri, score, band,
+percentile, width, height, error, model_hash and scored_at. An image that cannot be read is a row with its error. The
+same command goes on where a run was stopped or killed; images are listed in the first run only. SOURCE is a folder
+(with all folders inside), a glob or {000..123} in quotes, a list file (.txt: a path per line), Parquet files with a
+column of images or paths, or WebDataset tars; local or a URL that fsspec knows."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser("score", help="score a data set; resumes", description=DESCRIPTION)
+    parser.add_argument("source", metavar="SOURCE", help="what to score")
+    parser.add_argument("out", metavar="OUT", help="folder for the result")
+    source = parser.add_argument_group("source")
+    source.add_argument("--kind", choices=("files", "list", "parquet", "webdataset"),
+                        help="what SOURCE is, where its name does not tell")  # fmt: skip
+    source.add_argument("--image-column", metavar="NAME", help="Parquet: column of images or paths (default: by name)")
+    source.add_argument("--id-column", metavar="NAME", help="Parquet: column of unique ids (default: file and row)")
+    source.add_argument("--carry", metavar="NAME", action="append", default=[],
+                        help="Parquet: copy this column into the result; may be given several times")  # fmt: skip
+    source.add_argument("--plugin", metavar="MODULE", action="append", default=[],
+                        help="import this, for formats that Pillow lacks (pillow_avif, pillow_jxl)")  # fmt: skip
+    source.add_argument("--max-megapixels", type=float, metavar="N", help="larger images are errors (default: 179)")
+    add_model_arguments(parser)
+    work = parser.add_argument_group("work")
+    work.add_argument("--engine", choices=("local", "ray"), default="local",
+                      help="this machine, or the Ray cluster of RAY_ADDRESS (default: local)")  # fmt: skip
+    work.add_argument("--workers", type=int, metavar="N", help="decoding processes (default: by processors)")
+    work.add_argument("--timeout", type=float, metavar="S", help="give an image up after S seconds (default: 300)")
+    work.add_argument("--shard-size", type=int, metavar="N",
+                      help="images per Parquet file, and lost at most by a kill (default: 512)")  # fmt: skip
+    ray = parser.add_argument_group("with --engine ray")
+    ray.add_argument("--actors", type=int, metavar="N", help="models at work (default: as many as fit the cluster)")
+    ray.add_argument(
+        "--gpus-per-actor", type=float, metavar="G", help="may be a fraction (default: 1 if there are any)"
+    )
+    ray.add_argument("--cpus-per-actor", type=float, metavar="C", help="default: decoding processes and one more")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Score, with progress, and sum up."""
+    from ..dataset.run import score_dataset
+    from ..dataset.stats import format_summary
+    from ..dataset.storage import MANIFEST
+    from ..dataset.summary import HISTOGRAM, SHEET, write_summary
+
+    arguments: dict[str, Any] = {
+        "timeout": options.timeout,
+        "shard_size": options.shard_size,
+        "max_pixels": None if options.max_megapixels is None else int(options.max_megapixels * 1e6),
+        "workers": options.workers,
+        "actors": options.actors,
+        "gpus_per_actor": options.gpus_per_actor,
+        "cpus_per_actor": options.cpus_per_actor,
+    }
+    if not (Path(options.out) / MANIFEST).exists():
+        print(f"rali: listing the images of {options.source}", file=sys.stderr)
+    with Interruption() as interruption, _ProgressBar() as bar:
+
+        def show(done: int, total: int | None) -> bool:
+            bar.show(done, total or 0)
+            return not interruption.requested
+
+        result = score_dataset(
+            options.source,
+            options.out,
+            engine=options.engine,
+            kind=options.kind,
+            image_column=options.image_column,
+            id_column=options.id_column,
+            carry=options.carry,
+            plugins=options.plugin,
+            model=options.model,
+            device=options.device,
+            dtype=options.dtype,
+            batch_size=options.batch_size,
+            coverage=options.coverage,
+            progress=show,
+            **{name: value for name, value in arguments.items() if value is not None},
+        )
+    for text in result.repaired:
+        print(f"rali: made again: {text}", file=sys.stderr)
+    if result.stopped:
+        print(
+            f"rali: stopped; {result.done:,} of {result.images:,} images are in {result.folder}, and the same command "
+            "goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    print(format_summary(write_summary(result.folder)))
+    print(
+        f"{result.folder}: part-*.parquet" + "".join(f", {name}" for name in _existing(result.folder, HISTOGRAM, SHEET))
+    )
+    return 0
+
+
+def _existing(folder: Path, *names: str) -> list[str]:
+    return [name for name in names if (folder / name).exists()]
+
+
+class _ProgressBar:
+    """Images done, rate and time left: a bar at a terminal, now and then a line in a log."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._begun = self._last = time.monotonic()
+        self._first: int | None = None
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, done: int, total: int) -> None:
+        """Show that so many images of all are done."""
+        if self._first is None:
+            self._first, self._begun = done, time.monotonic()
+            if done:
+                print(f"rali: {done:,} of {total:,} images are there already", file=sys.stderr)
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            if self._bar is None:
+                self._bar = tqdm(total=total, initial=done, unit="image", file=sys.stderr)
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() - self._last >= LINE_SECONDS and done > self._first:
+            self._last = time.monotonic()
+            rate = (done - self._first) / (self._last - self._begun)
+            left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate % 86400))
+            days = int((total - done) / rate // 86400)
+            print(
+                f"rali: {done:,} of {total:,} images, {rate:.1f} per second, {f'{days} d ' if days else ''}{left} left",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,42 @@
+"""`rali dataset stats`: a scored data set in numbers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+DESCRIPTION = """\
+Print how many images were scored, mean and quantiles, images per band, and the most frequent errors; with --by a line
+per group. Works while a run is going on as well."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser("stats", help="sum up a scored data set", description=DESCRIPTION)
+    parser.add_argument("out", metavar="OUT", help="folder that `rali dataset score` filled")
+    parser.add_argument("--by", metavar="COLUMN", help="a line per value of this column; 'folder': the id's folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Sum up and print."""
+    from ..dataset.stats import format_summary, summarise, summarise_groups
+
+    if options.by is None:
+        summary = summarise(options.out)
+        print(json.dumps(summary.to_dict(), indent=1) if options.json else format_summary(summary))
+        return 0
+    groups = summarise_groups(options.out, options.by)
+    if options.json:
+        records = [asdict(group) for group in groups]
+        for record in records:
+            record |= {name: None for name in ("mean", "best") if record[name] != record[name]}  # NaN is not JSON
+        print(json.dumps(records, indent=1))
+        return 0
+    print(f"  mean    best    scored    errors  {options.by}")
+    for group in groups:
+        print(f"{group.mean:6.4f}  {group.best:6.4f}  {group.scored:>8,}  {group.errors:>8,}  {group.value}")
+    return 0

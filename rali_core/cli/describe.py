@@ -1,0 +1,156 @@
+"""`rali describe`: quality descriptions of images, as training wants them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._common import SLOW_SECONDS, Interruption, find_images
+
+if TYPE_CHECKING:
+    from ..training.describe.describer import Describer
+    from ..training.describe.run import Task
+
+DESCRIPTION = """\
+Write quality descriptions of images to a file of JSON lines {image, description, score, seed, source}. Sources:
+  measured  what is measured on the image (sharpness, noise, compression, exposure, colour ...), in words
+  qinsight  what a reasoning model of the kind Qwen2.5-VL thinks of it; needs transformers and --model
+  file      descriptions that another program wrote (--from), checked against the images
+A run that was stopped goes on where it was when the same command is given again. Images that could not be described
+are noted in a file beside the output that ends in .failures.jsonl; the next run tries them again."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "describe",
+        help="write quality descriptions for training",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", metavar="LABELS_OR_FOLDER",
+                        help="table with the columns image and mos, or a folder of images")  # fmt: skip
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.jsonl", help="file to write or to go on with")
+    parser.add_argument("--source", choices=("measured", "qinsight", "file"), default="measured",
+                        help="who describes (default: measured)")  # fmt: skip
+    parser.add_argument("--seeds", type=int, metavar="N",
+                        help="descriptions of each image (default: 3; with --source file all that it has)")  # fmt: skip
+    parser.add_argument("--images-root", metavar="DIR",
+                        help="what image names are relative to (default: the table's folder, or FOLDER)")  # fmt: skip
+    parser.add_argument("-r", "--recursive", action="store_true", help="search folders inside the folder as well")
+    table = parser.add_argument_group("table")
+    table.add_argument("--score-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("WORST", "BEST"),
+                       help="scale of the table's scores (default: 0 1)")  # fmt: skip
+    table.add_argument("--split", default="train", help="rows to describe (default: train); 'all'")
+    table.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    model = parser.add_argument_group("qinsight")
+    model.add_argument("--model", metavar="DIR_OR_NAME", help="folder of the model, or its name on the hub")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    model.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
+                       help="arithmetic of the model (default: bfloat16)")  # fmt: skip
+    model.add_argument("--max-new-tokens", type=int, default=1024, metavar="N",
+                       help="longest answer, in tokens (default: 1024)")  # fmt: skip
+    model.add_argument("--attempts", type=int, default=3, metavar="N",
+                       help="tries before an unreadable answer counts as a failure (default: 3)")  # fmt: skip
+    model.add_argument("--prompt-file", metavar="FILE", help="text to ask with instead of the built-in question")
+    parser.add_argument("--from", dest="origin", metavar="FILE.jsonl", help="with --source file: the file to check")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Describe and write."""
+    from tqdm import tqdm
+
+    from ..training.describe.run import describe_all, failures_path
+
+    if options.seeds is not None and options.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
+    tasks, root = _find_tasks(options)
+    describer = _make_describer(options, root)
+    seeds = 3 if options.seeds is None else options.seeds
+    if options.source == "file" and options.seeds is None:
+        seeds = _count_in_file(describer, tasks)
+    total = len(tasks) * seeds
+    with Interruption() as interruption, tqdm(
+        total=total, unit="description", delay=SLOW_SECONDS, disable=None, file=sys.stderr
+    ) as bar:  # fmt: skip
+        summary = describe_all(
+            tasks,
+            describer,
+            options.output,
+            seeds=range(seeds),
+            on_done=lambda: bar.update() and None,
+            stop=lambda: interruption.requested,
+        )
+    for image, seed, reason in summary.failed[:10]:
+        print(f"rali: {image} (seed {seed}): {reason}", file=sys.stderr)
+    kept = f", {summary.kept} were there already" if summary.kept else ""
+    print(f"{summary.written} descriptions written to {options.output}{kept}", file=sys.stderr)
+    if summary.failed:
+        print(f"rali: {len(summary.failed)} of {total} failed, see {failures_path(options.output)}", file=sys.stderr)
+    if interruption.requested:
+        print("rali: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 1 if summary.failed else 0
+
+
+def _find_tasks(options: argparse.Namespace) -> tuple[list[Task], Path]:
+    """The images and the folder that their names are relative to."""
+    from ..training.data import read_labels
+    from ..training.describe.records import image_name
+    from ..training.describe.run import Task
+
+    given = Path(options.images)
+    if given.is_dir():
+        root = Path(options.images_root or given)
+        files = find_images([str(given)], recursive=options.recursive)
+        tasks = [Task(image_name(file, root), file) for file in files]
+    else:
+        root = Path(options.images_root or given.parent)
+        rows = read_labels(given, root=root, score_range=tuple(options.score_range))
+        chosen = [row for row in rows if options.split in ("all", row.split)]
+        if not chosen:
+            splits = ", ".join(sorted({row.split for row in rows}))
+            raise ValueError(f"{given} has no rows with split {options.split!r}; it has {splits}")
+        tasks = [Task(image_name(row.path, root), row.path, row.score) for row in chosen]
+    return tasks[: options.limit], root
+
+
+def _make_describer(options: argparse.Namespace, root: Path) -> Describer:
+    if options.source == "file":
+        from ..training.describe.from_file import FileDescriber
+
+        if options.origin is None:
+            raise ValueError("--source file needs --from FILE.jsonl")
+        return FileDescriber(options.origin, root=root)
+    if options.source == "qinsight":
+        from ..training.describe.qinsight import QInsightDescriber
+
+        if options.model is None:
+            raise ValueError("--source qinsight needs --model, a folder or a name on the hub")
+        prompt = Path(options.prompt_file).read_text(encoding="utf-8") if options.prompt_file else None
+        return QInsightDescriber(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            max_new_tokens=options.max_new_tokens,
+            attempts=options.attempts,
+            prompt=prompt,
+        )
+    from ..training.describe.measured import MeasuredDescriber
+
+    return MeasuredDescriber()
+
+
+def _count_in_file(describer: Any, tasks: list[Task]) -> int:
+    """How many descriptions the images have in the file, which must be as many for each."""
+    counts: set[int] = {describer.count(task.path) for task in tasks}
+    if len(counts) > 1:
+        raise ValueError(
+            f"the images have between {min(counts)} and {max(counts)} descriptions in {describer.path}; "
+            "say with --seeds how many to take"
+        )
+    number: int = max(1, *counts)
+    return number

@@ -1,0 +1,71 @@
+"""`rali tune`: go on training a model file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+DESCRIPTION = """\
+Tune a model file end to end on a table of human scores (CSV with the columns image, mos and optionally split) and on
+pictures that are distorted by known levels, which need no scores. An interrupted run goes on where it stopped when the
+same command is given again."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser("tune", help="go on training a model file", description=DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL.safetensors", help="model file to start from")
+    parser.add_argument("labels", metavar="LABELS.csv", help="table with the columns image and mos")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="model file to write, .safetensors")
+    parser.add_argument("--work-dir", required=True, metavar="DIR", help="folder for decoded pictures and checkpoints")
+    parser.add_argument("--pristine", action="append", default=[], metavar="DIR",
+                        help="folder of undistorted pictures (may be given several times)")  # fmt: skip
+    parser.add_argument("--groups", type=int, default=2600, metavar="N",
+                        help="pictures to distort at two known levels (default: 2600)")  # fmt: skip
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the tower's input (default: 336)")
+    parser.add_argument("--positions-from", metavar="FILE",
+                        help="pretrained tower to take position embeddings from")  # fmt: skip
+    parser.add_argument("--images-root", metavar="DIR", help="folder of the images (default: that of the table)")
+    parser.add_argument("--score-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("WORST", "BEST"),
+                        help="scale of the table's scores (default: 0 1)")  # fmt: skip
+    parser.add_argument("--name", help="the new model's name (default: the output file's)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: 340)")
+    parser.add_argument("--frozen-blocks", type=int, metavar="N",
+                        help="lower blocks of the tower that stay as they are (default: 8)")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, help="labelled images per step (default: 24)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
+    parser.add_argument("--workers", type=int, default=1, help="processes that decode images (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tune."""
+    from dataclasses import replace
+
+    from ..training.adapt import adapt
+    from ..training.joint import JointSettings
+
+    given = {
+        name: value
+        for name in ("image_size", "frozen_blocks", "steps", "batch_size", "seed")
+        if (value := getattr(options, name)) is not None
+    }
+    adapt(
+        options.model,
+        options.labels,
+        options.output,
+        work_dir=options.work_dir,
+        pristine=options.pristine,
+        groups=options.groups,
+        positions_from=options.positions_from,
+        root=options.images_root,
+        score_range=tuple(options.score_range),
+        name=options.name,
+        limit=options.limit,
+        settings=replace(JointSettings(), **given),
+        workers=options.workers,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    return 0

@@ -1,0 +1,113 @@
+"""A class for `ray.data.Dataset.map_batches`: the model is loaded once per actor, and columns are added to batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..images import decode_image, to_pixels
+from ..preprocess import Coverage
+from ..scorer import DtypeName, RaliScorer
+from . import storage
+from .decode import Decoded
+from .items import readable
+from .score_shards import score_batch
+from .shards import Row
+
+
+class RaliBatchScorer:
+    """Adds score, band, percentile, width, height and error to batches of images.
+
+    A column of images holds, per row, encoded bytes, a path or URL, a `{"bytes", "path"}` record, or an array
+    (H, W, 3) as `ray.data.read_images` makes them. Decoding happens in the actor itself: a decoder that crashes takes
+    the actor with it. `score_dataset` with `engine="ray"` is safe against that, writes shards and resumes.
+
+    Args:
+        model: As for `RaliScorer.from_pretrained`; a file must be there on every machine.
+        image_column: Which column holds the images.
+        device: As for `RaliScorer`; Ray shows an actor only the GPUs that it was given.
+        dtype: Of the image tower.
+        batch_size: Images per forward pass; batches of any size come in.
+        coverage: `"center"` or `"tiles"`; by default the model's own setting.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: As for `RaliScorer.from_pretrained`.
+
+    Example:
+        >>> scored = dataset.map_batches(  # doctest: +SKIP
+        ...     RaliBatchScorer, concurrency=2, num_gpus=0.5, batch_size=64
+        ... )
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        image_column: str = "image",
+        device: str | None = None,
+        dtype: DtypeName = "float32",
+        batch_size: int = 8,
+        coverage: Coverage | None = None,
+    ) -> None:
+        self.image_column = image_column
+        self._scorer = RaliScorer.from_pretrained(
+            model, device=device, dtype=dtype, batch_size=batch_size, coverage=coverage
+        )
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Score a batch.
+
+        Args:
+            batch: Columns of equal length.
+
+        Returns:
+            The same columns, and score (float32, NaN with an error), band (text, empty with an error), percentile
+            (float32), width and height (int32, 0 with an error) and error (text, empty without one).
+
+        Raises:
+            ValueError: There is no such column.
+        """
+        if self.image_column not in batch:
+            raise ValueError(f"there is no column {self.image_column!r}; the columns are {', '.join(batch)}")
+        images, size = batch[self.image_column], self._scorer.batch_size
+        rows: list[Row] = []
+        for start in range(0, len(images), size):  # crops of one forward pass are in memory at a time
+            rows += score_batch(self._scorer, [self._decode(image) for image in images[start : start + size]])
+        return {
+            **batch,
+            "score": np.array([np.nan if row.score is None else row.score for row in rows], dtype=np.float32),
+            "band": np.array([row.band or "" for row in rows], dtype=object),
+            "percentile": np.array(
+                [np.nan if row.percentile is None else row.percentile for row in rows], dtype=np.float32
+            ),
+            "width": np.array([row.width or 0 for row in rows], dtype=np.int32),
+            "height": np.array([row.height or 0 for row in rows], dtype=np.int32),
+            "error": np.array([row.error or "" for row in rows], dtype=object),
+        }
+
+    def _decode(self, image: Any) -> Decoded:
+        try:
+            pixels = _read_pixels(image)
+            with torch.inference_mode():
+                crops = self._scorer.model.preprocess(pixels.unsqueeze(0), coverage=self._scorer.coverage)[0]
+            return Decoded(crops, pixels.shape[2], pixels.shape[1])
+        except (OSError, ValueError, TypeError) as error:
+            return Decoded(None, error=readable(str(error)))
+
+
+def _read_pixels(image: Any) -> Tensor:
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if image is None:
+        raise ValueError("the image column is empty here")
+    if isinstance(image, bytes):
+        return decode_image(image, "the image")
+    if isinstance(image, str) and storage.is_url(image):
+        return decode_image(storage.read_bytes(image), image)
+    return to_pixels(image)

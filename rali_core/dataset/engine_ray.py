@@ -1,0 +1,184 @@
+"""Data sets on a Ray cluster: Ray Data hands shards to a pool of actors, each with a model and decoding processes.
+
+A shard is the unit of work: its actor reads, decodes, scores and writes it, so that no image and no score travels, and
+the driver sees numbers only. When a machine goes down, Ray gives its shards to other actors; one that was written
+already is recognised and left alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..hub import find_model
+from ..official.hashing import hash_file
+from ..scorer import RaliScorer
+from .listing import Listing
+from .manifest import Manifest, missing_shards
+from .score_shards import Job, open_pool, score_shards
+from .shards import shard_path, shard_problem
+from .storage import LISTING
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+MAX_BLOCKS = 2000
+"""Ray Data keeps a record per block; more shards than this share blocks."""
+
+ATTEMPTS = 3
+"""How often what is missing is handed out again after Ray itself gave up, without a shard more in between."""
+
+TOKEN = "shared-folder"
+
+
+def run_ray(
+    job: Job,
+    missing: list[int],
+    report: Callable[[int, int], bool],
+    *,
+    model: str | None,
+    batch_size: int,
+    device: str | None,
+    actors: int | None = None,
+    gpus_per_actor: float | None = None,
+    cpus_per_actor: float | None = None,
+) -> None:
+    """Make shards on the cluster that this process is connected to, else on that of `RAY_ADDRESS`, else on a new one.
+
+    Args:
+        job: What to do; its folder must be the same folder on every machine.
+        missing: 0-based numbers of the shards to make.
+        report: Called with images and errors done; returning False stops.
+        model: Name or file of the model; a file must be there on every machine.
+        batch_size: Images per forward pass.
+        device: As for `RaliScorer`.
+        actors: How many models work at a time; by default as many as fit.
+        gpus_per_actor: Share of a GPU for each; by default 1 where the cluster has GPUs, else 0.
+        cpus_per_actor: Processors for each; by default one more than its decoding processes.
+
+    Raises:
+        ValueError: The cluster has no machine that is large enough, or an actor's model or folder is another.
+        OSError: A shard cannot be written.
+        RuntimeError: Ray failed again and again.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init()  # obeys RAY_ADDRESS
+    on_gpu = device is None or device.startswith("cuda")
+    gpus = gpus_per_actor if gpus_per_actor is not None else float(on_gpu and ray.cluster_resources().get("GPU", 0) > 0)
+    cpus = cpus_per_actor if cpus_per_actor is not None else job.workers + 1.0
+    fitting = _count_fitting(ray.nodes(), cpus, gpus)
+    if fitting < 1:
+        raise ValueError(f"no machine of the Ray cluster has {cpus:g} processors and {gpus:g} GPUs for an actor")
+    token = secrets.token_hex(8)
+    (job.folder / "_rali" / TOKEN).write_text(token)
+    failures = 0
+    while missing:
+        size = min(actors or fitting, len(missing))
+        shards = [{"shard": shard} for shard in missing]
+        scored = ray.data.from_items(shards, override_num_blocks=min(len(missing), MAX_BLOCKS)).map_batches(
+            ShardScorer,
+            batch_size=1,
+            num_cpus=cpus,
+            num_gpus=gpus,
+            # Not a fixed number: an actor that lost its machine gets a place when another one is idle at the end.
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
+            fn_constructor_args=(job, token, model, batch_size, device),
+        )
+        try:
+            for images, errors in _counts(scored):
+                if not report(images, errors):
+                    return
+        except Exception as error:
+            ours = _find_cause(error)
+            if ours is not None:
+                raise ours from error
+            if not isinstance(error, ray.exceptions.RayError):
+                raise
+            still = missing_shards(job.folder, job.manifest, Listing(job.folder / LISTING))[0]
+            failures = failures + 1 if len(still) == len(missing) else 0
+            if failures >= ATTEMPTS:
+                raise RuntimeError(f"Ray failed {ATTEMPTS} times without a shard in between: {error}") from error
+        missing = missing_shards(job.folder, job.manifest, Listing(job.folder / LISTING))[0]
+
+
+class ShardScorer:
+    """An actor: holds the model and the decoding processes, and makes one shard after the other.
+
+    Args:
+        job: What to do.
+        token: What the driver has written into the folder.
+        model: Name or file of the model.
+        batch_size: Images per forward pass.
+        device: As for `RaliScorer`.
+
+    Raises:
+        ValueError: The folder or the model file is another one on this machine.
+        FileNotFoundError: There is no such model on this machine.
+    """
+
+    def __init__(self, job: Job, token: str, model: str | None, batch_size: int, device: str | None) -> None:
+        settings = job.manifest.settings
+        there = job.folder / "_rali" / TOKEN
+        if not there.is_file() or there.read_text() != token:
+            raise ValueError(f"{job.folder} is not the driver's folder on every machine: it must be on shared storage")
+        file = find_model(model)
+        if hash_file(file) != settings.model_hash:
+            raise ValueError(f"{file} is another model than the driver's on this machine")
+        self._job, self._listing = job, Listing(job.folder / LISTING)
+        self._scorer = RaliScorer.from_pretrained(
+            file, device=device, dtype=settings.dtype, batch_size=batch_size, coverage=settings.coverage
+        )
+        self._pool = open_pool(job, [self._scorer])
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Make the shards of a batch; returns how many images and errors there are in each."""
+        shards, images, errors = batch["shard"].tolist(), [], []
+        for shard in shards:
+            if self._is_there(shard):  # another actor wrote it before its machine went down
+                images.append(self._listing.batch(shard).num_rows)
+                errors.append(0)
+                continue
+            steps = list(score_shards(self._job, [self._scorer], self._pool, [shard]))
+            images.append(sum(step.images for step in steps))
+            errors.append(sum(step.errors for step in steps))
+        return {"shard": batch["shard"], "images": np.array(images), "errors": np.array(errors)}
+
+    def _is_there(self, shard: int) -> bool:
+        path: Path = shard_path(self._job.folder, shard)
+        manifest: Manifest = self._job.manifest
+        return path.exists() and shard_problem(path, manifest.run, self._listing.batch(shard).num_rows) is None
+
+
+def _counts(scored: Dataset) -> Iterator[tuple[int, int]]:
+    """Images and errors of each shard, as they are done."""
+    for row in scored.iter_rows():
+        yield int(row["images"]), int(row["errors"])
+
+
+def _count_fitting(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:
+    """How many actors the living machines have room for."""
+    count = 0
+    for node in nodes:
+        if node["Alive"]:
+            there = node["Resources"]
+            room = [there.get(name, 0.0) // need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
+            count += int(min(room, default=1))
+    return count
+
+
+def _find_cause(error: BaseException | None) -> Exception | None:
+    """The error of an actor that is ours to show, below what Ray wraps around it."""
+    while error is not None:
+        cause = getattr(error, "cause", None)
+        for candidate in (cause, error):
+            if isinstance(candidate, OSError | ValueError) and not type(candidate).__module__.startswith("ray"):
+                return candidate
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return None

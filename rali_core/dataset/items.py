@@ -1,0 +1,44 @@
+"""One image of a data set: what it is called and where its bytes are."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from .storage import UNKNOWN
+
+Kind = Literal["files", "list", "parquet", "webdataset"]
+"""What a source is; "files" is a folder or a glob."""
+
+Payload = Literal["file", "tar", "parquet"]
+"""Where the bytes of all images of a source are: each in its own file, inside a tar, in a Parquet column."""
+
+
+class Item(NamedTuple):
+    """One image of a source.
+
+    Attributes:
+        id: Unique within the data set.
+        uri: For people and other programs: the file's path or URL; `#` and the member or row inside a container.
+        path: What is opened; may hold bytes that are not UTF-8, as surrogates.
+        offset: First byte inside a tar, or 0-based row inside a Parquet file.
+        length: Bytes inside a tar; unknown otherwise.
+        file_size: Bytes of the file at `path` when it was listed.
+        modified: Last change of the file at `path` when it was listed, nanoseconds since 1970.
+        problem: Why this is no image; then it becomes a row with this error.
+        carried: Values of the columns that are carried into the result.
+    """
+
+    id: str
+    uri: str
+    path: str
+    offset: int = 0
+    length: int = UNKNOWN
+    file_size: int = UNKNOWN
+    modified: int = UNKNOWN
+    problem: str | None = None
+    carried: tuple[Any, ...] = ()
+
+
+def readable(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8 become \\x escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,200 @@
+"""What a result folder says about itself: which source, model and options, so that a second run goes on with it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..preprocess import Coverage
+from ..scorer import DtypeName
+from .files import remove_leftovers, whole_file
+from .items import Payload
+from .listing import Listing
+from .shards import SHARD_GLOB, shard_path, shard_problem
+from .storage import MANIFEST
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the rows of a result depend on; a second run must have the same.
+
+    Attributes:
+        source: Where the images are.
+        kind: "files", "list", "parquet", "webdataset"; None where it follows from the source.
+        image_column: Parquet column of the images, None for the usual names.
+        id_column: Parquet column of the ids, None for file and row.
+        carry: Parquet columns in the result.
+        model_name: Name that the model file gives itself.
+        model_hash: SHA-256 of the model file.
+        dtype: Arithmetic of the image tower.
+        coverage: "center" or "tiles".
+        shard_size: Images per shard.
+        max_pixels: Larger images are errors.
+        plugins: Modules that teach Pillow further formats.
+    """
+
+    source: str
+    kind: str | None
+    image_column: str | None
+    id_column: str | None
+    carry: tuple[str, ...]
+    model_name: str
+    model_hash: str
+    dtype: DtypeName
+    coverage: Coverage
+    shard_size: int
+    max_pixels: int
+    plugins: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A result folder's description.
+
+    Attributes:
+        run: Identifier that every shard carries.
+        settings: What the rows depend on.
+        payload: Where the images' bytes are.
+        image_column: The column of them that was found in a Parquet source.
+        images: How many there are.
+        created: When the listing was made, ISO 8601.
+    """
+
+    run: str
+    settings: Settings
+    payload: Payload
+    image_column: str | None
+    images: int
+    created: str
+
+    @classmethod
+    def create(cls, settings: Settings, payload: Payload, image_column: str | None, images: int) -> Manifest:
+        """A new result's description."""
+        return cls(
+            uuid.uuid4().hex,
+            settings,
+            payload,
+            image_column,
+            images,
+            datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write it; from then on the folder holds a result."""
+        with whole_file(folder / MANIFEST) as temporary:
+            text = json.dumps({"format": "rali-dataset", "format_version": FORMAT_VERSION, **asdict(self)}, indent=1)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read a result folder's description.
+
+        Raises:
+            FileNotFoundError: The folder holds no result.
+            ValueError: The description is damaged, or of a later version.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no result of `rali dataset score`: {path} is missing")
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("format") != "rali-dataset" or (version := values.pop("format_version")) != FORMAT_VERSION:
+                raise ValueError(f"format {version!r}; this version reads {FORMAT_VERSION}")
+            settings = values.pop("settings")
+            settings |= {key: tuple(settings[key]) for key in ("carry", "plugins")}
+            return cls(settings=Settings(**settings), **values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be used: {error}") from error
+
+    def check_settings(self, settings: Settings) -> None:
+        """Compare with a second run's settings.
+
+        Raises:
+            ValueError: They differ; the message says in what.
+        """
+        ours, theirs = asdict(self.settings), asdict(settings)
+        different = [key for key in ours if ours[key] != theirs[key]]
+        if "model_hash" in different:  # the name alone may be the same
+            different = [key for key in different if key != "model_name"]
+        if different:
+            lines = [
+                f"  {_option(key)}: {_show(self.settings, key)} in the first run, {_show(settings, key)} now"
+                for key in different
+            ]
+            raise ValueError(
+                "this folder was begun with other options:\n" + "\n".join(lines)
+                + "\nGive the first run's options to go on with it, or another folder to begin anew."
+            )  # fmt: skip
+
+
+def missing_shards(folder: Path, manifest: Manifest, listing: Listing) -> tuple[list[int], list[str]]:
+    """Which shards are still to be made.
+
+    Returns:
+        Their numbers, and a text for each shard that is there but cannot be used and will be made again.
+
+    Raises:
+        ValueError: There are shards of another run.
+    """
+    size, missing, problems = manifest.settings.shard_size, [], []
+    present = {path.name for path in folder.glob(SHARD_GLOB)}
+    for shard in range(listing.shards):
+        path = shard_path(folder, shard)
+        if path.name not in present:
+            missing.append(shard)
+            continue
+        present.discard(path.name)
+        problem = shard_problem(path, manifest.run, min(size, manifest.images - shard * size))
+        if problem is not None:
+            missing.append(shard)
+            problems.append(f"{path}: {problem}")
+    if present:
+        raise ValueError(f"{folder} holds Parquet files that are not of this result, such as {min(present)}: move them")
+    return missing, problems
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the lock goes with the process, however it ends.
+
+    Raises:
+        OSError: Another run is writing there, or the folder cannot be written.
+    """
+    try:
+        (folder / MANIFEST).parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / MANIFEST.replace("manifest.json", "lock"), timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise OSError(f"another run is writing to {folder}") from None
+    except OSError as error:
+        raise OSError(error.errno, f"{folder} cannot be written: {error.strerror or error}") from error
+    try:
+        for place in (folder, (folder / MANIFEST).parent):
+            remove_leftovers(place)
+        yield
+    finally:
+        lock.release()
+
+
+def _option(key: str) -> str:
+    names = {"source": "SOURCE", "model_hash": "--model", "max_pixels": "--max-megapixels", "plugins": "--plugin"}
+    return names.get(key, "--" + key.replace("_", "-"))
+
+
+def _show(settings: Settings, key: str) -> str:
+    if key == "model_hash":
+        return f"{settings.model_name} ({settings.model_hash[:12]})"
+    value = getattr(settings, key)
+    if key == "max_pixels":
+        return f"{value / 1e6:g}"
+    return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,223 @@
+"""Score a data set: begin or go on, choose the engine, sum up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..checkpoint import read_metadata
+from ..hub import find_model
+from ..official.hashing import hash_file
+from ..preprocess import Coverage
+from ..scorer import DtypeName, Progress, RaliScorer
+from . import storage
+from .decode import DEFAULT_MAX_PIXELS
+from .items import Kind
+from .listing import Listing, write_listing
+from .manifest import Manifest, Settings, locked, missing_shards
+from .pool import DEFAULT_TIMEOUT
+from .score_shards import Job, open_pool, score_shards
+from .shards import SHARD_GLOB
+from .sources import open_source
+from .storage import LISTING, MANIFEST
+
+Engine = Literal["local", "ray"]
+
+DEFAULT_SHARD_SIZE = 512
+"""Images per shard: what a killed run has to do again, at most, for each model at work."""
+
+
+@dataclass(frozen=True)
+class DatasetResult:
+    """What a run did.
+
+    Attributes:
+        folder: Of the result.
+        images: How many the data set has.
+        done: How many of them are in the result now; all of them unless `stopped`.
+        scored_now: How many of them this run did.
+        errors_now: How many of these have an error.
+        repaired: A text for each shard that was there, could not be used, and was made again.
+        stopped: The progress callback ended the run; another run goes on.
+    """
+
+    folder: Path
+    images: int
+    done: int
+    scored_now: int
+    errors_now: int
+    repaired: tuple[str, ...] = ()
+    stopped: bool = False
+
+
+def score_dataset(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    engine: Engine = "local",
+    kind: Kind | None = None,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    carry: Iterable[str] = (),
+    model: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    dtype: DtypeName = "float32",
+    batch_size: int = 8,
+    coverage: Coverage | None = None,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    workers: int | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    plugins: Iterable[str] = (),
+    progress: Progress | None = None,
+    **ray_options: Any,
+) -> DatasetResult:
+    """Score all images of a data set into a folder of Parquet shards, or go on with what an earlier run left.
+
+    Args:
+        source: See `sources.open_source`. The images are listed in the first run only.
+        folder: A local folder for the result; with Ray on several machines one that all of them share.
+        engine: `"local"`: this machine; `"ray"`: Ray Data, on the cluster of `RAY_ADDRESS`.
+        kind: What the source is, where its name does not tell.
+        image_column: Parquet: column of the images.
+        id_column: Parquet: column of unique names.
+        carry: Parquet: columns that are copied into the result.
+        model: As for `RaliScorer.from_pretrained`.
+        device: Where to compute, several separated by commas; by default all CUDA GPUs, else as `RaliScorer` chooses.
+        dtype: Of the image tower.
+        batch_size: Images per forward pass.
+        coverage: `"center"` or `"tiles"`; by default the model's own setting.
+        shard_size: Images per shard.
+        workers: Decoding processes, by default half of the processors, and nearly all of them beside a GPU; with Ray
+            per actor, by default one.
+        timeout: Seconds after which an image is given up.
+        max_pixels: Larger images are errors; by default Pillow's limit of 179 megapixels.
+        plugins: Modules that register further image formats with Pillow when they are imported.
+        progress: Called after each batch with (done, total); returning False stops.
+        **ray_options: See `engine_ray.run_ray`.
+
+    Raises:
+        FileNotFoundError: No such source or model.
+        ValueError: An option is out of range, differs from the first run's, or the source names an image twice.
+        OSError: The folder cannot be written or is in use; what is there already stays, and another run goes on.
+        ModuleNotFoundError: A package of the extras `dataset` or `ray` is missing.
+
+    Example:
+        >>> score_dataset("photos/", "photos-scored/").done  # doctest: +SKIP
+        100000
+    """
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be local or ray, got {engine!r}")
+    if engine == "local" and ray_options:
+        raise ValueError(f"these options belong to the engine ray: {', '.join(ray_options)}")
+    if shard_size < 1 or max_pixels < 1 or batch_size < 1:
+        raise ValueError(
+            f"shard_size, max_pixels and batch_size must be at least 1, got {shard_size}, {max_pixels}, {batch_size}"
+        )
+    if storage.is_url(os.fspath(folder)):
+        raise ValueError(f"the result needs a local folder (a mounted one will do), got {os.fspath(folder)}")
+    folder = Path(folder).expanduser().absolute()
+    model_file = find_model(model)
+    metadata = read_metadata(model_file)
+    settings = Settings(
+        source=storage.normalise(os.fspath(source)), kind=kind, image_column=image_column, id_column=id_column,
+        carry=tuple(carry), model_name=metadata["name"], model_hash=hash_file(model_file), dtype=dtype,
+        coverage=coverage or metadata["coverage"], shard_size=shard_size, max_pixels=max_pixels, plugins=tuple(plugins),
+    )  # fmt: skip
+    with locked(folder):
+        manifest = _begin_or_go_on(folder, settings)
+        listing = Listing(folder / LISTING)
+        missing, repaired = missing_shards(folder, manifest, listing)
+        run = RunProgress(folder, manifest, set(missing), progress)
+        if run.report(0, 0) and missing:
+            job = Job(folder, manifest, workers or _default_workers(engine, device), timeout)
+            if engine == "ray":
+                from .engine_ray import run_ray
+
+                name = os.fspath(model) if model is not None else None
+                run_ray(job, missing, run.report, model=name, batch_size=batch_size, device=device, **ray_options)
+            else:
+                devices: list[str | None] = [*device.split(",")] if device else _default_devices()
+                scorers = [
+                    RaliScorer.from_pretrained(
+                        model_file, device=name, dtype=dtype, batch_size=batch_size, coverage=coverage
+                    )
+                    for name in devices
+                ]
+                with open_pool(job, scorers) as pool, closing(score_shards(job, scorers, pool, missing)) as steps:
+                    for step in steps:
+                        if not run.report(step.images, step.errors):
+                            break
+        still_missing, _ = missing_shards(folder, manifest, listing)
+    return DatasetResult(
+        folder,
+        manifest.images,
+        manifest.images - run.count(still_missing),
+        run.count(missing) - run.count(still_missing),
+        run.errors,
+        tuple(repaired),
+        bool(still_missing),
+    )
+
+
+class RunProgress:
+    """Counts and reports; knows when to stop."""
+
+    def __init__(self, folder: Path, manifest: Manifest, missing: set[int], progress: Progress | None) -> None:
+        self.folder, self.manifest, self._progress = folder, manifest, progress
+        self.done = manifest.images - self.count(missing)
+        self.errors = 0
+
+    def count(self, shards: Iterable[int]) -> int:
+        """Images in some shards."""
+        size, images = self.manifest.settings.shard_size, self.manifest.images
+        return sum(min(size, images - shard * size) for shard in shards)
+
+    def report(self, images: int, errors: int) -> bool:
+        """Note progress; False where the caller wishes to stop."""
+        self.done += images
+        self.errors += errors
+        return self._progress is None or self._progress(self.done, self.manifest.images) is not False
+
+
+def _begin_or_go_on(folder: Path, settings: Settings) -> Manifest:
+    if (folder / MANIFEST).exists():
+        manifest = Manifest.load(folder)
+        manifest.check_settings(settings)
+        return manifest
+    there = next(folder.glob(SHARD_GLOB), None)
+    if there is not None:
+        raise ValueError(f"{folder} holds {there.name}, but no result of `rali dataset score`: choose another folder")
+    source = open_source(
+        settings.source,
+        kind=settings.kind,  # type: ignore[arg-type]  # open_source checks it
+        image_column=settings.image_column,
+        id_column=settings.id_column,
+        carry=settings.carry,
+    )
+    images = write_listing(folder / LISTING, source.items, settings.shard_size, source.carried)
+    if images == 0:
+        raise FileNotFoundError(f"no images in {settings.source}")
+    manifest = Manifest.create(settings, source.payload, source.image_column, images)
+    manifest.save(folder)
+    return manifest
+
+
+def _default_devices() -> list[str | None]:
+    if torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [None]
+
+
+def _default_workers(engine: Engine, device: str | None) -> int:
+    if engine == "ray":
+        return 1  # each takes a processor of the cluster for itself, and which machines it has is not known here
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    return max(count - 1 if on_gpu else count // 2, 1)

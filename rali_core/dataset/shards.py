@@ -1,0 +1,121 @@
+"""The result: Parquet shards of a stated schema, each whole or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .files import whole_file
+from .listing import ITEM_COLUMNS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHARD_GLOB = "part-*.parquet"
+RUN_KEY = b"rali.run"
+
+
+class Row(NamedTuple):
+    """What scoring one image gave.
+
+    Attributes:
+        score: In the model's range, by default 0..1, higher is better; None with an error.
+        band: bad, poor, fair, good or excellent; None with an error, and without calibration.
+        percentile: 0..100, share of the model's reference pictures that score lower; None likewise.
+        width: Pixels, after EXIF orientation; None where the image could not be decoded.
+        height: Likewise.
+        error: Why there is no score; None with one.
+    """
+
+    score: float | None
+    band: str | None
+    percentile: float | None
+    width: int | None
+    height: int | None
+    error: str | None
+
+
+def shard_schema(carried: Iterable[pa.Field] = ()) -> pa.Schema:
+    """Columns of every shard; carried columns come last."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("score", pa.float32()),
+            pa.field("band", pa.string()),
+            pa.field("percentile", pa.float32()),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("error", pa.string()),
+            pa.field("model_hash", pa.string(), nullable=False),
+            pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
+            *carried,
+        ]
+    )
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Where a shard belongs."""
+    return folder / f"part-{shard:06d}.parquet"
+
+
+def write_shard(
+    folder: Path, shard: int, images: pa.RecordBatch, rows: Sequence[Row], *, model_hash: str, run: str
+) -> None:
+    """Write one shard: under a temporary name, flushed to the disk, renamed.
+
+    Args:
+        folder: Folder of the shards.
+        shard: 0-based number.
+        images: The shard's batch of the listing.
+        rows: One row per image, in its order.
+        model_hash: SHA-256 of the model file.
+        run: Identifier of the result that the shard belongs to.
+
+    Raises:
+        OSError: It cannot be written; nothing is left of it then.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    carried = list(images.schema)[ITEM_COLUMNS:]
+    schema = shard_schema(carried)
+    count, now = len(rows), datetime.now(timezone.utc)
+    columns = [images.column("id"), images.column("uri")]
+    columns += [
+        pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), list(schema)[2:8], strict=True)
+    ]
+    columns += [pa.array([model_hash] * count, pa.string()), pa.array([now] * count, schema.field("scored_at").type)]
+    columns += [images.column(field.name) for field in carried]
+    table = pa.Table.from_arrays(columns, schema=schema.with_metadata({RUN_KEY: run.encode()}))
+    with whole_file(shard_path(folder, shard)) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def shard_problem(path: Path, run: str, images: int) -> str | None:
+    """Why a shard cannot be part of a result; None for a good one.
+
+    Args:
+        path: The shard.
+        run: Identifier of the result.
+        images: How many rows the shard must have.
+
+    Raises:
+        ValueError: It is a good file of another result, which must not be overwritten.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            found = (file.schema_arrow.metadata or {}).get(RUN_KEY, b"").decode()
+            rows = file.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        return f"not a readable Parquet file: {error}"
+    if found != run:
+        raise ValueError(f"{path} belongs to another result: move it, or choose another folder")
+    return None if rows == images else f"it has {rows} rows instead of {images}"

@@ -1,0 +1,53 @@
+"""WebDataset tars: every member whose name ends as an image's is an image; its bytes stay where they are."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+
+from ..images import IMAGE_SUFFIXES
+from . import storage
+from .items import Item, readable
+from .storage import FoundFile
+
+
+def list_tar(root: str, file: FoundFile) -> Iterator[Item]:
+    """The images of one uncompressed tar, by its headers.
+
+    Args:
+        root: Folder that names are relative to.
+        file: The tar.
+
+    Yields:
+        One item per image; where the tar is damaged, one with a problem after those that could be listed.
+    """
+    name = storage.relative(file.path, root)
+    whole = Item(
+        readable(name),
+        readable(file.path),
+        file.path,
+        file_size=file.size,
+        modified=file.modified,
+        problem=file.problem,
+    )
+    if file.problem is not None:
+        yield whole
+        return
+    try:
+        with storage.open_binary(file.path) as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
+            end = 0
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                end = member.offset_data + member.size
+                if member.isreg() and os.path.splitext(member.name)[1].lower() in IMAGE_SUFFIXES:
+                    yield whole._replace(
+                        id=readable(f"{name}/{member.name}"),
+                        uri=readable(f"{file.path}#{member.name}"),
+                        offset=member.offset_data,
+                        length=member.size,
+                    )
+            if file.size != storage.UNKNOWN and end > file.size:
+                raise tarfile.ReadError("it ends in the middle of a member")
+    except (tarfile.TarError, OSError) as error:
+        yield whole._replace(problem=f"not a whole, uncompressed tar: {error}: {readable(file.path)}")

@@ -1,0 +1,156 @@
+"""What SOURCE stands for: a folder, a glob, a list file, Parquet files or WebDataset tars, to a stream of items."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, get_args
+
+from ..images import IMAGE_SUFFIXES
+from . import storage
+from .items import Item, Kind, Payload, readable
+from .source_parquet import ParquetSource
+from .source_webdataset import list_tar
+from .storage import FoundFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ENDINGS: dict[str, Kind] = {
+    ".parquet": "parquet", ".tar": "webdataset", ".txt": "list", ".lst": "list", ".list": "list"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that was looked at, ready to be listed.
+
+    Attributes:
+        kind: What it is.
+        payload: Where its images' bytes are.
+        items: Its images, read as they are listed.
+        carried: Fields of the columns that are carried into the result.
+        image_column: Of a Parquet source.
+    """
+
+    kind: Kind
+    payload: Payload
+    items: Iterator[Item]
+    carried: list[pa.Field] = field(default_factory=list)
+    image_column: str | None = None
+
+
+def open_source(
+    source: str,
+    *,
+    kind: Kind | None = None,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    carry: Iterable[str] = (),
+) -> Source:
+    """Find out what a source is.
+
+    Args:
+        source: Local path or fsspec URL of a folder, a glob, a list file (`.txt`, `.lst`, `.list`: a path or URL per
+            line, relative ones to the list's folder), Parquet files or WebDataset tars.
+        kind: What it is, where its name does not tell.
+        image_column: Parquet: column of the images' bytes, or of their paths.
+        id_column: Parquet: column of unique names.
+        carry: Parquet: columns that are copied into the result.
+
+    Raises:
+        ValueError: An unknown kind, or options that this kind of source does not have.
+        FileNotFoundError: There is nothing there.
+        OSError: It cannot be listed.
+    """
+    if kind is not None and kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    root, files = _find_files(source)
+    kind = kind or _guess_kind(source, files)
+    if kind == "parquet":
+        table = ParquetSource(root, _only(files, ".parquet"), image_column, id_column, tuple(carry))
+        return Source(kind, table.payload, table.items(), table.carried, table.image_column)
+    if image_column or id_column or tuple(carry):
+        raise ValueError(f"--image-column, --id-column and --carry belong to Parquet sources; {source} is {kind}")
+    if kind == "webdataset":
+        return Source(kind, "tar", (item for file in _only(files, ".tar") for item in list_tar(root, file)))
+    if kind == "list":
+        return Source(kind, "file", (item for file in files for item in _read_list(file.path)))
+    return Source(kind, "file", _image_files(root, files))
+
+
+def _find_files(source: str) -> tuple[str, _Files]:
+    """The folder that names are relative to, and the files."""
+    path = storage.normalise(source)
+    if storage.has_magic(path):
+        return storage.glob_root(path), _Files(path, folder=False)
+    if storage.is_folder(path):
+        return path, _Files(path, folder=True)
+    if not storage.is_url(path) and not os.path.exists(path):
+        raise FileNotFoundError(f"no such file or folder: {source}")
+    return storage.parent(path), _Files(path, folder=False)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files that can be walked over again and again."""
+
+    path: str
+    folder: bool
+
+    def __iter__(self) -> Iterator[FoundFile]:
+        return storage.walk(self.path) if self.folder else storage.expand_glob(self.path)
+
+
+def _guess_kind(source: str, files: _Files) -> Kind:
+    """By the names of what is there: images before anything else, so that a list among images changes nothing."""
+    seen: set[Kind] = set()
+    for file in files:
+        ending = _ending(file.path)
+        if file.problem is not None or ending in IMAGE_SUFFIXES:
+            return "files"
+        if ending in ENDINGS and not (files.folder and ENDINGS[ending] == "list"):
+            seen.add(ENDINGS[ending])
+    if len(seen) == 1:
+        return seen.pop()
+    if seen:
+        raise ValueError(f"{source} holds {' and '.join(sorted(seen))} files: say which with --kind, or name them")
+    if files.folder:
+        raise FileNotFoundError(f"no images, Parquet files or tars in {source}")
+    return "files"
+
+
+def _only(files: Iterable[FoundFile], ending: str) -> Iterator[FoundFile]:
+    return (file for file in files if file.problem is not None or _ending(file.path) == ending)
+
+
+def _image_files(root: str, files: _Files) -> Iterator[Item]:
+    """A folder's images by their endings; what a glob or a name picked, whatever its ending."""
+    for file in files:
+        if file.problem is None and files.folder and _ending(file.path) not in IMAGE_SUFFIXES:
+            continue
+        yield Item(
+            readable(storage.relative(file.path, root)),
+            readable(file.path),
+            file.path,
+            file_size=file.size,
+            modified=file.modified,
+            problem=file.problem,
+        )
+
+
+def _read_list(path: str) -> Iterator[Item]:
+    folder = storage.parent(path)
+    with storage.open_binary(path) as lines:
+        for raw in lines:
+            name = os.fsdecode(raw.rstrip(b"\r\n"))
+            if not name.strip():
+                continue
+            target = storage.join(folder, name)
+            file = storage.stat(target)
+            yield Item(readable(name), readable(target), target, file_size=file.size, modified=file.modified)
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path.split("::")[0])[1].lower()

@@ -1,0 +1,105 @@
+"""What is left beside the shards at the end: numbers (JSON), a histogram and a contact sheet (PNG).
+
+Their names begin with `_`, which readers of Parquet folders skip.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..sheet import draw_contact_sheet
+from .files import whole_file
+from .items import Item
+from .result import ContentReader, ScoredDataset
+from .stats import Summary, summarise
+
+SUMMARY = "_summary.json"
+HISTOGRAM = "_histogram.png"
+SHEET = "_contact-sheet.png"
+
+SHEET_COLUMNS = 4
+THUMBNAIL = 480
+
+
+def write_summary(folder: Path) -> Summary:
+    """Sum up a result and draw its pictures.
+
+    Args:
+        folder: Of the result. An image that is gone since it was scored is left out of the sheet.
+
+    Raises:
+        FileNotFoundError: The folder holds no result.
+        OSError: The files cannot be written.
+        ModuleNotFoundError: matplotlib is missing.
+    """
+    summary = summarise(folder)
+    with whole_file(folder / SUMMARY) as temporary:
+        temporary.write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if summary.scored:
+        with whole_file(folder / HISTOGRAM) as temporary:
+            draw_histogram(summary, temporary)
+        sheet = draw_extremes(ScoredDataset(folder))
+        if sheet is not None:
+            with whole_file(folder / SHEET) as temporary:
+                sheet.save(temporary, format="PNG")
+    return summary
+
+
+def draw_histogram(summary: Summary, path: Path) -> None:
+    """Draw how many images have which score, as a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    edges = np.asarray(summary.histogram_edges)
+    axes.bar(edges[:-1], summary.histogram, width=np.diff(edges), align="edge", color="#3b6ea5", edgecolor="white")
+    axes.axvline(summary.quantiles["0.5"], color="#b22830", label=f"median {summary.quantiles['0.5']:.3f}")
+    axes.set(xlabel="score (higher is better)", ylabel="images", xlim=(min(0.0, edges[0]), max(1.0, edges[-1])))
+    axes.set_title(f"{summary.scored:,} images scored by {summary.model_name}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def draw_extremes(dataset: ScoredDataset) -> Image.Image | None:
+    """The best, median and worst images, a row each; all of them where there are few. None if all are gone."""
+    scores = dataset.scores()
+    order = np.argsort(np.where(np.isnan(scores), np.inf, -scores), kind="stable")[: int((~np.isnan(scores)).sum())]
+    middle = max(len(order) // 2 - SHEET_COLUMNS // 2, 0)
+    rows = {
+        "best": order[:SHEET_COLUMNS],
+        "median": order[middle : middle + SHEET_COLUMNS],
+        "worst": order[-SHEET_COLUMNS:],
+    }
+    chosen: dict[int, str] = {}
+    for name, positions in rows.items():
+        for position in positions.tolist():
+            chosen.setdefault(position, name)
+    images, values, names = [], [], []
+    with ContentReader(dataset.manifest) as reader:
+        for position, item in zip(chosen, dataset.items(list(chosen)), strict=True):
+            image = _thumbnail(reader, item)
+            if image is not None:
+                images.append(image)
+                values.append(float(scores[position]))
+                names.append(f"{chosen[position]}: {item.id}")
+    return draw_contact_sheet(images, values, names=names, columns=SHEET_COLUMNS) if images else None
+
+
+def _thumbnail(reader: ContentReader, item: Item) -> Image.Image | None:
+    try:
+        with Image.open(io.BytesIO(reader.read(item))) as image:
+            image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded small
+            image.load()
+            small: Image.Image = image.copy()
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            return small
+    except (OSError, ValueError, SyntaxError):  # it was scored, but it is gone or another one now
+        return None

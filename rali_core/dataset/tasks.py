@@ -1,0 +1,105 @@
+"""From the frozen listing to images to decode; rows of Parquet files are read here, in order, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import storage
+from .decode import Task, check_unchanged
+from .items import Item, Payload
+from .listing import Listing
+from .source_parquet import open_parquet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_AT_ONCE = 8
+"""Rows of a Parquet file that are in memory at a time."""
+
+
+class Place(NamedTuple):
+    """Which shard an image belongs to, and whether it is its last one."""
+
+    shard: int
+    last: bool
+
+
+def read_tasks(
+    listing: Listing, shards: Iterable[int], payload: Payload, image_column: str | None
+) -> Iterator[tuple[Place, Task]]:
+    """The images of some shards, in order.
+
+    Args:
+        listing: All images.
+        shards: 0-based numbers of the shards.
+        payload: Where the images' bytes are.
+        image_column: Of a Parquet source.
+    """
+    with ExitStack() as stack:
+        table = ParquetRows(image_column or "", stack) if payload == "parquet" else None
+        for shard in shards:
+            items = listing.items(shard)
+            for position, item in enumerate(items):
+                task = Task(item) if table is None else table.task(item)
+                yield Place(shard, position == len(items) - 1), task
+
+
+class ParquetRows:
+    """Reads the image column of Parquet files row by row; rows that follow each other are read once.
+
+    Args:
+        column: Name of the image column.
+        stack: Closes the open file.
+    """
+
+    def __init__(self, column: str, stack: ExitStack) -> None:
+        self._column, self._stack = column, stack
+        self._path: str | None = None
+        self._problem: str | None = None
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._values: pa.Array | None = None
+        self._start = 0
+
+    def task(self, item: Item) -> Task:
+        """An image with its bytes, or the path that stands in their place, or the reason why it cannot be read."""
+        if item.problem is not None:
+            return Task(item)
+        try:
+            if item.path != self._path or item.offset < self._start:
+                self._open(item)
+            if self._problem is None:
+                return Task(item, self._content(item))
+        except (OSError, ValueError) as error:
+            self._problem = f"{item.path}: {error}"
+        return Task(item._replace(problem=self._problem))
+
+    def _open(self, item: Item) -> None:
+        """Go to the row group that holds the item's row."""
+        self._stack.close()
+        self._path, self._problem, self._values, self._start = item.path, None, None, item.offset
+        check_unchanged(item)
+        file = self._stack.enter_context(open_parquet(self._stack.enter_context(storage.open_binary(item.path))))
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        ends = list(accumulate(sizes))
+        first = next((group for group, end in enumerate(ends) if item.offset < end), len(ends))
+        if first == len(ends):
+            raise ValueError(f"it has {sum(sizes)} rows and had more when it was listed")
+        self._start = ends[first] - sizes[first]
+        self._batches = file.iter_batches(ROWS_AT_ONCE, row_groups=range(first, len(ends)), columns=[self._column])
+
+    def _content(self, item: Item) -> bytes | str | None:
+        while self._values is None or item.offset >= self._start + len(self._values):
+            if self._values is not None:
+                self._start += len(self._values)
+            batch = next(self._batches, None)
+            if batch is None:
+                raise ValueError("it ends before the row that was listed")
+            self._values = batch.column(0)
+        value = self._values[item.offset - self._start].as_py()
+        if isinstance(value, dict):
+            path = value.get("path")
+            value = value.get("bytes") or (storage.join(storage.parent(item.path), path) if path else None)
+        return value if isinstance(value, str) or value is None else bytes(value)

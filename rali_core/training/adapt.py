@@ -1,0 +1,128 @@
+"""Going on from a model file: end-to-end tuning on labelled images and on ordered distortions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import load_model
+from .backbones import load_backbone
+from .data import hash_file
+from .evaluate import Report
+from .joint import JointSettings, OrderedPictures, tune_jointly, with_image_size
+from .ordered import cache_groups, cache_pictures, plan_groups
+from .pipeline import measure_and_save, read_splits
+
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+
+
+def adapt(
+    model_file: str | Path,
+    labels: str | Path,
+    output: str | Path,
+    *,
+    work_dir: str | Path,
+    pristine: list[str | Path] | None = None,
+    groups: int = 2600,
+    positions_from: str | Path | None = None,
+    root: str | Path | None = None,
+    score_range: tuple[float, float] = (0.0, 1.0),
+    name: str | None = None,
+    limit: int | None = None,
+    validation_fraction: float = 0.1,
+    settings: JointSettings | None = None,
+    workers: int = 1,
+    report: Report = print,
+) -> dict[str, Any]:
+    """Tune a model file end to end; goes on where an interrupted run in the same `work_dir` stopped.
+
+    Args:
+        model_file: RALI model file to start from.
+        labels: CSV with the columns `image`, `mos` and optionally `split` and `near_dup_in_train`.
+        output: Model file to write, `.safetensors`.
+        work_dir: Folder for decoded pictures (0.6 MB each) and checkpoints.
+        pristine: Folders of undistorted pictures, searched with their subfolders, for ordered groups.
+        groups: Number of ordered groups; 0 for none.
+        positions_from: Pretrained tower (`backbones.load_backbone`) whose position embeddings are taken for another
+            image size than the model's; without, the model's own are resampled.
+        root: Folder of the images; by default that of `labels`.
+        score_range: Worst and best score of the table's scale.
+        name: The new model's name; by default the output file's.
+        limit: Use only the first so many training rows.
+        validation_fraction: Share of the training rows that is held out for validation and calibration.
+        settings: How to tune.
+        workers: Processes that decode and render; 0 does it in this one.
+        report: Called with lines of text.
+
+    Returns:
+        What the model file's `training` metadata holds.
+
+    Raises:
+        FileNotFoundError: A file or folder is missing.
+        ValueError: They do not fit, or there are fewer than 20 training images.
+    """
+    settings = settings or JointSettings()
+    output, work_dir = Path(output), Path(work_dir)
+    if output.suffix != ".safetensors":
+        raise ValueError(f"a model file's name ends in .safetensors, got {output.name}")
+    loaded = load_model(model_file)
+    positions = None
+    if positions_from is not None:
+        backbone = load_backbone(positions_from, image_size=settings.image_size)
+        positions = backbone.state["trunk.pos_embed"]
+    model = with_image_size(loaded.model, settings.image_size, positions)
+    rows = read_splits(
+        labels, root=root, score_range=score_range, limit=limit,
+        validation_fraction=validation_fraction, seed=settings.seed,
+    )  # fmt: skip
+    training, validation, test = rows
+    pictures = find_pictures(pristine or [])
+    work_dir.mkdir(parents=True, exist_ok=True)
+    planned = plan_groups(pictures, training, count=groups, seed=settings.seed)
+    report(f"{len(training)} training, {len(validation)} validation, {len(test)} test images, {groups} ordered groups")
+    ordered = OrderedPictures(planned, cache_groups(planned, work_dir / "groups.npy", workers=workers, report=report))
+    log = tune_jointly(
+        model,
+        cache_pictures(training, work_dir / "training.npy", workers=workers, report=report),
+        np.array([row.score for row in training]),
+        ordered,
+        validation=(
+            cache_pictures(validation, work_dir / "validation.npy", workers=workers, report=report),
+            np.array([row.score for row in validation]),
+        ),
+        settings=settings,
+        checkpoint=work_dir / "joint.pt",
+        report=report,
+    )
+    story = {
+        "joint": {
+            "settings": asdict(settings),
+            "ordered_groups": groups,
+            "pristine_pictures": len(pictures),
+            "log": log[-1] if log else {},
+        },
+        "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": loaded.info.training},
+    }
+    return measure_and_save(
+        model, output,
+        name=name or output.stem, licence=loaded.info.licence, source=loaded.info.source,
+        labels=labels, rows=rows, story=story, report=report,
+    )  # fmt: skip
+
+
+def find_pictures(folders: list[str | Path]) -> list[Path]:
+    """All picture files in the folders and their subfolders, sorted.
+
+    Raises:
+        FileNotFoundError: A folder is missing or holds no picture.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        inside = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        if not inside:
+            raise FileNotFoundError(f"no pictures in {folder}")
+        found += inside
+    return found

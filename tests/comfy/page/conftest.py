@@ -1,0 +1,187 @@
+"""ComfyUI's own page in headless Chromium: what a user sees and does."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SHOTS = Path(os.environ.get("RALI_SCREENSHOTS", REPOSITORY / "build" / "screenshots"))
+PANEL = ".rali-scores:visible"
+DROP = """async ([name, type, data]) => {
+    const bytes = Uint8Array.from(atob(data), x => x.charCodeAt(0)), transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, { type }));
+    const canvas = document.querySelector("#graph-canvas"), box = canvas.getBoundingClientRect();
+    for (const kind of ["dragenter", "dragover", "drop"]) canvas.dispatchEvent(new DragEvent(kind, {
+        dataTransfer: transfer, bubbles: true, cancelable: true, clientX: box.x + 900, clientY: box.y + 800 })); }"""
+
+
+@pytest.fixture(scope="session")
+def browser(comfy_home: Path) -> Iterator[Any]:  # noqa: ARG001  without a ComfyUI there is nothing to browse
+    """Chromium; its absence is an error where RALI_COMFY asks for these tests."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        sync_playwright = None
+    if not chromium or sync_playwright is None:
+        missing = "Chromium" if not chromium else "playwright"
+        if os.environ.get("RALI_COMFY"):
+            raise FileNotFoundError(f"{missing} is needed for the page's tests")
+        pytest.skip(f"no {missing}")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=chromium, headless=True, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield started
+        started.close()
+
+
+class Page:
+    """The page, opened on an empty graph.
+
+    Args:
+        browser: Chromium.
+        server: ComfyUI.
+        vue: Which of the two node renderers.
+        settings: Further settings of the page.
+    """
+
+    def __init__(self, browser: Any, server: Any, *, vue: bool = False, **settings: Any) -> None:
+        self.server = server
+        settings = {
+            "Comfy.TutorialCompleted": True, "Comfy.Notification.ShowVersionUpdates": False, "Comfy.Locale": "en",
+            "Comfy.Workflow.Persist": False, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": vue,
+            "Comfy.RightSidePanel.IsOpen": False, **settings,
+        }  # fmt: skip
+        assert server.post("/api/settings", settings)[0] == 200
+        self.context = browser.new_context(viewport={"width": 1600, "height": 1000})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)
+        self.problems: list[str] = []
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", self._console)
+        self.page.goto(server.url, wait_until="domcontentloaded")
+        self.wait("window.app?.graph && window.app?.extensionManager && !document.querySelector('.p-progressspinner')")
+        self.page.wait_for_timeout(1500)  # the page opens its own first workflow without saying when it is done
+        self.do("Comfy.NewBlankWorkflow")
+        self.wait("app.graph._nodes.length === 0")
+
+    def _console(self, message: Any) -> None:
+        if message.type in ("error", "warning") and "rali" in message.text.lower():
+            self.problems.append(message.text)
+
+    def wait(self, condition: str) -> None:
+        """Wait until JavaScript finds it true."""
+        self.page.wait_for_function(f"() => {condition}")
+
+    def do(self, command: str) -> None:
+        """Run one of the page's commands."""
+        self.page.evaluate("(name) => app.extensionManager.command.execute(name)", command)
+        self.page.wait_for_timeout(500)
+
+    def kinds(self) -> list[str]:
+        """Types of the nodes on the canvas."""
+        found: list[str] = self.page.evaluate("() => app.graph._nodes.map(node => node.type).sort()")
+        return found
+
+    def add(self, kind: str, x: int, y: int, **widgets: Any) -> int:
+        """Put a node on the canvas; its id."""
+        number: int = self.page.evaluate(
+            """([kind, x, y, widgets]) => {
+                const node = LiteGraph.createNode(kind); node.pos = [x, y]; app.graph.add(node);
+                for (const widget of node.widgets ?? []) if (widget.name in widgets) {
+                    widget.value = widgets[widget.name]; widget.callback?.(widget.value); }
+                return node.id; }""",
+            [kind, x, y, widgets],
+        )
+        return number
+
+    def wire(self, source: int, output: int, target: int, name: str) -> None:
+        """Connect two nodes without the mouse."""
+        self.page.evaluate(
+            """([source, output, target, name]) => {
+                const to = app.graph.getNodeById(target);
+                app.graph.getNodeById(source).connect(output, to, to.inputs.findIndex(x => x.name === name)); }""",
+            [source, output, target, name],
+        )
+
+    def place(self, node: int, expression: str) -> tuple[float, float]:
+        """Where on the screen a point of a node is; the expression gives it on the canvas."""
+        x, y = self.page.evaluate(
+            f"(id) => {{ const node = app.graph.getNodeById(id); return app.canvasPosToClientPos({expression}); }}",
+            node,
+        )
+        return x, y
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press, move, let go."""
+        self.page.mouse.move(*start)
+        self.page.mouse.down()
+        self.page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 20, steps=10)
+        self.page.mouse.move(*end, steps=10)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(500)
+
+    def drop(self, file: Path) -> None:
+        """Drop a file onto the canvas."""
+        kind = f"image/{file.suffix[1:]}"
+        self.page.evaluate(DROP, [file.name, kind, base64.b64encode(file.read_bytes()).decode()])
+
+    def run(self) -> None:
+        """Press Run and wait for the end."""
+        self.page.evaluate(
+            """() => { window.raliEnd = null; for (const kind of ["execution_success", "execution_error"])
+                app.api.addEventListener(kind, () => { window.raliEnd = kind; }); }"""
+        )
+        self.page.get_by_test_id("queue-button").click()
+        self.wait("window.raliEnd")
+        assert self.page.evaluate("() => window.raliEnd") == "execution_success"
+        self.page.wait_for_timeout(1000)
+
+    def numbers(self) -> list[float]:
+        """The scores that can be seen on nodes."""
+        found = self.page.locator(f"{PANEL} [data-rali-score]")
+        return [float(found.nth(i).get_attribute("data-rali-score")) for i in range(found.count())]
+
+    def shot(self, name: str) -> Path:
+        """Keep a picture of the page."""
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+        return SHOTS / f"{name}.png"
+
+    def close(self) -> None:
+        """Close the page; it must not have complained about us."""
+        self.context.close()
+        assert self.problems == []
+
+
+@pytest.fixture
+def open_page(browser: Any, new_server: Any) -> Iterator[Callable[..., Page]]:
+    """Opens pages, and closes them at the end of the test."""
+    opened: list[Page] = []
+
+    def begin(**settings: Any) -> Page:
+        opened.append(Page(browser, new_server, **settings))
+        return opened[-1]
+
+    yield begin
+    for page in opened:
+        page.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(new_server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any]) -> dict[str, str]:
+    """Names of a good and a bad picture in the input folder; `example.png`, which the templates name, is there too."""
+    good = photographs["astronaut"]
+    for name in ("good.png", "example.png"):
+        new_server.picture(name, good)
+    new_server.picture("bad.png", tools["degrade"](good, 5))
+    return {"good": "good.png", "bad": "bad.png"}

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from rali_core.dataset import DatasetResult
+from rali_core.dataset.sources import open_source
+from rali_core.dataset.storage import expand_braces, relative
+from rali_core.scorer import RaliScorer
+
+from .conftest import encode, make_picture, read_rows
+
+Score = Callable[..., DatasetResult]
+
+
+def ids(source: Path | str, **options: str) -> list[str]:
+    return [item.id for item in open_source(str(source), **options).items]  # type: ignore[arg-type]
+
+
+def test_a_folder_is_searched_deeply_and_only_for_images(pictures: Path) -> None:
+    found = ids(pictures)
+    assert len(found) == 21
+    assert {"broken.png", "01.jpg", "inner/00.png"} < set(found)
+    assert found == ids(pictures), "the order is the same each time"
+
+
+def test_a_result_inside_the_folder_is_not_part_of_it(pictures: Path) -> None:
+    before = ids(pictures)
+    (pictures / "scored" / "_rali").mkdir(parents=True)
+    (pictures / "scored" / "_rali" / "manifest.json").touch()
+    shutil.copy(pictures / "01.jpg", pictures / "scored" / "_contact-sheet.jpg")
+    assert ids(pictures) == before
+
+
+def test_globs_and_braces_choose_files(pictures: Path) -> None:
+    assert ids(pictures / "*.jpg") == sorted(path.name for path in pictures.glob("*.jpg"))
+    assert ids(f"{pictures}/**/*.png", kind="files") == sorted(
+        str(path.relative_to(pictures)) for path in pictures.rglob("*.png")
+    )
+    assert ids(pictures / "{01,02}.*g") == ["01.jpg", "02.png"]
+    assert expand_braces("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
+    assert expand_braces("plain.tar") == ["plain.tar"]
+
+
+def test_a_list_has_a_path_per_line_relative_to_its_folder(pictures: Path, score: Score, tmp_path: Path) -> None:
+    lines = ["pictures/02.png", "", str(pictures / "01.jpg"), "pictures/gone.png"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    score(tmp_path / "list.txt")
+    rows = read_rows(tmp_path / "out")
+    assert list(rows) == [line for line in lines if line]
+    assert rows["pictures/gone.png"]["error"] == f"no such file: {pictures / 'gone.png'}"
+    assert rows["pictures/02.png"]["uri"] == str(pictures / "02.png")
+
+
+def test_an_image_that_is_named_twice_is_an_error(score: Score, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("pictures/02.png\npictures/01.jpg\npictures/02.png\n")
+    with pytest.raises(
+        ValueError, match=r"each image must be named once, and 1 names occur more often: pictures/02\.png"
+    ):
+        score(tmp_path / "list.txt")
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_the_bytes_of_a_parquet_column_score_as_the_files_do(
+    parquet_file: Path, score: Score, tmp_path: Path, tiny_file: Path
+) -> None:
+    score(parquet_file, carry=["prompt"], shard_size=3)
+    rows = read_rows(tmp_path / "out")
+    assert list(rows) == [f"images.parquet#{number}" for number in range(11)]
+    expected = RaliScorer.from_pretrained(tiny_file, device="cpu").score([make_picture(n) for n in range(11)]).scores
+    assert [row["score"] for row in rows.values()] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [row["prompt"] for row in rows.values()][:4] == ["a cat", "a dog", None, "a cat"]
+    assert rows["images.parquet#3"]["uri"] == f"{parquet_file}#3"
+
+
+def test_ids_may_come_from_a_column_and_must_be_unique(parquet_file: Path, score: Score, tmp_path: Path) -> None:
+    score(parquet_file, id_column="key")
+    assert set(read_rows(tmp_path / "out")) == {f"k{number}" for number in range(11)}
+    with pytest.raises(ValueError, match="3 names occur more often: a cat, a dog, None"):
+        score(parquet_file, "other", id_column="prompt")
+
+
+def test_hugging_faces_struct_holds_bytes_or_a_path(score: Score, tmp_path: Path) -> None:
+    make_picture(7).save(tmp_path / "seven.png")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    values = [{"bytes": encode(7), "path": "x.png"}, {"bytes": None, "path": "seven.png"}, None]
+    pq.write_table(pa.table({"image": pa.array(values, kind)}), tmp_path / "hf.parquet")
+    score(tmp_path / "hf.parquet")
+    first, second, third = read_rows(tmp_path / "out").values()
+    assert first["score"] == second["score"] is not None
+    assert third["error"].endswith("hf.parquet#2: the image column is empty here")
+
+
+def test_a_column_of_paths_is_relative_to_its_file(pictures: Path, score: Score, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"file": ["pictures/01.jpg", None, "pictures/02.png"]}), tmp_path / "paths.parquet")
+    score(tmp_path / "paths.parquet")
+    rows = list(read_rows(tmp_path / "out").values())
+    assert [row["error"] for row in rows] == [None, "the image column is empty here", None]
+    assert rows[2]["uri"] == str(pictures / "02.png")
+
+
+def test_a_parquet_file_without_a_known_column_says_what_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": ["x"], "picture": [b"x"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="none of the columns label, picture has a known name"):
+        open_source(str(tmp_path / "a.parquet"))
+    with pytest.raises(ValueError, match="there is no column 'nope'; the columns are label, picture"):
+        open_source(str(tmp_path / "a.parquet"), image_column="nope")
+    pq.write_table(pa.table({"image": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="column 'image' is int64; expected binary"):
+        open_source(str(tmp_path / "b.parquet"))
+
+
+def test_a_folder_of_parquet_files_with_a_damaged_one_costs_a_row(
+    parquet_file: Path, score: Score, tmp_path: Path
+) -> None:
+    (parquet_file.parent / "z.parquet").write_bytes(b"PAR1 and then nothing")
+    score(parquet_file.parent)
+    rows = read_rows(tmp_path / "out")
+    assert len(rows) == 12
+    assert "not a usable Parquet file" in rows["z.parquet"]["error"]
+
+
+def test_images_inside_tars_score_as_the_files_do(
+    tar_file: Path, score: Score, tmp_path: Path, tiny_file: Path
+) -> None:
+    score(tar_file.parent / "set-{000..000}.tar")
+    rows = read_rows(tmp_path / "out")
+    assert list(rows) == [f"set-000.tar/{number:03d}.jpg" for number in range(6)]
+    images = [Image.open(io.BytesIO(encode(number, "jpeg"))) for number in range(6)]
+    expected = RaliScorer.from_pretrained(tiny_file, device="cpu").score(images).scores
+    assert [row["score"] for row in rows.values()] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert rows["set-000.tar/002.jpg"]["uri"] == f"{tar_file}#002.jpg"
+
+
+def test_a_tar_that_is_cut_off_costs_what_is_missing(tar_file: Path, score: Score, tmp_path: Path) -> None:
+    with tarfile.open(tar_file) as tar:
+        cut = tar.getmember("004.jpg").offset_data + 10
+    tar_file.write_bytes(tar_file.read_bytes()[:cut])
+    score(tar_file.parent)
+    rows = read_rows(tmp_path / "out")
+    assert [name for name, row in rows.items() if row["error"] is None] == [
+        f"set-000.tar/{n:03d}.jpg" for n in range(4)
+    ]
+    assert "not a whole, uncompressed tar" in rows["set-000.tar"]["error"]
+    assert "expected" in rows["set-000.tar/004.jpg"]["error"]
+
+
+def test_urls_are_read_through_fsspec(pictures: Path, score: Score, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in sorted(pictures.rglob("*.jpg")):
+            archive.write(path, f"deep/{path.relative_to(pictures)}")
+    score(f"zip://deep::{tmp_path / 'all.zip'}")
+    score(pictures / "**/*.jpg", "local", kind="files")
+    remote, local = read_rows(tmp_path / "out"), read_rows(tmp_path / "local")
+    assert {name: row["score"] for name, row in remote.items()} == {name: row["score"] for name, row in local.items()}
+    assert remote["01.jpg"]["uri"] == f"zip://deep/01.jpg::{tmp_path / 'all.zip'}"
+
+
+def test_relative_names_of_urls() -> None:
+    assert relative("s3://bucket/set/a/b.jpg", "s3://bucket/set") == "a/b.jpg"
+    assert relative("s3://bucket/settle/b.jpg", "s3://bucket/set") == "s3://bucket/settle/b.jpg"
+    assert relative("zip://a/b.jpg::x.zip", "zip://::x.zip") == "a/b.jpg"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names there are Unicode")
+def test_names_that_are_not_utf_8_are_scored_too(score: Score, tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / os.fsdecode(b"caf\xe9\n.png")).write_bytes(encode(1))
+    score(tmp_path / "odd")
+    assert list(read_rows(tmp_path / "out")) == ["caf\\xe9\n.png"]
+    assert next(iter(read_rows(tmp_path / "out").values()))["error"] is None
+
+
+def test_what_a_source_is_must_be_clear(tmp_path: Path, parquet_file: Path, tar_file: Path, pictures: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file or folder: /nonexistent"):
+        open_source("/nonexistent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no images, Parquet files or tars in"):
+        open_source(str(tmp_path / "empty"))
+    shutil.copy(parquet_file, tar_file.parent)
+    with pytest.raises(ValueError, match="holds parquet and webdataset files: say which with --kind"):
+        open_source(str(tar_file.parent))
+    assert len(ids(tar_file.parent, kind="webdataset")) == 6
+    with pytest.raises(ValueError, match="belong to Parquet sources"):
+        open_source(str(pictures), id_column="key")
+    with pytest.raises(ValueError, match="kind must be one of files, list, parquet, webdataset, got 'csv'"):
+        open_source(str(pictures), kind="csv")  # type: ignore[arg-type]

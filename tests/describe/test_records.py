@@ -1,0 +1,121 @@
+"""The description file: what is accepted, what is refused and how, and what a killed writer leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rali_core.training.describe.describer import DescriptionError
+from rali_core.training.describe.from_file import FileDescriber
+from rali_core.training.describe.records import DescriptionLog, DescriptionRecord, image_name, read_descriptions
+
+GOOD = {"image": "a.png", "description": "sharp"}
+
+
+def write_lines(path: Path, *entries: object) -> Path:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return path
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "d.jsonl"
+    with DescriptionLog(file, source="someone") as log:
+        log.write("ä/b c.png", "Scharf, “naturally”.", score=1 / 3, seed=0)
+        log.write("ä/b c.png", "Blurred.", score=None, seed=1)
+    assert read_descriptions(file) == [
+        DescriptionRecord("ä/b c.png", "Scharf, “naturally”.", 0.333333, 0, "someone"),
+        DescriptionRecord("ä/b c.png", "Blurred.", None, 1, "someone"),
+    ]
+
+
+def test_score_seed_and_source_may_be_left_out_and_other_keys_be_there(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "d.jsonl", {**GOOD, "model": "x"}, {**GOOD, "seed": 1, "score": 1})
+    assert read_descriptions(file) == [
+        DescriptionRecord("a.png", "sharp", None, 0),
+        DescriptionRecord("a.png", "sharp", 1.0, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{oops", "line 2: not JSON in UTF-8"), ('["a"]', r"line 2: expected an object \{...\}, got list"),
+     ('{"description": "x"}', "line 2: image must be a string that is not empty, got None"),
+     ('{"image": "b", "description": " "}', "line 2: description must be a string that is not empty, got ' '"),
+     ('{"image": "b", "description": "x", "score": 3.2}', r"line 2: score must be a number in \[0, 1\], .* got 3.2"),
+     ('{"image": "b", "description": "x", "score": NaN}', "line 2: score must be a number .* got nan"),
+     ('{"image": "b", "description": "x", "score": true}', "line 2: score must be a number .* got True"),
+     ('{"image": "b", "description": "x", "seed": -1}', "line 2: seed must be a whole number from 0 on, got -1"),
+     ('{"image": "b", "description": "x", "source": 1}', "line 2: source must be a string, or be left out, got 1"),
+     ('{"image": "a.png", "description": "x"}', "line 2: image 'a.png' with seed 0 stands in line 1 already"),
+     ('{"image": "b", "descri', "line 2: not JSON in UTF-8 .*was the program stopped while it wrote")],
+)  # fmt: skip
+def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+    file = write_lines(tmp_path / "d.jsonl", GOOD)
+    file.write_text(file.read_text() + line, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_descriptions(file)
+
+
+def test_files_that_are_absent_or_empty_are_refused_and_many_problems_are_cut_short(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no description file .*none.jsonl"):
+        read_descriptions(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="holds no descriptions"):
+        read_descriptions(write_lines(tmp_path / "empty.jsonl"))
+    bad = write_lines(tmp_path / "bad.jsonl", *[[]] * 13)
+    with pytest.raises(ValueError, match=r"(?s)has 13 unusable .*line 10: .*and 3 more"):
+        read_descriptions(bad)
+
+
+def test_images_are_looked_for_where_a_folder_is_given(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "d.jsonl", GOOD)
+    with pytest.raises(ValueError, match="line 1: no file .*a.png"):
+        read_descriptions(file, root=tmp_path)
+    (tmp_path / "a.png").touch()
+    assert len(read_descriptions(file, root=tmp_path)) == 1
+
+
+def test_a_half_line_is_dropped_and_the_whole_ones_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    with DescriptionLog(file, source="s") as log:
+        log.write("a.png", "sharp", score=None, seed=0)
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"image": "b.png", "descr\xc3')
+    with DescriptionLog(file, source="s") as log:
+        assert (log.done, log.dropped) == ({("a.png", 0)}, 26)
+        log.write("b.png", "blurred", score=None, seed=0)
+    assert file.read_bytes().startswith(whole)
+    assert [record.image for record in read_descriptions(file)] == ["a.png", "b.png"]
+
+
+def test_what_another_source_wrote_is_not_gone_on_with_and_not_changed(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "d.jsonl", {**GOOD, "source": "measured"})
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="cannot go on with .*it was written by 'measured' and not by 'file x'; name"):
+        DescriptionLog(file, source="file x")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,mos\na.png,0.5\n")
+    with pytest.raises(ValueError, match="cannot go on with .*labels.csv: not JSON"):
+        DescriptionLog(labels, source="measured")
+    assert (file.read_bytes(), labels.read_text()) == (before, "image,mos\na.png,0.5\n")
+
+
+def test_names_are_relative_inside_the_folder_and_absolute_outside(tmp_path: Path) -> None:
+    assert image_name(tmp_path / "a" / "b.png", tmp_path) == "a/b.png"
+    assert image_name(tmp_path / "b.png", tmp_path / "a") == (tmp_path / "b.png").as_posix()
+
+
+def test_the_file_source_finds_descriptions_by_path_and_number(tmp_path: Path) -> None:
+    file = write_lines(
+        tmp_path / "d.jsonl",
+        {"image": "x/a.png", "description": "second", "seed": 7},
+        {"image": "x/a.png", "description": "first", "seed": 2, "score": 0.25},
+    )
+    describer = FileDescriber(file, root=tmp_path)
+    image = tmp_path / "x" / "a.png"
+    assert describer.count(image) == 2
+    first, second = (describer.describe(image, score=0.5, seed=seed) for seed in range(2))
+    assert (first.text, first.score, second.text, second.score) == ("first", 0.25, "second", 0.5)
+    with pytest.raises(DescriptionError, match=r"has 2 description\(s\) of 'x/a.png', wanted number 2"):
+        describer.describe(image, seed=2)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rali_core.checkpoint import load_model, read_metadata
+from rali_core.cli import main
+from rali_core.scorer import RaliScorer
+from rali_core.training.adapt import adapt, find_pictures
+from rali_core.training.data import LabelledImage, read_labels
+from rali_core.training.distortions import DISTORTIONS
+from rali_core.training.drawings import draw_picture
+from rali_core.training.evaluate import Agreement, measure_agreement
+from rali_core.training.joint import JointSettings, ordered_losses, with_image_size
+from rali_core.training.ordered import OrderedGroup, cache_groups, plan_groups, render_group
+
+SMALL = JointSettings(
+    image_size=64, frozen_blocks=3, steps=120, batch_size=16, groups_per_batch=2, learning_rate=6e-4,
+    head_learning_rate=1e-2, warmup_steps=5, average_decay=0.9,
+)  # fmt: skip
+
+
+@pytest.fixture
+def pristine(photographs: dict[str, Image.Image], tmp_path: Path) -> Path:
+    folder = tmp_path / "pristine"
+    (folder / "inner").mkdir(parents=True)
+    photographs["coffee"].save(folder / "coffee.png")
+    photographs["cat"].save(folder / "inner" / "cat.PNG")
+    (folder / "readme.txt").write_text("no picture")
+    return folder
+
+
+# --------------------------------------------------------------------------------------- ordered groups
+
+
+def test_groups_use_every_distortion_and_all_three_kinds_of_pictures(pristine: Path, tmp_path: Path) -> None:
+    labelled = [LabelledImage(tmp_path / f"{n}.png", score, "train", False) for n, score in enumerate((0.3, 0.9))]
+    groups = plan_groups(find_pictures([pristine]), labelled, count=310, seed=1)
+    assert {group.distortion for group in groups} == set(DISTORTIONS)
+    assert all(1 <= group.weak < group.strong <= 5 for group in groups)
+    sources = {group.source for group in groups if not group.source.startswith("drawing:")}
+    assert {Path(source).name for source in sources} == {"coffee.png", "cat.PNG", "1.png"}, "0.png scores too low"
+    assert all(group.pristine == (Path(group.source).name != "1.png") for group in groups)
+    drawn = sum(group.source.startswith("drawing:") for group in groups)
+    assert 0.05 < drawn / len(groups) < 0.16
+    assert groups == plan_groups(find_pictures([pristine]), labelled, count=310, seed=1)
+
+
+def test_groups_without_pictures_are_drawn() -> None:
+    assert all(group.source.startswith("drawing:") for group in plan_groups([], [], count=8, seed=0))
+
+
+def test_a_group_shows_the_picture_and_ever_more_of_its_distortion(pristine: Path) -> None:
+    group = OrderedGroup(str(pristine / "coffee.png"), True, "noise", 2, 5, seed=3)
+    original, weak, strong = render_group(group).astype(float)
+    assert original.shape == (448, 448, 3)
+    assert 0 < ((weak - original) ** 2).mean() < ((strong - original) ** 2).mean()
+    assert np.array_equal(render_group(group), render_group(group))
+
+
+def test_drawings_differ_by_seed_only() -> None:
+    assert np.array_equal(draw_picture(5, size=64), draw_picture(5, size=64))
+    assert not np.array_equal(draw_picture(5, size=64), draw_picture(6, size=64))
+    assert draw_picture(5, size=64).size == (64, 64)
+
+
+def test_rendered_groups_are_kept_and_an_interruption_loses_nothing(tmp_path: Path) -> None:
+    groups = plan_groups([], [], count=3, seed=0)
+    first = np.array(cache_groups(groups, tmp_path / "groups.npy", workers=0, report=lambda _: None))
+    state = json.loads((tmp_path / "groups.json").read_text())
+    (tmp_path / "groups.json").write_text(json.dumps({**state, "done": 1}))  # as if stopped after the first
+    stored = np.load(tmp_path / "groups.npy", mmap_mode="r+")
+    stored[1:] = 0
+    stored.flush()
+    again = cache_groups(groups, tmp_path / "groups.npy", workers=1, report=lambda _: None)
+    assert np.array_equal(again, first)
+    other = cache_groups(
+        plan_groups([], [], count=3, seed=1), tmp_path / "groups.npy", workers=0, report=lambda _: None
+    )
+    assert not np.array_equal(other, first)
+
+
+# -------------------------------------------------------------------------------------------- the losses
+
+
+def test_the_terms_on_distorted_pictures_ask_for_order_floor_and_ceiling() -> None:
+    group = OrderedGroup("x.png", True, "noise", 1, 4, seed=0)
+    order, anchor = ordered_losses(torch.tensor([[0.80, 0.75, 0.30]]), [group])
+    assert float(order) == 0
+    assert float(anchor) == 0
+    order, anchor = ordered_losses(torch.tensor([[0.50, 0.55, 0.60]]), [group])
+    # pairs (0, 1), (0, 2), (1, 2): margins 0.03, 0.12, 0.09; scores rise by 0.05, 0.10, 0.05
+    assert float(order) == pytest.approx((0.08 + 0.22 + 0.14) / 3, abs=1e-6)
+    # 0.62 - 0.50 for the pristine one; 0.60 - (0.8 - 0.1 * 4) for level 4, over three pictures
+    assert float(anchor) == pytest.approx(0.12 + 0.20 / 3, abs=1e-6)
+    gentle = replace(group, distortion="warp", pristine=False)
+    order, anchor = ordered_losses(torch.tensor([[0.50, 0.55, 0.60]]), [gentle])
+    assert float(order) == pytest.approx((0.065 + 0.16 + 0.095) / 3, abs=1e-6)
+    assert float(anchor) == 0
+
+
+# ------------------------------------------------------------------------------------------ whole models
+
+
+def test_another_image_size_keeps_the_model_and_resamples_its_positions(tiny_timm_file: Path) -> None:
+    model = load_model(tiny_timm_file).model
+    larger = with_image_size(model, 96)
+    assert larger.preprocess_config.image_size == larger.encoder_config.image_size == 96
+    pixels = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        assert larger(pixels).shape == (2,)
+        assert torch.equal(with_image_size(model, 64)(pixels), model(pixels))
+    with pytest.raises(ValueError, match=r"expected position embeddings of shape \(1, 37, 64\), got \(1, 5, 64\)"):
+        with_image_size(model, 96, torch.zeros(1, 5, 64))
+
+
+def test_tuning_a_model_improves_it_repeats_itself_and_resumes(
+    labels: Path, pristine: Path, tiny_timm_file: Path, tmp_path: Path
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def run(folder: str, report: object = lambda _: None) -> tuple[dict[str, object], Path]:
+        output = tmp_path / f"{folder}.safetensors"
+        story = adapt(
+            tiny_timm_file, labels, output, work_dir=tmp_path / folder, pristine=[pristine], groups=12,
+            validation_fraction=0.2, settings=SMALL, workers=0, report=report,  # type: ignore[arg-type]
+        )  # fmt: skip
+        return story, output
+
+    story, tuned = run("a")
+    rows = [row for row in read_labels(labels) if row.split == "train"]
+    paths, human = [row.path for row in rows], np.array([row.score for row in rows])
+
+    def agreement(file: Path) -> Agreement:
+        return measure_agreement(RaliScorer.from_pretrained(file, device="cpu").score(paths).scores, human)
+
+    # A random tiny tower: it comes nearer to its training scores, no more is asked.
+    before, after = agreement(tiny_timm_file), agreement(tuned)
+    assert after.plcc > before.plcc
+    assert after.mae < 0.85 * before.mae
+    metadata = read_metadata(tuned)
+    assert metadata["training"]["joint"]["settings"]["steps"] == 120
+    assert metadata["training"]["joint"]["pristine_pictures"] == 2
+    assert metadata["training"]["before"]["model"] == "tiny"
+    assert metadata["training"]["figures"] == story["figures"]
+
+    def stop_in_the_middle(line: str) -> None:
+        if "joint tuning 40/120" in line:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run("b", stop_in_the_middle)
+    lines: list[str] = []
+    _, resumed = run("b", lines.append)
+    assert "joint tuning: going on after step 30" in lines
+    pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    scores = [RaliScorer.from_pretrained(file, device="cpu").score(pixels).scores for file in (tuned, resumed)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    with pytest.raises(ValueError, match=r"joint\.pt belongs to a run with other settings"):
+        adapt(
+            tiny_timm_file, labels, resumed, work_dir=tmp_path / "b", pristine=[pristine], groups=12,
+            validation_fraction=0.2, settings=replace(SMALL, learning_rate=1e-5), workers=0, report=lambda _: None,
+        )  # fmt: skip
+
+
+def test_the_tune_command_makes_a_model(
+    labels: Path, tiny_timm_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "mine.safetensors"
+    arguments = ["tune", str(tiny_timm_file), str(labels), "-o", str(output), "--work-dir", str(tmp_path / "w")]
+    arguments += ["--image-size", "96", "--steps", "2", "--groups", "2", "--workers", "0"]
+    assert main(arguments) == 1
+    assert "frozen_blocks must lie in 0..5 for this tower of 6 blocks, got 8" in capsys.readouterr().err
+    assert main([*arguments, "--frozen-blocks", "4", "--name", "mine"]) == 0
+    assert "2 ordered groups" in capsys.readouterr().err
+    metadata = read_metadata(output)
+    assert metadata["name"] == "mine"
+    assert metadata["preprocess"]["image_size"] == 96
+    assert main(["score", str(labels.parent / "0.png"), "--model", str(output)]) == 0
+
+
+def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no pictures in"):
+        find_pictures([tmp_path])

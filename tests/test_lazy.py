@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from rali_core.lazy import import_on_first_use
+
+
+@pytest.mark.parametrize("package", ["rali_core", "rali_core.rewards", "rali_core.diffusers_hook"])
+def test_every_public_name_comes_from_its_module_whatever_was_imported_before(package: str) -> None:
+    code = f"""
+import importlib, pkgutil, {package} as package
+loaded = [name for name in package.__all__ if name in vars(package) and name != "__version__"]
+assert not loaded, loaded
+for module in pkgutil.iter_modules(package.__path__):
+    if not module.ispkg and module.name != "image_quality_metric":
+        importlib.import_module("{package}." + module.name)
+for name in package.__all__:
+    value = getattr(package, name)
+    assert not isinstance(value, type(importlib)), name
+    assert vars(package)[name] is value
+assert dir(package) == package.__all__
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'rali_core' has no attribute 'nothing'"):
+        import_on_first_use("rali_core", {"selection": ("rank",)})("nothing")
+
+
+def test_a_module_with_the_name_of_what_it_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="modules of rali_core have the names of what they hold: rank"):
+        import_on_first_use("rali_core", {"rank": ("rank",)})
