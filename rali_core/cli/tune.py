@@ -34,6 +34,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--frozen-blocks", type=int, metavar="N",
                         help="lower blocks of the tower that stay as they are (default: 8)")  # fmt: skip
     parser.add_argument("--batch-size", type=int, help="labelled images per step (default: 24)")
+    parser.add_argument("--groups-per-batch", type=int, metavar="N",
+                        help="distorted pictures per step, three versions each (default: 5)")  # fmt: skip
+    parser.add_argument("--learning-rate", type=float, metavar="RATE",
+                        help="peak learning rate of the tower's last block (default: 1e-4)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode images (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
@@ -49,9 +53,11 @@ def run(options: argparse.Namespace) -> int:
 
     given = {
         name: value
-        for name in ("image_size", "frozen_blocks", "steps", "batch_size", "seed")
+        for name in (
+            "image_size", "frozen_blocks", "steps", "batch_size", "groups_per_batch", "learning_rate", "seed",
+        )
         if (value := getattr(options, name)) is not None
-    }
+    }  # fmt: skip
     adapt(
         options.model,
         options.labels,

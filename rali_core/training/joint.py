@@ -24,6 +24,7 @@ from ..model import RaliModel
 from ..preprocess import PreprocessConfig
 from .evaluate import Agreement, Report, measure_agreement
 from .ordered import GENTLE, OrderedGroup
+from .precision import training_autocast
 from .tokens import LowerBlocks, UpperBlocks, timm_trunk
 from .tune import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
 
@@ -245,7 +246,7 @@ def _make_embedder(lower: LowerBlocks, config: PreprocessConfig) -> Callable[[li
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
         if pixels.shape[-1] != size:
             pixels = functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), training_autocast():
             tokens: Tensor = lower((pixels - mean) / std)
         return tokens.float()
 
@@ -278,7 +279,7 @@ def _step(
             for picture in ordered.pixels[index]
         ]
         tokens.append(embed(grouped))
-    with torch.autocast("cpu", torch.bfloat16):
+    with training_autocast():
         predicted = upper(torch.cat(tokens)).float()
     human = torch.from_numpy(scores[chosen]).float()
     error = functional.smooth_l1_loss(predicted[:batch], human, beta=SMOOTH_L1_BETA)
@@ -373,6 +374,6 @@ def _validate(
     predicted = []
     for start in range(0, len(pictures), 16):
         tokens = embed(list(pictures[start : start + 16]))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), training_autocast():
             predicted.append(upper(tokens).float())
     return measure_agreement(torch.cat(predicted).numpy(), scores)

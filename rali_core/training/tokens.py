@@ -26,6 +26,7 @@ from ..images import load_image, pixels_from_pil
 from ..preprocess import PreprocessConfig, preprocess
 from .data import LabelledImage
 from .distortions import DISTORTIONS, Distortion, distort
+from .precision import training_autocast
 
 ViewKind = Literal["whole", "mirrored", "crop", "weak", "strong"]
 
@@ -200,7 +201,7 @@ def cache_tokens(
     )
     written = done
     for step, inputs in enumerate(loader, start=1):
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), training_autocast():
             tokens = lower(inputs)
         array[written : written + len(tokens)] = tokens.float().numpy().astype(np.float16)
         written += len(tokens)
@@ -262,6 +263,6 @@ def iterate_embeddings(
     """Embeddings of cached views, (<= batch_size, D) float32 at a time, made in bfloat16 without gradient."""
     for start in range(0, len(indices), batch_size):
         batch = torch.from_numpy(np.asarray(tokens[indices[start : start + batch_size]])).float()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), training_autocast():
             embeddings = upper(batch)
         yield embeddings.float()

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from .backbones import Backbone
 from .evaluate import Agreement, Report, measure_agreement
+from .precision import training_autocast
 from .tokens import UpperBlocks, View, iterate_embeddings
 
 SMOOTH_L1_BETA = 0.1
@@ -209,7 +210,7 @@ def _step(
         chosen.append(by_kind[kind][image])
     extra = [by_kind[kind][image] for image in grouped for kind in ("weak", "strong")]
     batch = torch.from_numpy(np.stack([tokens[index] for index in chosen + extra])).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with training_autocast():
         predicted = model(batch)
     labelled, human = predicted[: len(chosen)], targets[torch.from_numpy(images)]
     l1 = functional.smooth_l1_loss(labelled, human, beta=SMOOTH_L1_BETA)
