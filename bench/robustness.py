@@ -1,0 +1,97 @@
+"""How a model file orders distorted versions of one picture, and how little flips and re-encoding move its score.
+
+No human scores are needed: each picture is distorted at five known levels, and a stronger level should score lower.
+
+    python bench/robustness.py weights/rali-small.safetensors --pictures FOLDER [--drawings 20] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rali_core.images import to_rgb
+from rali_core.scorer import RaliScorer
+from rali_core.training.adapt import find_pictures
+from rali_core.training.distortions import DISTORTIONS, LEVELS, distort
+from rali_core.training.drawings import draw_picture
+from rali_core.training.ordered import GENTLE
+
+LARGEST_SIDE = 768
+"""Larger pictures are reduced to this before they are distorted."""
+FIRST_DRAWING = 2**31
+"""Training draws its seeds below 2**30."""
+
+
+def main() -> None:
+    """Print a table of pair accuracies, worst first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL.safetensors")
+    parser.add_argument("--pictures", action="append", default=[], metavar="FOLDER", help="undistorted pictures")
+    parser.add_argument("--drawings", type=int, default=20, metavar="N", help="drawn pictures (default: 20)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N pictures of the folders")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    options = parser.parse_args()
+    scorer = RaliScorer(options.model)
+    pictures = [_open(path) for path in find_pictures(options.pictures)[: options.limit]]
+    figures = {"pictures": measure(scorer, pictures)} if pictures else {}
+    if options.drawings:
+        drawn = [draw_picture(FIRST_DRAWING + number) for number in range(options.drawings)]
+        figures["drawings"] = measure(scorer, drawn)
+    for name, result in figures.items():
+        print(f"\n{name}")
+        for key, value in result.items():
+            print(f"{key:40s} {value:.4g}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def measure(scorer: RaliScorer, pictures: list[Image.Image]) -> dict[str, float]:
+    """Figures of one set: pair accuracy over all types and by type, largest and mean moves of the score."""
+    undistorted = scorer.score(pictures).scores
+    right: dict[str, float] = {}
+    for kind in DISTORTIONS:
+        distorted = [
+            scorer.score([distort(picture, kind, level, seed=7) for picture in pictures]).scores
+            for level in range(1, LEVELS + 1)
+        ]
+        right[kind] = float((np.diff(np.stack([undistorted, *distorted]), axis=0) < 0).mean())
+    flips = np.abs(scorer.score([picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]).scores
+                   - undistorted)  # fmt: skip
+    recoded = np.abs(scorer.score([_recode(picture, 95) for picture in pictures]).scores - undistorted)
+    strict = [value for kind, value in right.items() if kind not in GENTLE]
+    return {
+        "count": len(pictures),
+        "adjacent pairs, all types": float(np.mean(list(right.values()))),
+        "adjacent pairs, without gentle types": float(np.mean(strict)),
+        **{f"  {kind}": value for kind, value in sorted(right.items(), key=lambda item: item[1])},
+        "flip, largest move": float(flips.max()),
+        "flip, mean move": float(flips.mean()),
+        "JPEG at quality 95, largest move": float(recoded.max()),
+        "JPEG at quality 95, mean move": float(recoded.mean()),
+        "score of the undistorted, mean": float(undistorted.mean()),
+        "score of the undistorted, lowest": float(undistorted.min()),
+    }
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as file:
+        image = to_rgb(file)
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BICUBIC)
+    return image
+
+
+def _recode(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    with Image.open(buffer) as file:
+        return file.convert("RGB")
+
+
+if __name__ == "__main__":
+    main()
