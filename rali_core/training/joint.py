@@ -25,7 +25,7 @@ from ..preprocess import PreprocessConfig
 from .evaluate import Agreement, Report, measure_agreement
 from .ordered import GENTLE, OrderedGroup
 from .tokens import LowerBlocks, UpperBlocks, timm_trunk
-from .tune import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
+from .losses import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
 
 PRISTINE_FLOOR = 0.62
 """An undistorted pristine picture should score at least this."""
