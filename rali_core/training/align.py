@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,8 @@ def align(
     optimizer = build_optimizer(model, upper, settings)
     peaks = [group["lr"] for group in optimizer.param_groups]
     queues = (EmbeddingQueue(settings.queue_size), EmbeddingQueue(settings.queue_size))
-    signature = f"{settings} {[tuple(described.tokens.shape) for described in sets]} {tuple(sampler.texts.shape)}"
+    kept = replace(settings, validate_every=1, checkpoint_every=1)  # these may change while it runs
+    signature = f"{kept} {[tuple(described.tokens.shape) for described in sets]} {tuple(sampler.texts.shape)}"
     first, log = _restore(folder / "checkpoint.pt", signature, model, optimizer, queues)
     log_file = folder / "log.jsonl"
     if first:
@@ -326,7 +327,12 @@ def _by_number(name: str) -> tuple[str, int]:
 
 
 def _validate(
-    validate: Validate, upper: UpperBlocks, projection: TextProjection, step: int, settings: AlignSettings, report: Report
+    validate: Validate,
+    upper: UpperBlocks,
+    projection: TextProjection,
+    step: int,
+    settings: AlignSettings,
+    report: Report,
 ) -> dict[str, float]:
     upper.eval()
     figures = validate(upper, projection)

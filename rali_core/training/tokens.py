@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..images import load_image
 from ..preprocess import PreprocessConfig, preprocess
+from .backbones import Backbone
 from .data import LabelledImage
 from .evaluate import Report
 
@@ -63,7 +64,9 @@ def plan_views(count: int, *, kinds: Sequence[ViewKind] = VIEW_KINDS, seed: int 
         raise ValueError(f"views must be some of {', '.join(VIEW_KINDS)}, got {list(kinds)}")
     random = np.random.default_rng(seed)
     return [
-        View(image, kind, int(random.integers(2**31)) if kind == "crop" else 0) for kind in kinds for image in range(count)
+        View(image, kind, int(random.integers(2**31)) if kind == "crop" else 0)
+        for kind in kinds
+        for image in range(count)
     ]
 
 
@@ -97,6 +100,11 @@ class _ViewDataset(Dataset[Tensor]):
 
 def _use_one_thread(_: int) -> None:
     torch.set_num_threads(1)  # a decoding process runs beside the tower; more threads would only fight it
+
+
+def token_key(backbone: Backbone, blocks: int) -> str:
+    """Identifies what cached tokens depend on besides the views."""
+    return f"{backbone.source['sha256']}-{backbone.preprocess.image_size}-{blocks}"
 
 
 class LowerBlocks(nn.Module):
@@ -216,6 +224,7 @@ def cache_embeddings(
     indices: NDArray[np.int64],
     path: Path,
     *,
+    key: str = "",
     report: Report = print,
 ) -> Tensor:
     """Embeddings of cached views; taken from `path` where the same blocks made them for the same views before.
@@ -225,23 +234,24 @@ def cache_embeddings(
         tokens: (V, tokens, width) cached output of the frozen blocks.
         indices: (N,) which views to embed.
         path: `.safetensors` file to keep them in.
+        key: Identifies the views, where another set's embeddings may stand in the file.
         report: Called with a line of text.
 
     Returns:
         (N, D) float32.
     """
-    digest = hashlib.sha256(indices.tobytes())
+    digest = hashlib.sha256(key.encode() + indices.tobytes())
     for name, tensor in sorted(upper.state_dict().items()):
         digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    key = digest.hexdigest()
+    wanted = digest.hexdigest()
     if path.is_file():
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
+            if (file.metadata() or {}).get("key") == wanted:
                 report(f"embeddings: taken from {path.name}")
                 kept: Tensor = file.get_tensor("embeddings").clone()
                 return kept
     embeddings = torch.cat([part.clone() for part in iterate_embeddings(upper, tokens, indices)])
-    save_file({"embeddings": embeddings}, path, metadata={"key": key})
+    save_file({"embeddings": embeddings}, path, metadata={"key": wanted})
     report(f"embeddings: {len(embeddings)} views")
     return embeddings
 
