@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from rali_core.checkpoint import read_metadata
 from rali_core.cli import main
 from rali_core.training.config import read_config
-from rali_core.training.data import hash_file
+from rali_core.training.data import hash_file, read_labels
 from rali_core.training.provenance import git_commit, hash_files
 from rali_core.training.stages import Stage, run_stages
 
@@ -250,11 +250,29 @@ def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
     assert torch.equal(load_file(model)["head.components"], first["head.components"])
 
 
-@pytest.mark.usefixtures("labels", "tiny_timm_file")
-def test_stages_run_one_by_one_and_jointly_tuned_models_keep_the_story(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("tiny_timm_file")
+def test_all_stages_run_one_by_one_and_the_last_model_keeps_the_story(
+    labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = "[joint]\nimage_size = 64\nfrozen_blocks = 4\nsteps = 2\ngroups = 2\n"
+    rows = [f"{row.path.name},{1 + 4 * row.score},{row.split}" for row in read_labels(labels)]
+    (tmp_path / "data" / "other.csv").write_text("image,mos,split\n" + "\n".join(rows))
+    more = """
+[ract]
+steps = 3
+batch_size = 24
+others_weight = 0.2
+[[ract.data]]
+name = "other"
+labels = "data/other.csv"
+score_range = [1, 5]
+limit = 30
+tell_scores = true
+[joint]
+image_size = 64
+frozen_blocks = 4
+steps = 2
+groups = 2
+"""
     text = SMALL.format(output="c.safetensors", work="w", epochs=1).replace("groups = 3", 'source = "score"') + more
     config = write_config(tmp_path / "c.toml", text)
     assert main(["train", str(config), "--stage", "align"]) == 1
@@ -267,8 +285,12 @@ def test_stages_run_one_by_one_and_jointly_tuned_models_keep_the_story(
     assert main(["train", str(config)]) == 0
     training = read_metadata(tmp_path / "c.safetensors")["training"]
     assert training["joint"]["settings"]["steps"] == 2
-    assert training["before"]["training"]["stage"] == "fit"
-    assert "joint" in training["recipe"]["stages"]
+    before = training["before"]["training"]
+    assert before["stage"] == "ract"
+    assert {name: figures["count"] for name, figures in before["domains"].items()} == {"reference": 17, "other": 17}
+    assert list(training["recipe"]["data"]) == ["other", "reference"]
+    assert training["recipe"]["data"]["other"]["images"] == {"training": 30, "validation": 17, "test": 12}
+    assert {"describe", "describe-other", "ract", "joint"} < set(training["recipe"]["stages"])
 
 
 @pytest.mark.usefixtures("labels", "tiny_timm_file", "tiny_file")

@@ -78,6 +78,11 @@ class DataSet:
         """Whether the describer is told the human scores."""
         return not isinstance(self.config, RactDataConfig) or self.config.tell_scores
 
+    def inputs(self) -> dict[str, Any]:
+        """What a stage that uses images, scores and their split depends on."""
+        settings = to_json(self.config, without=("name", "descriptions"))
+        return {"images": self.digest, "labels": hash_file(self.config.labels), "data": settings}
+
     def story(self) -> dict[str, Any]:
         """What the model file says about it."""
         parts = zip(("training", "validation", "test"), self.rows, strict=True)
@@ -222,9 +227,7 @@ class Recipe:
         def inputs() -> dict[str, Any]:
             own = to_json(config, without=("groups", "pristine", "device"))
             return {
-                "images": data.digest,
-                "labels": hash_file(data.config.labels),
-                "data": to_json(data.config, without=("name", "descriptions")),
+                **data.inputs(),
                 "settings": {**own, "source": "file"} if from_file else own,
                 "prompt": hash_file(config.prompt_file) if config.prompt_file else None,
                 "descriptions": hash_file(from_file) if from_file else None,
@@ -298,7 +301,7 @@ class Recipe:
             return {"backbone": self.backbone.source, "settings": to_json(self.config.backbone), "enabled": False}
         return {
             **self._made_by(*described),
-            "images": self.reference.digest,
+            **self.reference.inputs(),
             "backbone": self.backbone.source,
             "tower": to_json(self.config.backbone),
             "text tower": self._text_tower_story(),
@@ -415,7 +418,7 @@ class Recipe:
 
     def _compress_inputs(self) -> dict[str, Any]:
         settings = {"settings": to_json(self.config.compress), "views": list(self.config.align.views)}
-        return {**self._made_by("align"), "images": self.reference.digest, "seed": self.config.seed, **settings}
+        return {**self._made_by("align"), **self.reference.inputs(), "seed": self.config.seed, **settings}
 
     def _compress(self, folder: Path) -> None:
         upper = UpperBlocks(self.aligned_tower(), self.config.backbone.frozen_blocks).eval()
@@ -428,7 +431,7 @@ class Recipe:
     def _fit_inputs(self) -> dict[str, Any]:
         config = self.config
         settings = {"settings": to_json(config.fit), "seed": config.seed, "model": [config.name, config.coverage]}
-        return {**self._made_by("align", "compress"), "images": self.reference.digest, **settings}
+        return {**self._made_by("align", "compress"), **self.reference.inputs(), **settings}
 
     def _fit(self, folder: Path) -> None:
         tower = self.aligned_tower()
@@ -445,7 +448,7 @@ class Recipe:
         described = [stage.name for stage in self.stages if stage.name.startswith("describe")]
         return {
             **self._made_by(*described, "align"),
-            "images": [data.digest for data in (self.reference, *self.others)],
+            "sets": {data.name: data.inputs() for data in (self.reference, *self.others)},
             "settings": to_json(config, without=("data", *LOOKS)),
             "compress": to_json(self.config.compress),
             "fit": to_json(self.config.fit),
@@ -489,8 +492,7 @@ class Recipe:
         assert config is not None
         return {
             **self._made_by("ract" if self.config.ract else "fit"),
-            "images": self.reference.digest,
-            "data": to_json(self.config.data, without=("descriptions",)),
+            **self.reference.inputs(),
             "settings": to_json(config),
             "pristine": hash_files(find_pictures(list(config.pristine))),
             "positions": hash_file(config.positions_from) if config.positions_from else None,
