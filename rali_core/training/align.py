@@ -119,7 +119,7 @@ class _Sampler:
             raise ValueError(f"aligning needs at least two images with a description, got {len(self.images)}")
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, tokens, width) tokens, (B,) image ids, (T, E) texts and (T,) their image ids."""
+        """(B, tokens, width) float16 tokens, (B,) image ids, (T, E) texts and (T,) their image ids."""
         settings = self.settings
         batch = min(settings.batch_size, len(self.images))
         per_epoch = len(self.images) // batch
@@ -134,7 +134,7 @@ class _Sampler:
             drawn = random.permutation(descriptions)[: settings.texts_per_image]
             texts.append(drawn)
             text_ids += [index] * len(drawn)
-        stacked = torch.from_numpy(np.stack(tokens)).float()
+        stacked = torch.from_numpy(np.stack(tokens))
         return stacked, torch.tensor(chosen), self.texts[np.concatenate(texts)], torch.tensor(text_ids)
 
 
@@ -226,7 +226,7 @@ def _step(
 
     def encode(chunk: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.mixed_precision):
-            embeddings = upper(chunk)
+            embeddings = upper(chunk.float())
         return embeddings.float()
 
     def compare(embeddings: Tensor) -> Tensor:
