@@ -287,9 +287,9 @@ groups = 2
     assert training["joint"]["settings"]["steps"] == 2
     before = training["before"]["training"]
     assert before["stage"] == "ract"
-    assert {name: figures["count"] for name, figures in before["domains"].items()} == {"reference": 17, "other": 17}
+    assert {name: figures["count"] for name, figures in before["domains"].items()} == {"reference": 17, "other": 8}
     assert list(training["recipe"]["data"]) == ["other", "reference"]
-    assert training["recipe"]["data"]["other"]["images"] == {"training": 30, "validation": 17, "test": 12}
+    assert training["recipe"]["data"]["other"]["images"] == {"training": 30, "validation": 8, "test": 12}
     assert {"describe", "describe-other", "ract", "joint"} < set(training["recipe"]["stages"])
 
 

@@ -525,6 +525,7 @@ class Recipe:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_suffix(".partial")
         save_file(load_file(last), temporary, metadata={**metadata, "training": json.dumps(training, sort_keys=True)})
+        temporary.chmod(0o644)
         temporary.replace(output)
         self.report(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
         return training
