@@ -227,7 +227,7 @@ def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
     }
     assert recipe["git_commit"] == git_commit()
     assert recipe["seed"] == 0
-    assert 0 < training["figures"]["validation"]["srcc"] <= 1
+    assert training["figures"]["validation"]["count"] == 17
     assert (tmp_path / "work-a" / "align" / "curves.png").stat().st_size > 5000
 
     # the same again, elsewhere
@@ -307,3 +307,11 @@ def test_training_says_at_once_what_is_wrong(tmp_path: Path, capsys: pytest.Capt
         "[describe]", "limit = 8\n[describe]"
     )
     assert "unknown key(s) in [fit]: epoch" in error("epochs", "epoch")
+
+
+def test_the_example_configuration_is_valid() -> None:
+    config = read_config(Path(__file__).resolve().parent.parent / "configs" / "small.toml")
+    assert config.backbone.image_size == 336
+    assert config.compress.prototypes == 250
+    assert config.joint is not None
+    assert config.joint.image_size == config.backbone.image_size
