@@ -226,7 +226,7 @@ def _step(
 
     def encode(chunk: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.mixed_precision):
-            embeddings = upper(chunk.float())
+            embeddings: Tensor = upper(chunk.float())
         return embeddings.float()
 
     def compare(embeddings: Tensor) -> Tensor:
