@@ -69,11 +69,13 @@ def test_cached_gradients_are_those_of_the_whole_batch() -> None:
     expected = [parameter.grad.clone() for parameter in parameters]  # type: ignore[union-attr]
     for parameter in parameters:
         parameter.grad = None
-    value = backward_in_chunks(encoder, inputs.split(3), loss)
-    assert float(value) == pytest.approx(float(plain.detach()), abs=1e-12)
-    for parameter, gradient in zip(parameters, expected, strict=True):
-        assert parameter.grad is not None
-        assert torch.allclose(parameter.grad, gradient, atol=1e-12)
+    for size in (3, 10):
+        value = backward_in_chunks(encoder, inputs.split(size), loss)
+        assert float(value) == pytest.approx(float(plain.detach()), abs=1e-12)
+        for parameter, gradient in zip(parameters, expected, strict=True):
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, gradient, atol=1e-12)
+            parameter.grad = None
 
 
 def test_recall_counts_images_whose_own_text_is_near() -> None:

@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-import json
-import re
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from torch import Tensor
 
-from rali_core.checkpoint import load_model, read_metadata
-from rali_core.cli import main
-from rali_core.scorer import RaliScorer
+from rali_core.checkpoint import load_model
 from rali_core.training.backbones import load_backbone
 from rali_core.training.compress import compress
 from rali_core.training.data import read_labels, split_validation
@@ -25,11 +21,8 @@ from rali_core.training.fit import build_head, fit_head
 from rali_core.training.joint import JointSettings
 from rali_core.training.joint import _build_optimizer as joint_optimizer
 from rali_core.training.joint import _Upper as Upper
-from rali_core.training.pipeline import TrainSettings, train
-from rali_core.training.tokens import UpperBlocks, View, plan_views, render_view
-from rali_core.training.tune import TuneSettings, order_loss, plcc_loss
-from rali_core.training.tune import _build_optimizer as tune_optimizer
-from rali_core.training.tune import _Regressor as Regressor
+from rali_core.training.losses import plcc_loss, rank_loss
+from rali_core.training.tokens import View, plan_views, render_view
 
 # ---------------------------------------------------------------------------------------------- data
 
@@ -106,18 +99,15 @@ def test_unknown_distortions_are_refused() -> None:
         distort(image, "blur", 6)
 
 
-def test_views_show_every_image_thrice_and_the_ordered_ones_at_two_levels(labels: Path) -> None:
-    views = plan_views(10, pairs=4, seed=0)
-    assert len(views) == 38
-    for kind in ("whole", "mirrored", "crop"):
-        assert [view.image for view in views if view.kind == kind] == list(range(10))
-    weak = {view.image: view for view in views if view.kind == "weak"}
-    strong = {view.image: view for view in views if view.kind == "strong"}
-    assert len(weak) == 4
-    for image, view in weak.items():
-        assert view.distortion == strong[image].distortion
-        assert 1 <= view.level < strong[image].level <= LEVELS
-    assert plan_views(10, pairs=4, seed=0) == views
+def test_views_show_every_image_in_every_wanted_way(labels: Path) -> None:
+    views = plan_views(10, seed=0)
+    assert len(views) == 30
+    for position, kind in enumerate(("whole", "mirrored", "crop")):
+        assert [(view.image, view.kind) for view in views[10 * position :][:10]] == [(n, kind) for n in range(10)]
+    assert plan_views(10, seed=0) == views != plan_views(10, seed=1)
+    assert {view.kind for view in plan_views(3, kinds=("whole", "crop"))} == {"whole", "crop"}
+    with pytest.raises(ValueError, match=r"views must be some of whole, mirrored, crop, got \['strong'\]"):
+        plan_views(3, kinds=["strong"])  # type: ignore[list-item]
 
     from rali_core.preprocess import PreprocessConfig
 
@@ -224,6 +214,44 @@ def test_unusable_embeddings_are_refused() -> None:
         compress(embeddings, scores, **options)
 
 
+def test_without_pca_prototypes_are_in_the_embeddings_own_space() -> None:
+    embeddings, scores = quality_embeddings(60, 8, 6)
+    head = compress(embeddings, scores, pca_dim=0, bins=1, prototypes=12, seed=0)
+    assert np.array_equal(head.components, np.eye(8))
+    assert not head.mean.any()
+    assert len(head.prototypes) == 12
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    labels = (unit @ head.prototypes.T).argmax(axis=1)
+    means = [scores[labels == k].mean() for k in range(12)]
+    assert np.corrcoef(means, head.scores)[0, 1] > 0.95, "each score is that of the members near its prototype"
+
+
+def test_unscored_embeddings_shape_the_pca_and_give_no_prototypes() -> None:
+    embeddings, scores = quality_embeddings(100, 8, 7)
+    unscored = embeddings[:50] * 3 + 1
+    options = {"pca_dim": 4, "bins": 5, "prototypes": 20, "seed": 0}
+    head = compress(embeddings, scores, unscored=unscored, **options)
+    assert np.allclose(head.mean, np.concatenate([embeddings, unscored]).mean(axis=0), atol=1e-4)
+    assert len(head.prototypes) == 20
+    assert not np.allclose(head.components, compress(embeddings, scores, **options).components)
+
+
+@pytest.mark.parametrize(("term", "measure"), [("plcc_weight", plcc_loss), ("rank_weight", rank_loss)])
+def test_the_optional_terms_of_fitting_are_lowered_by_it(term: str, measure: Callable[..., Tensor]) -> None:
+    embeddings, scores = quality_embeddings(100, 8, 8)
+    values = []
+    for weight in (0.0, 1.0):
+        head = build_head(compress(embeddings, scores, pca_dim=4, bins=5, prototypes=20, seed=0))
+        fit_head(
+            head, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
+            validation=(torch.from_numpy(embeddings), scores), epochs=3, batch_size=50, learning_rate=3e-3, seed=0,
+            report=lambda _: None, **{term: weight},
+        )  # fmt: skip
+        with torch.inference_mode():
+            values.append(float(measure(head(torch.from_numpy(embeddings)), torch.from_numpy(scores).float())))
+    assert values[1] < values[0] - 1e-4
+
+
 def test_fitting_improves_on_the_compressed_head() -> None:
     embeddings, scores = quality_embeddings(800, 24, 4)
     unseen, unseen_scores = quality_embeddings(300, 24, 5)
@@ -253,123 +281,22 @@ def test_the_plcc_loss_is_one_minus_the_correlation() -> None:
     assert float(plcc_loss(3 * y - 1, y)) == pytest.approx(0, abs=1e-5)
 
 
-def test_the_order_loss_is_zero_only_for_the_right_order_with_its_margin() -> None:
-    levels = torch.tensor([[0, 1, 3]])
-    assert float(order_loss(torch.tensor([[0.9, 0.8, 0.6]]), levels)) == 0
-    assert float(order_loss(torch.tensor([[0.9, 0.89, 0.6]]), levels)) == pytest.approx(0.02 / 3, abs=1e-6)
-    assert float(order_loss(torch.tensor([[0.5, 0.6, 0.7]]), levels)) > 0.1
+def test_the_ranking_loss_looks_at_the_order_only() -> None:
+    human = torch.tensor([1.0, 2.0, 5.0])
+    assert float(rank_loss(torch.tensor([0.0, 5.0, 9.0]), human)) == pytest.approx(0, abs=1e-6)
+    predicted = torch.tensor([0.2, 0.1, 0.4])
+    pairs = [-0.1, 0.2, 0.3]  # 2 over 1, 5 over 1, 5 over 2
+    expected = np.mean([np.log1p(np.exp(-difference / 0.1)) for difference in pairs])
+    assert float(rank_loss(predicted, human)) == pytest.approx(expected, abs=1e-6)
+    assert float(rank_loss(predicted, human**3 - 7)) == pytest.approx(expected, abs=1e-6)
+    assert float(rank_loss(predicted, torch.ones(3))) == 0
 
 
 def test_the_last_block_learns_at_the_given_rate_and_earlier_ones_more_slowly(tiny_timm_file: Path) -> None:
     model = load_model(tiny_timm_file).model
-    settings = TuneSettings(learning_rate=1.0, layer_decay=0.5, head_learning_rate=9.0)
-    optimizer = tune_optimizer(Regressor(UpperBlocks(model.encoder, 3), 64, 0.5), settings)
-    assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.25, 0.5, 1.0, 9.0]
     joint = JointSettings(frozen_blocks=3, learning_rate=1.0, layer_decay=0.5, head_learning_rate=9.0)
     _, rates = joint_optimizer(Upper(model, 3), joint)
     assert sorted(set(rates)) == [0.25, 0.5, 1.0, 9.0]
-
-
-# ---------------------------------------------------------------------------------------- whole path
-
-SMALL = TrainSettings(
-    frozen_blocks=3, validation_fraction=0.2, ordered_images=12, pca_dim=24, bins=10, prototypes=20, fit_epochs=20, fit_batch_size=16,
-    tune=TuneSettings(epochs=30, batch_size=16, learning_rate=6e-4),
-)  # fmt: skip
-
-
-def test_training_makes_a_model_that_ranks_unseen_pictures_and_repeats_itself(
-    labels: Path, tiny_timm_file: Path, tmp_path: Path
-) -> None:
-    lines: list[str] = []
-    first = tmp_path / "first.safetensors"
-    story = train(
-        labels, tiny_timm_file, first, work_dir=tmp_path / "work", settings=SMALL, workers=0, report=lines.append
-    )
-    figures = story["figures"]
-    assert story["images"] == {"training": 67, "validation": 17, "test": 11}
-    # A random tiny tower, a minute of training: far from a good model, and far from chance.
-    assert figures["validation"]["srcc"] > 0.4
-    assert any("frozen blocks" in line for line in lines)
-
-    metadata = read_metadata(first)
-    assert metadata["training"]["figures"] == figures
-    assert metadata["source"]["backbone"]["name"] == "tiny"
-    assert metadata["calibration"]["reference"] == "scores of the 17 validation images of labels.csv"
-    test = [row for row in read_labels(labels) if row.split == "test" and not row.near_duplicate]
-    scores = RaliScorer.from_pretrained(first, device="cpu").score([row.path for row in test]).scores
-    again = measure_agreement(scores, [row.score for row in test])
-    assert again.srcc == pytest.approx(figures["test"]["srcc"], abs=1e-6), "the file scores as was measured"
-    assert again.mae == pytest.approx(figures["test"]["mae"], abs=1e-5)
-
-    second = tmp_path / "second.safetensors"
-    train(labels, tiny_timm_file, second, work_dir=tmp_path / "work2", settings=SMALL, workers=0, report=lambda _: None)
-    repeated = RaliScorer.from_pretrained(second, device="cpu").score([row.path for row in test]).scores
-    assert repeated == pytest.approx(scores, abs=1e-5)
-
-
-def test_an_interrupted_training_goes_on_to_the_same_model(labels: Path, tiny_timm_file: Path, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop_after_epoch(line: str) -> None:
-        if re.search(r"tune epoch 4 step|tune epoch 4/30", line):
-            raise Stop
-
-    whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
-    train(labels, tiny_timm_file, whole, work_dir=tmp_path / "a", settings=SMALL, workers=0, report=lambda _: None)
-    with pytest.raises(Stop):
-        train(
-            labels, tiny_timm_file, resumed, work_dir=tmp_path / "b", settings=SMALL, workers=0, report=stop_after_epoch
-        )
-    assert not resumed.exists()
-    lines: list[str] = []
-    train(labels, tiny_timm_file, resumed, work_dir=tmp_path / "b", settings=SMALL, workers=0, report=lines.append)
-    assert "tune: going on after epoch 3" in lines
-    pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    scores = [RaliScorer.from_pretrained(file, device="cpu").score(pixels).scores for file in (whole, resumed)]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
-    other = replace(SMALL, tune=replace(SMALL.tune, learning_rate=2e-3))
-    with pytest.raises(ValueError, match="tune.pt belongs to a run with other settings"):
-        train(
-            labels, tiny_timm_file, resumed, work_dir=tmp_path / "b", settings=other, workers=0, report=lambda _: None
-        )
-
-
-def test_the_train_command_makes_a_model_that_the_score_command_uses(
-    labels: Path,
-    tiny_timm_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("rali_core.training.pipeline.TrainSettings", lambda **given: replace(SMALL, **given))
-    output = tmp_path / "made.safetensors"
-    arguments = ["train", str(labels), "--backbone", str(tiny_timm_file), "-o", str(output)]
-    assert (
-        main([*arguments, "--work-dir", str(tmp_path / "w"), "--epochs", "1", "--name", "mine", "--limit", "40"]) == 0
-    )
-    assert "40 training, 17 validation, 11 test images" in capsys.readouterr().err
-    assert main(["info", str(output), "--json"]) == 0
-    metadata = json.loads(capsys.readouterr().out)
-    assert metadata["name"] == "mine"
-    assert metadata["training"]["settings"]["tune"]["epochs"] == 1
-    assert main(["score", str(labels.parent / "0.png"), "--model", str(output)]) == 0
-    assert "0.png" in capsys.readouterr().out
-
-
-def test_training_says_at_once_what_is_wrong(
-    labels: Path, tiny_timm_file: Path, tiny_file: Path, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"work_dir": tmp_path / "w", "workers": 0, "report": lambda _: None}
-    with pytest.raises(ValueError, match="ends in .safetensors, got model.pt"):
-        train(labels, tiny_timm_file, tmp_path / "model.pt", **options)
-    with pytest.raises(FileNotFoundError, match="no backbone file"):
-        train(labels, tmp_path / "gone.onnx", tmp_path / "m.safetensors", **options)
-    with pytest.raises(ValueError, match="expected at least 20 training and 3 validation images, got 8 and"):
-        train(labels, tiny_timm_file, tmp_path / "m.safetensors", limit=8, **options)
-    with pytest.raises(ValueError, match="tuning upper blocks needs a timm vision transformer"):
-        train(labels, tiny_file, tmp_path / "m.safetensors", settings=SMALL, **options)
 
 
 def test_backbone_files_of_other_kinds_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ cut into N equal-width bins; K-means runs inside every bin; the centroids of all
 with the mean score of its members. What the paper leaves open, and what is done here: every bin that is not empty
 gets one centroid, and the rest go, one at a time, to the bin whose members lie farthest from their centroids in sum
 of squares; a bin never gets more centroids than it has distinct members. K-means runs on unit vectors, because the
-head compares by cosine. Empty bins get none. scikit-learn does the work.
+head compares by cosine. Empty bins get none. A single bin is plain K-means. scikit-learn does the work.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ def compress(
     prototypes: int,
     temperature: float = RALI_INITIAL_TEMPERATURE,
     seed: int,
+    unscored: NDArray[np.float32] | None = None,
 ) -> CompressedHead:
     """Run PCA and binned K-means.
 
     Args:
         embeddings: (N, D) un-normalised embeddings of the training images.
         scores: (N,) human scores in [0, 1].
-        pca_dim: P; lowered to min(N, D) where that is less.
+        pca_dim: P; lowered to min(N, D) where that is less; 0 leaves the PCA out (embeddings are compared as they are).
         bins: Number of equal-width bins over [0, 1].
         prototypes: K; fewer come out where there are fewer images.
         temperature: Initial softmax temperature tau; the paper's 0.07 unless given.
         seed: Seed of K-means.
+        unscored: (U, D) further embeddings that the PCA is made of too; they give no prototypes.
 
     Raises:
         ValueError: Shapes or ranges do not fit, or there are more occupied bins than prototypes.
     """
-    from sklearn.decomposition import PCA
-
     if embeddings.ndim != 2 or scores.shape != (len(embeddings),):
         raise ValueError(f"expected (N, D) embeddings and (N,) scores, got {embeddings.shape} and {scores.shape}")
     if not (np.isfinite(embeddings).all() and np.isfinite(scores).all()):
@@ -72,11 +72,10 @@ def compress(
     if scores.min() < 0 or scores.max() > 1:
         raise ValueError(f"expected scores in [0, 1], got {scores.min():.4g} to {scores.max():.4g}")
     values = embeddings.astype(np.float64)
-    mean, scale = values.mean(axis=0), values.std(axis=0)
-    scale[scale < 1e-10] = 1.0
-    standardised = (values - mean) / scale
-    pca = PCA(n_components=min(pca_dim, *values.shape), svd_solver="full").fit(standardised)
-    projected = standardised @ pca.components_.T
+    mean, scale, components = _principal_components(
+        values if unscored is None else np.concatenate([values, unscored.astype(np.float64)]), pca_dim
+    )
+    projected = (values - mean) / scale @ components.T
     projected /= np.linalg.norm(projected, axis=1, keepdims=True).clip(1e-12)
     members = [np.flatnonzero(np.minimum((scores * bins).astype(int), bins - 1) == index) for index in range(bins)]
     members = [group for group in members if len(group)]
@@ -84,11 +83,26 @@ def compress(
     return CompressedHead(
         mean=mean.astype(np.float32),
         scale=scale.astype(np.float32),
-        components=pca.components_.astype(np.float32),
+        components=components.astype(np.float32),
         prototypes=centroids.astype(np.float32),
         scores=centroid_scores.astype(np.float32),
         logit_scale=1.0 / temperature,
     )
+
+
+def _principal_components(
+    values: NDArray[np.float64], pca_dim: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(D,) mean, (D,) scale and (P, D) components of (N, D) values."""
+    from sklearn.decomposition import PCA
+
+    width = values.shape[1]
+    if pca_dim == 0:
+        return np.zeros(width), np.ones(width), np.eye(width)
+    mean, scale = values.mean(axis=0), values.std(axis=0)
+    scale[scale < 1e-10] = 1.0
+    pca = PCA(n_components=min(pca_dim, *values.shape), svd_solver="full").fit((values - mean) / scale)
+    return mean, scale, pca.components_
 
 
 def _cluster_bins(
@@ -104,9 +118,11 @@ def _cluster_bins(
             "prototypes"
         )
     labels = [np.zeros(len(group), dtype=int) for group in members]
-    inertia = [_inertia(points[group], label) for group, label in zip(members, labels, strict=True)]
     distinct = [len(np.unique(points[group], axis=0)) for group in members]
-    for _ in range(prototypes - len(members)):
+    if len(members) == 1:
+        labels[0] = _kmeans(points[members[0]], min(prototypes, distinct[0]), seed)
+    inertia = [_inertia(points[group], label) for group, label in zip(members, labels, strict=True)]
+    for _ in range(prototypes - sum(int(label.max()) + 1 for label in labels)):
         open_bins = [i for i in range(len(members)) if labels[i].max() + 1 < distinct[i]]
         if not open_bins:
             break

@@ -111,13 +111,17 @@ def backward_in_chunks(
     Args:
         encode: Encoder from a chunk of inputs to (n, E) embeddings; must be deterministic (no dropout), for it runs
             twice.
-        chunks: The batch in pieces.
+        chunks: The batch in pieces; a single one is run once, the plain way.
         loss: From all (B, E) embeddings to ().
 
     Returns:
         () the loss, detached. Gradients are accumulated in the encoder's parameters, and in whatever else `loss`
         uses, as `loss(encode(whole batch)).backward()` would.
     """
+    if len(chunks) == 1:
+        whole = loss(encode(chunks[0]))
+        whole.backward()
+        return whole.detach()
     with torch.no_grad():
         embeddings = torch.cat([encode(chunk) for chunk in chunks])
     embeddings.requires_grad_(True)

@@ -2,10 +2,13 @@
 
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.3: mean squared error; prototypes, their scores and,
 optionally, the PCA and the temperature are tuned. Here that is done on embeddings that are computed once, with
-AdamW and a cosine schedule; the prototypes' scores are kept inside [0, 1], so that every score is.
+AdamW and a cosine schedule; the prototypes' scores are kept inside [0, 1], so that every score is. Our own additions,
+all off by default: terms on the correlation and on the order, and further data sets on scales of their own (`ract.py`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from torch.nn import functional
 from ..head import PrototypeHead
 from .compress import CompressedHead
 from .evaluate import Report, measure_agreement
+from .losses import plcc_loss, rank_loss
 
 WEIGHT_DECAY = 1e-4
 
@@ -39,6 +43,10 @@ def fit_head(
     batch_size: int,
     learning_rate: float,
     fit_projection: bool = False,
+    plcc_weight: float = 0.0,
+    rank_weight: float = 0.0,
+    others: Sequence[tuple[Tensor, Tensor]] = (),
+    others_weight: float = 0.0,
     seed: int,
     report: Report = print,
 ) -> PrototypeHead:
@@ -53,6 +61,11 @@ def fit_head(
         batch_size: Views per step.
         learning_rate: Peak learning rate.
         fit_projection: Tune the PCA's components and scale too.
+        plcc_weight: Weight of 1 - PLCC within the batch.
+        rank_weight: Weight of the ranking term, `losses.rank_loss`.
+        others: ((N_i, D) embeddings, (N_i,) human scores) of further data sets, each on a scale of its own. Only
+            correlations within each set are used, never a score itself.
+        others_weight: Weight of the mean of 1 - PLCC over these sets, one batch of each per step.
         seed: Seed of the order.
         report: Called with a line of text per epoch.
 
@@ -70,14 +83,21 @@ def fit_head(
     for epoch in range(epochs):
         losses = []
         for index in torch.randperm(len(embeddings), generator=generator).split(batch_size):
-            loss = functional.mse_loss(head(embeddings[index]), scores[index])
+            predicted, human = head(embeddings[index]), scores[index]
+            loss = functional.mse_loss(predicted, human)
+            losses.append(float(loss.detach()))
+            if plcc_weight:
+                loss = loss + plcc_weight * plcc_loss(predicted, human)
+            if rank_weight:
+                loss = loss + rank_weight * rank_loss(predicted, human)
+            if others_weight and others:
+                loss = loss + others_weight * _correlate_others(head, others, batch_size, generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             with torch.no_grad():
                 head.scores.clamp_(0.0, 1.0)
-            losses.append(float(loss.detach()))
         with torch.inference_mode():
             agreement = measure_agreement(head(validation[0]).numpy(), validation[1])
         report(
@@ -85,3 +105,13 @@ def fit_head(
             f"PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}, tau {1 / float(head.logit_scale.detach()):.4f}"
         )
     return head.requires_grad_(True).eval()
+
+
+def _correlate_others(
+    head: PrototypeHead, others: Sequence[tuple[Tensor, Tensor]], batch_size: int, generator: torch.Generator
+) -> Tensor:
+    terms = []
+    for embeddings, scores in others:
+        index = torch.randperm(len(embeddings), generator=generator)[:batch_size]
+        terms.append(plcc_loss(head(embeddings[index]), scores[index]))
+    return torch.stack(terms).mean()

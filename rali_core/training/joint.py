@@ -23,10 +23,10 @@ from torch.nn import functional
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
 from .evaluate import Agreement, Report, measure_agreement
+from .losses import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
 from .ordered import GENTLE, OrderedGroup
 from .precision import training_autocast
 from .tokens import LowerBlocks, UpperBlocks, timm_trunk
-from .tune import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
 
 PRISTINE_FLOOR = 0.62
 """An undistorted pristine picture should score at least this."""

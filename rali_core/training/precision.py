@@ -11,6 +11,6 @@ def has_bfloat16_units() -> bool:
     return probe is not None and bool(probe())
 
 
-def training_autocast() -> torch.autocast:
-    """bfloat16 autocast on the CPU where it is faster than float32; does nothing elsewhere."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16_units())
+def training_autocast(*, wanted: bool = True) -> torch.autocast:
+    """bfloat16 autocast on the CPU where it is wanted and faster than float32; does nothing elsewhere."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=wanted and has_bfloat16_units())

@@ -1,34 +1,35 @@
 """Frozen lower blocks run once: their output tokens on disk, so that the upper blocks train quickly on a small machine.
 
-Each training image is seen in several views (whole, mirrored, a random square crop) and some are seen distorted at
-two levels, for the ordering term of `tune`. All views of all images go through the frozen part of the tower once.
+Each training image is seen in several views (whole, mirrored, a random square crop). All views of all images go through
+the frozen part of the tower once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import load_image, pixels_from_pil
+from ..images import load_image
 from ..preprocess import PreprocessConfig, preprocess
+from .backbones import Backbone
 from .data import LabelledImage
-from .distortions import DISTORTIONS, Distortion, distort
+from .evaluate import Report
 from .precision import training_autocast
 
-ViewKind = Literal["whole", "mirrored", "crop", "weak", "strong"]
+ViewKind = Literal["whole", "mirrored", "crop"]
+VIEW_KINDS: tuple[ViewKind, ...] = get_args(ViewKind)
 
 CROP_SIDE_RANGE = (0.7, 1.0)
 """A random crop keeps this share of the shorter side: smaller ones would change what people scored."""
@@ -40,47 +41,39 @@ class View:
 
     Attributes:
         image: Index of the image.
-        kind: `"weak"` and `"strong"` are two levels of the same distortion of the same image.
-        seed: Seed of the crop or of the noise.
-        distortion: Type of the distortion, for `"weak"` and `"strong"`.
-        level: Its level, 1..5; 0 for no distortion.
+        kind: The whole picture, its mirror image, or a random square crop, which may be mirrored.
+        seed: Seed of the crop.
     """
 
     image: int
     kind: ViewKind
     seed: int = 0
-    distortion: Distortion | None = None
-    level: int = 0
 
 
-def plan_views(count: int, *, pairs: int, seed: int) -> list[View]:
-    """The views of `count` training images: whole, mirrored and cropped each, and `pairs` images distorted twice.
+def plan_views(count: int, *, kinds: Sequence[ViewKind] = VIEW_KINDS, seed: int = 0) -> list[View]:
+    """The views of `count` images, one of each kind: all images in the first kind, then all in the second, and so on.
 
     Args:
         count: Number of images.
-        pairs: Number of images that are shown at two levels of one distortion as well; at most `count`.
-        seed: Seed of the choice.
+        kinds: Which views.
+        seed: Seed of the crops.
+
+    Raises:
+        ValueError: No or unknown kinds.
     """
+    if not kinds or set(kinds) - set(VIEW_KINDS):
+        raise ValueError(f"views must be some of {', '.join(VIEW_KINDS)}, got {list(kinds)}")
     random = np.random.default_rng(seed)
-    views = [View(image, "whole") for image in range(count)]
-    views += [View(image, "mirrored") for image in range(count)]
-    views += [View(image, "crop", seed=int(random.integers(2**31))) for image in range(count)]
-    for position, image in enumerate(random.permutation(count)[:pairs].tolist()):
-        kind = DISTORTIONS[position % len(DISTORTIONS)]
-        weak, strong = sorted(random.choice(np.arange(1, 6), size=2, replace=False).tolist())
-        noise_seed = int(random.integers(2**31))
-        views.append(View(image, "weak", noise_seed, kind, weak))
-        views.append(View(image, "strong", noise_seed, kind, strong))
-    return views
+    return [
+        View(image, kind, int(random.integers(2**31)) if kind == "crop" else 0)
+        for kind in kinds
+        for image in range(count)
+    ]
 
 
 def render_view(path: Path, view: View, config: PreprocessConfig) -> Tensor:
     """Read an image and turn it into the tower's input under `view`; (3, S, S)."""
-    if view.distortion is not None:
-        with Image.open(path) as image:
-            pixels = pixels_from_pil(distort(image, view.distortion, view.level, seed=view.seed))
-    else:
-        pixels = load_image(path)
+    pixels = load_image(path)
     if view.kind == "crop":
         random = np.random.default_rng(view.seed)
         height, width = pixels.shape[1:]
@@ -108,6 +101,11 @@ class _ViewDataset(Dataset[Tensor]):
 
 def _use_one_thread(_: int) -> None:
     torch.set_num_threads(1)  # a decoding process runs beside the tower; more threads would only fight it
+
+
+def token_key(backbone: Backbone, blocks: int) -> str:
+    """Identifies what cached tokens depend on besides the views."""
+    return f"{backbone.source['sha256']}-{backbone.preprocess.image_size}-{blocks}"
 
 
 class LowerBlocks(nn.Module):
@@ -148,8 +146,8 @@ def timm_trunk(tower: nn.Module) -> nn.Module:
     """The timm vision transformer inside an open_clip tower.
 
     Raises:
-        ValueError: The tower is not one, or its embedding is not its class token alone; `tune` freezes and caches
-            blocks of such a transformer only.
+        ValueError: The tower is not one, or its embedding is not its class token alone; blocks are frozen and
+            cached of such a transformer only.
     """
     trunk = getattr(tower, "trunk", None)
     if trunk is None or not hasattr(trunk, "blocks") or getattr(trunk, "global_pool", None) != "token":
@@ -168,7 +166,7 @@ def cache_tokens(
     key: str,
     batch_size: int = 32,
     workers: int = 1,
-    report: Callable[[str], None] = print,
+    report: Report = print,
 ) -> NDArray[np.float16]:
     """Run the frozen blocks over all views; what is already on disk is kept.
 
@@ -227,7 +225,8 @@ def cache_embeddings(
     indices: NDArray[np.int64],
     path: Path,
     *,
-    report: Callable[[str], None] = print,
+    key: str = "",
+    report: Report = print,
 ) -> Tensor:
     """Embeddings of cached views; taken from `path` where the same blocks made them for the same views before.
 
@@ -236,23 +235,24 @@ def cache_embeddings(
         tokens: (V, tokens, width) cached output of the frozen blocks.
         indices: (N,) which views to embed.
         path: `.safetensors` file to keep them in.
+        key: Identifies the views, where another set's embeddings may stand in the file.
         report: Called with a line of text.
 
     Returns:
         (N, D) float32.
     """
-    digest = hashlib.sha256(indices.tobytes())
+    digest = hashlib.sha256(key.encode() + indices.tobytes())
     for name, tensor in sorted(upper.state_dict().items()):
         digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    key = digest.hexdigest()
+    wanted = digest.hexdigest()
     if path.is_file():
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
+            if (file.metadata() or {}).get("key") == wanted:
                 report(f"embeddings: taken from {path.name}")
                 kept: Tensor = file.get_tensor("embeddings").clone()
                 return kept
     embeddings = torch.cat([part.clone() for part in iterate_embeddings(upper, tokens, indices)])
-    save_file({"embeddings": embeddings}, path, metadata={"key": key})
+    save_file({"embeddings": embeddings}, path, metadata={"key": wanted})
     report(f"embeddings: {len(embeddings)} views")
     return embeddings
 

@@ -1,0 +1,317 @@
+"""`rali train CONFIG.toml`: configuration, stages, and the way from a table of scores to a model file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rali_core.checkpoint import read_metadata
+from rali_core.cli import main
+from rali_core.training.config import read_config
+from rali_core.training.data import hash_file, read_labels
+from rali_core.training.provenance import git_commit, hash_files
+from rali_core.training.stages import Stage, run_stages
+
+# ----------------------------------------------------------------------------------------- configuration
+
+HEAD = 'name = "mine"\noutput = "mine.safetensors"\nwork_dir = "work"\n'
+SECTIONS = '[backbone]\nfile = "tower.safetensors"\n[data]\nlabels = "data/labels.csv"\n'
+
+
+def write_config(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
+    text = HEAD + SECTIONS + 'score_range = [1, 5]\n[align]\nviews = ["whole"]\nlearning_rate = 1\n'
+    text += '[ract]\nsteps = 7\n[[ract.data]]\nname = "sea"\nlabels = "/else/sea.csv"\n'
+    config = read_config(write_config(tmp_path / "c.toml", text))
+    assert config.data.labels == tmp_path / "data" / "labels.csv"
+    assert config.data.score_range == (1.0, 5.0)
+    assert (config.align.views, config.align.learning_rate, config.align.batch_size) == (("whole",), 1.0, 128)
+    assert config.ract is not None
+    assert (config.ract.steps, config.ract.data[0].labels) == (7, Path("/else/sea.csv"))
+    assert config.joint is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nmae = 1\n" + HEAD + SECTIONS, r"c\.toml: unknown key\(s\) at the top: nmae; there are name, output, work_dir, backbone, data,"),
+        (HEAD + SECTIONS + "[align]\nstep = 3\n", r"unknown key\(s\) in \[align\]: step; there are steps, batch_size, .*text_tower"),
+        (HEAD + SECTIONS + "[joint]\nseed = 3\n", r"unknown key\(s\) in \[joint\]: seed; there are image_size"),
+        (HEAD + SECTIONS + '[ract]\n[[ract.data]]\nlabel = "x"\n', r"unknown key\(s\) in \[ract\.data\]: label; there are labels"),
+        (HEAD, r"missing key\(s\) at the top: backbone, data"),
+        (HEAD + SECTIONS + '[fit]\nepochs = "many"\n', "fit.epochs must be of type int, got 'many'"),
+        (HEAD + SECTIONS + "[fit]\nepochs = true\n", "fit.epochs must be of type int, got True"),
+        (HEAD + SECTIONS + "score_range = [1]\n", "data.score_range must have 2 values, got 1"),
+        (HEAD + SECTIONS + '[align]\nviews = "whole"\n', "align.views must be a list, got 'whole'"),
+        (HEAD + SECTIONS + '[align]\nviews = ["all"]\n', "align.views must be one of 'whole', 'mirrored', 'crop', got 'all'"),
+        (HEAD + SECTIONS + '[align]\nviews = ["crop"]\n', "align.views must begin with 'whole'"),
+        (HEAD + SECTIONS + "[align]\nsteps = 0\n", r"\[align\]: steps must be at least 1, got 0"),
+        (HEAD + SECTIONS + '[describe]\nsource = "magic"\n', "describe.source must be one of 'measured', 'qinsight', 'file', 'score', got 'magic'"),
+        (HEAD + SECTIONS + '[describe]\nsource = "qinsight"\n', "needs describe.model"),
+        (HEAD + SECTIONS + '[describe]\nsource = "file"\n', "needs data.descriptions"),
+        (HEAD + SECTIONS + "[ract]\n", r"\[\[ract\.data\]\] must be there, each with another name"),
+        (HEAD.replace("mine.safetensors", "mine.pt") + SECTIONS, "ends in .safetensors, got mine.pt"),
+        ("name = \n", "is not TOML"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_configuration_is_said(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_config(write_config(tmp_path / "c.toml", text))
+
+
+def test_a_configuration_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no configuration"):
+        read_config(tmp_path / "gone.toml")
+
+
+# ------------------------------------------------------------------------------------------------ stages
+
+
+def test_a_stage_runs_again_only_for_other_inputs_or_outputs(tmp_path: Path) -> None:
+    runs: list[str] = []
+    settings = {"a": 1, "b": 1}
+
+    def stage(name: str, before: Stage | None) -> Stage:
+        def work(folder: Path) -> None:
+            runs.append(name)
+            (folder / "out.txt").write_text(name + str(settings[name]))
+
+        inputs = lambda: {"setting": settings[name], "before": before.hashes if before else None}  # noqa: E731
+        return Stage(name, tmp_path / name, ("out.txt",), inputs, work)
+
+    first = stage("a", None)
+    stages = [first, stage("b", first)]
+    lines: list[str] = []
+
+    def run(wanted: list[str] | None = None) -> list[str]:
+        runs.clear()
+        run_stages(stages, wanted, report=lines.append)
+        return list(runs)
+
+    with pytest.raises(ValueError, match="stage b needs stage a, which is not finished"):
+        run(["b"])
+    assert run(["a"]) == ["a"]
+    assert run() == ["b"]
+    assert run() == []
+    settings["b"] = 2
+    assert run() == ["b"]
+    assert "b: made anew, for these changed: setting" in lines
+    (tmp_path / "a" / "out.txt").write_text("spoilt")
+    assert run() == ["a"], "the output is the same again, so b stands"
+    settings["a"] = 2
+    assert run() == ["a", "b"]
+    with pytest.raises(ValueError, match="has no stage c; it has a, b"):
+        run(["c"])
+
+
+def test_an_interrupted_stage_finds_what_it_left_and_others_files_are_not_touched(tmp_path: Path) -> None:
+    setting = [1]
+    found: list[bool] = []
+
+    def work(folder: Path) -> None:
+        found.append((folder / "half").exists())
+        (folder / "half").touch()
+        if len(found) < 4 and len(found) != 2:
+            raise KeyboardInterrupt
+        (folder / "out").touch()
+
+    stage = Stage("s", tmp_path / "s", ("out",), lambda: {"setting": setting[0]}, work)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([stage])
+    run_stages([stage])
+    assert found == [False, True]
+    setting[0] = 2
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([stage])
+    assert found == [False, True, False]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with pytest.raises(FileExistsError, match="holds files that no stage made"):
+        run_stages([Stage("m", tmp_path / "mine", ("out",), dict, work)])
+    assert (tmp_path / "mine" / "letter.txt").exists()
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) is None
+    command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").touch()
+    for arguments in (["init", "-q"], ["add", "file"], ["commit", "-qm", "first"]):
+        subprocess.run([*command, *arguments], check=True)
+    commit = git_commit(tmp_path)
+    assert commit is not None
+    assert len(commit) == 40
+    (tmp_path / "file").write_text("changed")
+    assert git_commit(tmp_path) == commit + "-dirty"
+
+
+def test_the_hash_of_files_tells_contents_and_order_and_not_names(tmp_path: Path) -> None:
+    for name, content in (("a", "1"), ("b", "2"), ("c", "1")):
+        (tmp_path / name).write_text(content)
+    assert hash_files([tmp_path / "a", tmp_path / "b"]) == hash_files([tmp_path / "c", tmp_path / "b"])
+    assert hash_files([tmp_path / "a", tmp_path / "b"]) != hash_files([tmp_path / "b", tmp_path / "a"])
+
+
+# -------------------------------------------------------------------------------------------- whole path
+
+SMALL = """
+name = "mine"
+output = "{output}"
+work_dir = "{work}"
+workers = 0
+[backbone]
+file = "tiny-timm.safetensors"
+image_size = 64
+frozen_blocks = 4
+[data]
+labels = "data/labels.csv"
+validation_fraction = 0.2
+[describe]
+seeds = 2
+groups = 3
+[align]
+steps = 12
+batch_size = 24
+chunk_size = 16
+learning_rate = 1e-3
+warmup_steps = 3
+validate_every = 6
+checkpoint_every = 5
+[compress]
+pca_dim = 24
+bins = 6
+prototypes = 16
+[fit]
+epochs = {epochs}
+batch_size = 16
+"""
+
+
+def small_config(folder: Path, name: str, *, epochs: int = 10, more: str = "") -> Path:
+    text = SMALL.format(output=f"{name}.safetensors", work=f"work-{name}", epochs=epochs) + more
+    return write_config(folder / f"{name}.toml", text)
+
+
+def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
+    labels: Path, tiny_timm_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny_timm_file.parent == tmp_path
+    config = small_config(tmp_path, "a")
+    assert main(["train", str(config)]) == 0
+    said = capsys.readouterr().err
+    assert "reference: 67 training, 17 validation, 11 test images" in said
+    model = tmp_path / "a.safetensors"
+    assert main(["score", str(labels.parent / "0.png"), "--model", str(model)]) == 0
+    assert "0.png" in capsys.readouterr().out
+
+    # what the file tells
+    training = read_metadata(model)["training"]
+    recipe = training["recipe"]
+    assert recipe["config"]["align"]["steps"] == 12
+    assert recipe["config"]["backbone"]["file"] == "tiny-timm.safetensors", "no folder of this machine"
+    assert recipe["data"]["reference"]["labels_sha256"] == hash_file(labels)
+    assert list(recipe["stages"]) == ["align", "compress", "describe", "describe-groups", "fit"]
+    assert recipe["stages"]["describe"]["descriptions"] == {"count": 168, "source": "measured"}
+    assert recipe["stages"]["describe-groups"]["descriptions"] == {"count": 18, "source": "measured"}
+    assert recipe["stages"]["align"]["log"][-1]["step"] == 12
+    assert recipe["stages"]["fit"]["outputs"] == {
+        "model.safetensors": hash_file(tmp_path / "work-a/fit/model.safetensors")
+    }
+    assert recipe["git_commit"] == git_commit()
+    assert recipe["seed"] == 0
+    assert training["figures"]["validation"]["count"] == 17
+    assert (tmp_path / "work-a" / "align" / "curves.png").stat().st_size > 5000
+
+    # the same again, elsewhere
+    assert main(["train", str(small_config(tmp_path, "b"))]) == 0
+    first, second = load_file(model), load_file(tmp_path / "b.safetensors")
+    assert list(first) == list(second)
+    for name, tensor in first.items():
+        assert torch.allclose(tensor.float(), second[name].float(), atol=1e-5), name
+
+    # what is finished stays, and only what depends on a change is made anew
+    capsys.readouterr()
+    assert main(["train", str(config)]) == 0
+    assert capsys.readouterr().err.count("finished already") == 5
+    small_config(tmp_path, "a", epochs=1)
+    assert main(["train", str(config)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("finished already") == 4
+    assert "fit: made anew, for these changed: settings" in said
+    assert load_file(model)["head.scores"].tolist() != first["head.scores"].tolist()
+    assert torch.equal(load_file(model)["head.components"], first["head.components"])
+
+
+@pytest.mark.usefixtures("tiny_timm_file")
+def test_all_stages_run_one_by_one_and_the_last_model_keeps_the_story(
+    labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{row.path.name},{1 + 4 * row.score},{row.split}" for row in read_labels(labels)]
+    (tmp_path / "data" / "other.csv").write_text("image,mos,split\n" + "\n".join(rows))
+    more = """
+[ract]
+steps = 3
+batch_size = 24
+others_weight = 0.2
+[[ract.data]]
+name = "other"
+labels = "data/other.csv"
+score_range = [1, 5]
+limit = 30
+tell_scores = true
+[joint]
+image_size = 64
+frozen_blocks = 4
+steps = 2
+groups = 2
+"""
+    text = SMALL.format(output="c.safetensors", work="w", epochs=1).replace("groups = 3", 'source = "score"') + more
+    config = write_config(tmp_path / "c.toml", text)
+    assert main(["train", str(config), "--stage", "align"]) == 1
+    assert "stage align needs stage describe, which is not finished" in capsys.readouterr().err
+    assert main(["train", str(config), "--stage", "describe", "--stage", "align"]) == 0
+    assert not (tmp_path / "c.safetensors").exists()
+    line = json.loads((tmp_path / "w" / "describe" / "descriptions.jsonl").read_text().splitlines()[0])
+    assert line["source"] == "score"
+    assert line["image"].endswith(".png")
+    assert main(["train", str(config)]) == 0
+    training = read_metadata(tmp_path / "c.safetensors")["training"]
+    assert training["joint"]["settings"]["steps"] == 2
+    before = training["before"]["training"]
+    assert before["stage"] == "ract"
+    assert {name: figures["count"] for name, figures in before["domains"].items()} == {"reference": 17, "other": 8}
+    assert list(training["recipe"]["data"]) == ["other", "reference"]
+    assert training["recipe"]["data"]["other"]["images"] == {"training": 30, "validation": 8, "test": 12}
+    assert {"describe", "describe-other", "ract", "joint"} < set(training["recipe"]["stages"])
+
+
+@pytest.mark.usefixtures("labels", "tiny_timm_file", "tiny_file")
+def test_training_says_at_once_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(old: str, new: str) -> str:
+        text = SMALL.format(output="x.safetensors", work="w", epochs=1)
+        assert old in text
+        assert main(["train", str(write_config(tmp_path / "x.toml", text.replace(old, new)))]) == 1
+        return capsys.readouterr().err
+
+    assert "no backbone file" in error("tiny-timm.safetensors", "gone.onnx")
+    assert "needs a timm vision transformer tower" in error("tiny-timm.safetensors", "tiny.safetensors")
+    assert "expected at least 20 training and 3 validation images, got 8 and" in error(
+        "[describe]", "limit = 8\n[describe]"
+    )
+    assert "unknown key(s) in [fit]: epoch" in error("epochs", "epoch")
+
+
+def test_the_example_configuration_is_valid() -> None:
+    config = read_config(Path(__file__).resolve().parent.parent / "configs" / "small.toml")
+    assert config.backbone.image_size == 336
+    assert config.compress.prototypes == 250
+    assert config.joint is not None
+    assert config.joint.image_size == config.backbone.image_size
