@@ -118,12 +118,10 @@ def score_files(
     Returns:
         The results so far, in input order, and whether Ctrl-C ended the run.
     """
-    from tqdm import tqdm
-
     results: list[ImageScore] = []
     with Interruption() as interruption:
         stream = scorer.stream(files, on_error="record")
-        for result in tqdm(stream, total=len(files), unit="image", delay=SLOW_SECONDS, disable=None, file=sys.stderr):
+        for result in _with_bar(stream, len(files)):
             results.append(result)
             if on_result is not None:
                 on_result(result)
@@ -133,6 +131,15 @@ def score_files(
     if interrupted:
         print(f"rali: stopped after {len(results)} of {len(files)} images", file=sys.stderr)
     return results, interrupted
+
+
+def _with_bar(stream: Iterator[ImageScore], total: int) -> Iterable[ImageScore]:
+    if total == 1 or not sys.stderr.isatty():
+        return stream
+    from tqdm import tqdm
+
+    bar: Iterable[ImageScore] = tqdm(stream, total=total, unit="image", delay=SLOW_SECONDS, file=sys.stderr)
+    return bar
 
 
 @contextmanager
