@@ -108,6 +108,15 @@ def _build_clip(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -
     return ClipTower(shape, embed_dim, quick_gelu=quick_gelu)
 
 
+def draw(parameter: nn.Parameter, deviation: float) -> None:
+    """Fill a parameter with normally distributed numbers; on the "meta" device there is nothing to fill.
+
+    There torch would import its whole compiler to find that out.
+    """
+    if not parameter.is_meta:
+        nn.init.normal_(parameter, std=deviation)
+
+
 def attend(tokens: Tensor, project: Any, heads: int, *, first_only: bool) -> Tensor:
     """Multi-head self-attention without its last layer.
 
@@ -224,7 +233,7 @@ class ClipTower(nn.Module):
         self.ln_post = nn.LayerNorm(shape.width)
         self.proj = nn.Parameter(torch.empty(shape.width, embed_dim))
         for parameter in (self.class_embedding, self.positional_embedding, self.proj):
-            nn.init.normal_(parameter, std=shape.width**-0.5)
+            draw(parameter, shape.width**-0.5)
 
     def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, 3, S, S) normalised input to (B, D) embeddings, un-normalised."""
@@ -323,8 +332,8 @@ class DinoTrunk(nn.Module):
         self.norm_pre = nn.Identity()
         self.blocks = nn.Sequential(*(DinoBlock(shape) for _ in range(shape.layers)))
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
-        nn.init.normal_(self.cls_token, std=1e-6)
-        nn.init.normal_(self.pos_embed, std=0.02)
+        draw(self.cls_token, 1e-6)
+        draw(self.pos_embed, 0.02)
 
     def _pos_embed(self, patches: Tensor) -> Tensor:
         return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
