@@ -95,7 +95,11 @@ def test_an_impossible_shape_is_refused(change: dict[str, Any], message: str) ->
         build_encoder(EncoderConfig(20, {**CLIP, **change}))
 
 
-def test_scoring_a_file_imports_nothing_that_it_does_not_need(picture_file: Path) -> None:
+def test_scoring_a_file_imports_nothing_that_it_does_not_need(
+    photographs: dict[str, Image.Image], tmp_path: Path
+) -> None:
+    file = tmp_path / "cat.jpg"
+    photographs["cat"].save(file)
     code = """
 import sys
 from rali_core.cli import main
