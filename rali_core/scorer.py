@@ -108,8 +108,8 @@ class RaliScorer:
         info: What its file says about it.
         device: Where to compute; by default the GPU where there is one (CUDA, then Apple's), else the CPU.
         dtype: Arithmetic of the image tower; the head always computes in float32. `"int8"` is for plain vision
-            transformers on a CPU; `"auto"` takes what this machine is fastest at, see `precision.fastest_precision`:
-            scores then differ by up to 0.01 between machines.
+            transformers on a CPU and for rough scores; `"auto"` takes bfloat16 where this machine is faster in it, see
+            `precision.fastest_precision`, so that scores differ between machines by its rounding.
         batch_size: Crops per forward pass.
         coverage: `"center"` or `"tiles"`; by default the model's own setting.
         cache: Remembers scores by content; may be shared.

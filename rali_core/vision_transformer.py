@@ -1,7 +1,7 @@
 """Plain vision transformers with a class token, built from torch alone.
 
 The architecture is that of Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, with pre-normalised blocks,
-in the two variants that RALI's models use: CLIP's (a norm before the blocks, a projection behind them) with the parameter
+in the two variants that RALI's models use: CLIP's (a norm before the blocks, a projection behind them) with the
 names of open_clip's `VisionTransformer`, and DINOv2's (biased patches, layer scale) with those of timm's. open_clip and
 timm take longer to import than torch itself, which is most of the time from nothing to a first score.
 
