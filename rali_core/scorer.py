@@ -26,7 +26,7 @@ from .selection import rank
 if TYPE_CHECKING:
     from .score_cache import Key, ScoreCache
 
-DtypeName = Literal["float32", "bfloat16", "float16", "int8", "auto"]
+DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
 OnError = Literal["raise", "record"]
 Images = ImageInput | Iterable[ImageInput]
 Progress = Callable[[int, int | None], bool | None]
@@ -107,9 +107,9 @@ class RaliScorer:
         model: A model, in evaluation mode.
         info: What its file says about it.
         device: Where to compute; by default the GPU where there is one (CUDA, then Apple's), else the CPU.
-        dtype: Arithmetic of the image tower; the head always computes in float32. `"int8"` is for plain vision
-            transformers on a CPU and for rough scores; `"auto"` takes bfloat16 where this machine is faster in it, see
-            `precision.fastest_precision`, so that scores differ between machines by its rounding.
+        dtype: Arithmetic of the image tower; the head always computes in float32. `"auto"` takes 16 bits where this
+            machine is faster in them, see `precision.fastest_precision`, so that scores differ between machines by
+            their rounding.
         batch_size: Crops per forward pass.
         coverage: `"center"` or `"tiles"`; by default the model's own setting.
         cache: Remembers scores by content; may be shared.
@@ -118,8 +118,7 @@ class RaliScorer:
         dtype: The arithmetic in use, never `"auto"`.
 
     Raises:
-        ValueError: An unknown device, dtype or coverage, a dtype that the tower or device lacks, or a batch size
-            under 1.
+        ValueError: An unknown device, dtype or coverage, or a batch size under 1.
 
     Example:
         >>> scorer = RaliScorer.from_pretrained()
@@ -152,12 +151,7 @@ class RaliScorer:
             dtype = fastest_precision(model.encoder.float(), self.device)
         self.dtype: DtypeName = dtype
         self.model = model.to(self.device)
-        if dtype == "int8":
-            from .precision import quantize_tower
-
-            quantize_tower(self.model.encoder)
-        else:
-            self.model.encoder.to(getattr(torch, dtype))
+        self.model.encoder.to(getattr(torch, dtype))
         self.cache = cache
         self._model_key: str | None = None
         self.info = info

@@ -228,12 +228,13 @@ class ClipTower(nn.Module):
         self.conv1 = nn.Conv2d(3, shape.width, shape.patch, stride=shape.patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(shape.width))
         self.positional_embedding = nn.Parameter(torch.empty(shape.tokens, shape.width))
+        for parameter in (self.class_embedding, self.positional_embedding):
+            draw(parameter, shape.width**-0.5)
         self.ln_pre = nn.LayerNorm(shape.width)
         self.transformer = _Transformer([ClipBlock(shape, quick_gelu=quick_gelu) for _ in range(shape.layers)])
         self.ln_post = nn.LayerNorm(shape.width)
         self.proj = nn.Parameter(torch.empty(shape.width, embed_dim))
-        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
-            draw(parameter, shape.width**-0.5)
+        draw(self.proj, shape.width**-0.5)
 
     def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, 3, S, S) normalised input to (B, D) embeddings, un-normalised."""

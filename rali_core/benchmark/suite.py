@@ -19,8 +19,8 @@ OURS_SMALL = "ours, bundled, float32"
 QUICK = (REFERENCE, OURS_OFFICIAL, FAST, OURS_SMALL, SMALL)
 FULL = (
     *(REFERENCE, OURS_OFFICIAL, "ours, official encoder, bfloat16", "ours, official encoder, float16"),
-    *("ours, official encoder, int8", FAST, OURS_SMALL, "ours, bundled, int8", SMALL),
-    *("ours, bundled at 336, float32", "ours, bundled at 336, int8", CLIP_IQA, BRISQUE, NIQE),
+    *(FAST, OURS_SMALL, "ours, bundled, bfloat16", SMALL, "ours, bundled at 336, float32"),
+    *("ours, bundled at 336, auto", CLIP_IQA, BRISQUE, NIQE),
 )
 SCALING = (REFERENCE, FAST, OURS_SMALL, SMALL, BRISQUE, NIQE)
 SIZES, BATCHES = (256, 512, 1024, 2048, 4096), (1, 4, 16, 64)
@@ -75,5 +75,5 @@ def run_suite(
     result["cache"] = measure.cache_hit(rounds=25)
     if pictures is not None:
         say(f"agreement with float32 on pictures of {pictures}")
-        result["agreement"] = measure.agreement(pictures, 200, ("int8", "bfloat16"), model)
+        result["agreement"] = measure.agreement(pictures, 200, ("bfloat16", "float16"), model)
     return result

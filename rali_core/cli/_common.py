@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME_OR_FILE", help="model name or .safetensors file (default: the bundled one)"
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-    group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "int8", "auto"),
+    group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"),
                        help="arithmetic of the image tower; auto: what is fastest here (default: float32)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (default: 8)")
     group.add_argument("--coverage", choices=("center", "tiles"),
