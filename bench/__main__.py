@@ -19,6 +19,9 @@ from rali_core.benchmark.report import compare_with_baseline, draw, format_case,
 from rali_core.benchmark.suite import run_suite
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTES = Path(__file__).resolve().parent / "notes.md"
+"""What was tried; it ends the document."""
+
 BASELINE = Path(__file__).resolve().parent / "baseline.json"
 
 
@@ -54,7 +57,8 @@ def main() -> None:
     (options.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
     shown = [argument.name if Path(argument) == options.pictures else argument for argument in map(Path, sys.argv[1:])]
     command = shlex.join(["python", "-m", "bench", *map(str, shown)])
-    (options.out / "benchmarks.md").write_text(format_markdown(result, command, draw(result, options.out)))
+    text = format_markdown(result, command, draw(result, options.out))
+    (options.out / "benchmarks.md").write_text(f"{text}\n{NOTES.read_text()}")
 
 
 if __name__ == "__main__":

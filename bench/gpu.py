@@ -7,8 +7,8 @@ Without a CUDA device it says so and ends. Needs the package with its extra `ben
 1. images per second of the tower in bfloat16 for batches of 1 to 256, as a share of the card's rate at a large matrix
    product;
 2. images per second from uint8 pictures on the card, and from PIL images in main memory;
-3. the time of one score as a share of the time in which Qwen2.5-VL-7B writes 100 tokens about one picture, as a judge of
-   image quality does that describes before it scores (RALI's paper: 3.4 % of Q-Insight's time, at batch 16).
+3. the time of one score as a share of the time in which Qwen2.5-VL-7B writes 100 tokens about one picture, as a
+   judge of image quality does that describes before it scores (RALI's paper: 3.4 % of Q-Insight's time, at batch 16).
 """
 
 import argparse

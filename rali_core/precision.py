@@ -2,16 +2,15 @@
 
 Not among them is int8. Dynamic quantisation of the blocks' linear layers (8-bit weights with a scale per output, inputs
 rounded per token, oneDNN's products) was tried on the bundled model: on 24 photographs scores moved by up to 0.05 and
-SRCC with float32 fell to 0.98, for a gain of a tenth to a third; see `docs/benchmarks.md`.
+SRCC with float32 fell to 0.98, for a gain of a tenth to a third; see `bench/notes.md`.
 """
 
 from __future__ import annotations
 
 import copy
-import platform
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +24,7 @@ MIN_GAIN = 1.1
 
 PROBE_ROUNDS = 3
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""As Linux names the instructions on x86 and Arm; elsewhere bfloat16 is computed piecemeal, ten times slower."""
-
-
-def _blocks(tower: nn.Module) -> Any:
-    if isinstance(tower, ClipTower):
-        return tower.transformer.resblocks
-    return tower.trunk.blocks if isinstance(tower, DinoTower) else None
+"""As Linux names the instructions on x86 and Arm. Without them bfloat16 took ten times as long as float32."""
 
 
 def fastest_precision(tower: nn.Module, device: torch.device) -> Precision:
@@ -47,15 +40,23 @@ def fastest_precision(tower: nn.Module, device: torch.device) -> Precision:
     """
     if device.type == "cuda":
         return "float16"
-    blocks = _blocks(tower) if device.type == "cpu" else None
-    if blocks is None:
+    if device.type != "cpu" or not has_bf16_instructions():
         return "float32"
-    positions = tower.positional_embedding if isinstance(tower, ClipTower) else tower.trunk.pos_embed[0]  # type: ignore[union-attr,index]
-    tokens = torch.randn(1, *positions.shape, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    if not has_bf16_instructions():
+    block, positions = _first_block(tower)
+    if block is None or positions is None:
         return "float32"
-    narrow = _block_seconds(copy.deepcopy(blocks[0]).bfloat16(), tokens.bfloat16())
-    return "bfloat16" if _block_seconds(blocks[0], tokens) >= MIN_GAIN * narrow else "float32"
+    tokens = torch.randn(1, *positions.shape[-2:], generator=torch.Generator().manual_seed(0))
+    narrow = _block_seconds(copy.deepcopy(block).bfloat16(), tokens.bfloat16())
+    return "bfloat16" if _block_seconds(block, tokens) >= MIN_GAIN * narrow else "float32"
+
+
+def _first_block(tower: nn.Module) -> tuple[nn.Module | None, Tensor | None]:
+    """A block of a plain vision transformer, and the position embeddings, whose shape its input has."""
+    if isinstance(tower, ClipTower):
+        return tower.transformer.resblocks[0], tower.positional_embedding
+    if isinstance(tower, DinoTower):
+        return tower.trunk.blocks[0], tower.trunk.pos_embed
+    return None, None
 
 
 def _block_seconds(block: nn.Module, tokens: Tensor) -> float:
@@ -70,9 +71,7 @@ def _block_seconds(block: nn.Module, tokens: Tensor) -> float:
 
 
 def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies bfloat16 in hardware, as far as the system tells."""
-    if platform.system() == "Darwin":
-        return False  # Apple's processors from the M2 on can, but torch's kernels do not use it
+    """Whether the processor multiplies bfloat16 in hardware, as far as Linux tells; False on other systems."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
