@@ -1,5 +1,8 @@
 """The image tower: any open_clip vision tower, built from a configuration that travels in the model file.
 
+Plain vision transformers, the bundled model's and the authors' among them, are built by `vision_transformer`, so that
+open_clip and timm need not be imported to score; any other tower by open_clip. The parameters' names are the same.
+
 No text tower is built. The tower's output is the pooled, projected, **un-normalised** embedding (B, D), which is
 what RALI's head takes.
 """
@@ -10,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
+
+from .vision_transformer import build_plain
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,9 @@ def build_encoder(config: EncoderConfig) -> nn.Module:
     Raises:
         ValueError: open_clip or timm cannot build a tower from this configuration.
     """
+    plain = _build_plain(config)
+    if plain is not None:
+        return plain.eval()
     # open_clip has no public builder for the vision tower alone; create_model would build a text tower too.
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
@@ -115,6 +123,13 @@ def build_encoder(config: EncoderConfig) -> nn.Module:
         tower.trunk.set_input_size(img_size=(config.image_size, config.image_size))
     module: nn.Module = tower.eval()
     return module
+
+
+def _build_plain(config: EncoderConfig) -> nn.Module | None:
+    try:
+        return build_plain(config.embed_dim, config.vision_cfg, quick_gelu=config.quick_gelu)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"cannot build a vision tower from {config.vision_cfg!r}: {error}") from error
 
 
 def _fold_batch_norms(tower: nn.Module) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -16,18 +18,24 @@ from torch import Tensor
 
 from .checkpoint import ModelInfo, load_model
 from .hub import find_model
-from .images import ImageError, ImageInput, to_pixels
+from .images import ImageError, ImageInput, load_image, to_pixels
 from .model import RaliModel
 from .preprocess import COVERAGES, Coverage
 from .selection import rank
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
+if TYPE_CHECKING:
+    from .score_cache import Key, ScoreCache
+
+DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
 OnError = Literal["raise", "record"]
 Images = ImageInput | Iterable[ImageInput]
 Progress = Callable[[int, int | None], bool | None]
 """Called as progress(done, total); total is None where the length is not known. Returning False stops the run."""
 
 DEFAULT_BATCH_SIZE = 8
+
+MAX_DECODERS = 8
+"""More threads than this do not decode pictures faster than a GPU scores them."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +107,15 @@ class RaliScorer:
         model: A model, in evaluation mode.
         info: What its file says about it.
         device: Where to compute; by default the GPU where there is one (CUDA, then Apple's), else the CPU.
-        dtype: Of the image tower; the head always computes in float32.
+        dtype: Arithmetic of the image tower; the head always computes in float32. `"auto"` takes 16 bits where this
+            machine is faster in them, see `precision.fastest_precision`, so that scores differ between machines by
+            their rounding.
         batch_size: Crops per forward pass.
         coverage: `"center"` or `"tiles"`; by default the model's own setting.
+        cache: Remembers scores by content; may be shared.
+
+    Attributes:
+        dtype: The arithmetic in use, never `"auto"`.
 
     Raises:
         ValueError: An unknown device, dtype or coverage, or a batch size under 1.
@@ -122,6 +136,7 @@ class RaliScorer:
         dtype: DtypeName = "float32",
         batch_size: int = DEFAULT_BATCH_SIZE,
         coverage: Coverage | None = None,
+        cache: ScoreCache | None = None,
     ) -> None:
         if dtype not in get_args(DtypeName):
             raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
@@ -130,8 +145,15 @@ class RaliScorer:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.device = _choose_device(device)
+        if dtype == "auto":
+            from .precision import fastest_precision
+
+            dtype = fastest_precision(model.encoder.float(), self.device)
+        self.dtype: DtypeName = dtype
         self.model = model.to(self.device)
         self.model.encoder.to(getattr(torch, dtype))
+        self.cache = cache
+        self._model_key: str | None = None
         self.info = info
         self.batch_size = batch_size
         self.coverage: Coverage = coverage or model.coverage
@@ -145,6 +167,7 @@ class RaliScorer:
         dtype: DtypeName = "float32",
         batch_size: int = DEFAULT_BATCH_SIZE,
         coverage: Coverage | None = None,
+        cache: ScoreCache | None = None,
     ) -> RaliScorer:
         """Load a model file.
 
@@ -154,6 +177,7 @@ class RaliScorer:
             dtype: As for the class.
             batch_size: As for the class.
             coverage: As for the class.
+            cache: As for the class.
 
         Raises:
             FileNotFoundError: No such model.
@@ -161,7 +185,10 @@ class RaliScorer:
             ValueError: As for the class.
         """
         loaded = load_model(find_model(name_or_file))
-        return cls(loaded.model, loaded.info, device=device, dtype=dtype, batch_size=batch_size, coverage=coverage)
+        return cls(
+            loaded.model, loaded.info,
+            device=device, dtype=dtype, batch_size=batch_size, coverage=coverage, cache=cache,
+        )  # fmt: skip
 
     def score(self, images: Images, *, on_error: OnError = "raise", progress: Progress | None = None) -> ScoreResult:
         """Score one or many images.
@@ -184,7 +211,7 @@ class RaliScorer:
         total = 1 if _is_single(images) else len(images) if isinstance(images, Sized) else None
         results: list[ImageScore] = []
         stopped = False
-        for batch in self._batches(sequence, on_error):
+        for batch in self._batches(sequence, on_error, ahead=_may_read_ahead(images)):
             results += batch
             if progress is not None and progress(len(results), total) is False:
                 stopped = True
@@ -203,7 +230,7 @@ class RaliScorer:
         Yields:
             One result per image, in input order, a batch at a time.
         """
-        for batch in self._batches(_iterate(images), on_error):
+        for batch in self._batches(_iterate(images), on_error, ahead=_may_read_ahead(images)):
             yield from batch
 
     def score_crops(self, crops: Sequence[Tensor]) -> list[ImageScore]:
@@ -215,7 +242,7 @@ class RaliScorer:
         Returns:
             N results in input order.
         """
-        return self._score_batch([(index, crop.to(self.device)) for index, crop in enumerate(crops)])
+        return self._score_batch([_Prepared(index, crop.to(self.device)) for index, crop in enumerate(crops)])
 
     def explain(self, image: ImageInput, *, top: int = 5) -> tuple[PrototypeShare, ...]:
         """Show which prototypes make an image's score.
@@ -248,50 +275,132 @@ class RaliScorer:
             shares.append(PrototypeShare(-1, weight, part / weight if weight > 0 else float("nan"), part))
         return tuple(shares)
 
-    def _batches(self, images: Iterator[ImageInput], on_error: OnError) -> Iterator[list[ImageScore]]:
+    def _batches(self, images: Iterator[ImageInput], on_error: OnError, *, ahead: bool) -> Iterator[list[ImageScore]]:
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be 'raise' or 'record', got {on_error!r}")
+        chunks = self._prepare_ahead(enumerate(images), on_error) if ahead else self._prepare_in_turn(images, on_error)
+        for prepared in chunks:
+            yield self._score_batch(prepared)
+
+    def _prepare_in_turn(self, images: Iterator[ImageInput], on_error: OnError) -> Iterator[list[_Prepared]]:
         numbered = enumerate(images)
         while chunk := list(islice(numbered, self.batch_size)):
-            prepared: list[tuple[int, Tensor | str]] = []
-            for index, image in chunk:
-                try:
-                    with torch.inference_mode():
-                        prepared.append((index, self._prepare(image)))
-                except (ImageError, OSError, TypeError) as error:
-                    if on_error == "raise":
-                        error.args = (f"image {index}: {error}",)
-                        raise
-                    prepared.append((index, str(error)))
+            prepared = [self._prepare_one(index, image, on_error) for index, image in chunk]
             chunk.clear()  # lets go of the pixels before the tower needs its memory
-            yield self._score_batch(prepared)
+            yield prepared
+
+    def _prepare_ahead(
+        self, numbered: Iterator[tuple[int, ImageInput]], on_error: OnError
+    ) -> Iterator[list[_Prepared]]:
+        """The next batch is decoded and resized in threads while the tower works on this one."""
+        waiting: deque[Future[_Prepared]] = deque()
+        pool = ThreadPoolExecutor(_decoder_count(self.device), thread_name_prefix="rali-decode")
+
+        def fill() -> None:
+            for index, image in islice(numbered, 2 * self.batch_size - len(waiting)):
+                waiting.append(pool.submit(self._prepare_one, index, image, on_error))
+
+        try:
+            fill()
+            while waiting:
+                prepared = [waiting.popleft().result() for _ in range(min(self.batch_size, len(waiting)))]
+                fill()
+                yield prepared
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare_one(self, index: int, image: ImageInput, on_error: OnError) -> _Prepared:
+        try:
+            with torch.inference_mode():
+                key = None if self.cache is None else (self.cache_namespace(), _content_key(image))
+                if self.cache is not None and key is not None:
+                    known = self.cache.find([key])
+                    if known:
+                        return _Prepared(index, score=known[key])
+                return _Prepared(index, self._prepare(image), key=key)
+        except (ImageError, OSError, TypeError) as error:
+            if on_error == "raise":
+                error.args = (f"image {index}: {error}",)
+                raise
+            return _Prepared(index, error=str(error))
 
     def _prepare(self, image: ImageInput) -> Tensor:
         """One image to its (T, 3, S, S) crops on the model's device."""
         pixels = to_pixels(image).to(self.device)
         return self.model.preprocess(pixels.unsqueeze(0), coverage=self.coverage)[0]
 
+    def cache_namespace(self) -> str:
+        """Everything besides the image that a score depends on: the model's contents, arithmetic, device, coverage.
+
+        Computed once; the model's weights must not change afterwards.
+        """
+        if self._model_key is None:
+            from .score_cache import tensors_key
+
+            self._model_key = f"{tensors_key(self.model.state_dict())}|{self.model.preprocess_config}"
+        return f"{self._model_key}|{self.dtype}|{self.device.type}|{self.coverage}"
+
     def _embed(self, crops: Tensor) -> Tensor:
         return torch.cat([self.model.embed(part) for part in crops.split(self.batch_size)])
 
-    def _score_batch(self, prepared: list[tuple[int, Tensor | str]]) -> list[ImageScore]:
-        crops = [item for _, item in prepared if isinstance(item, Tensor)]
-        scores: list[float] = []
+    def _score_batch(self, prepared: list[_Prepared]) -> list[ImageScore]:
+        pending = [item for item in prepared if item.crops is not None]
+        crops = [item.crops for item in pending if item.crops is not None]
         if crops:
             with torch.inference_mode():
                 per_crop = self.model.head(self._embed(torch.cat(crops)))
                 means = [part.mean() for part in per_crop.split([len(part) for part in crops])]
-                scores = torch.stack(means).cpu().tolist()
+                for item, score in zip(pending, torch.stack(means).cpu().tolist(), strict=True):
+                    item.score = score
+            if self.cache is not None:
+                self.cache.put({item.key: item.score for item in pending if item.key and item.score is not None})
+        scores = [item.score for item in prepared if item.score is not None]
         calibration = self.info.calibration
         bands = calibration.bands(scores) if calibration else ("",) * len(scores)
         percentiles = calibration.percentiles(scores).tolist() if calibration else [float("nan")] * len(scores)
         made = iter(zip(scores, bands, percentiles, strict=True))
         return [
-            ImageScore(index, float("nan"), "", float("nan"), item)
-            if isinstance(item, str)
-            else ImageScore(index, *next(made))
-            for index, item in prepared
+            ImageScore(item.index, float("nan"), "", float("nan"), item.error)
+            if item.error is not None
+            else ImageScore(item.index, *next(made))
+            for item in prepared
         ]
+
+
+@dataclass
+class _Prepared:
+    """An image on its way: crops to score, or a score that is known, or why there is neither."""
+
+    index: int
+    crops: Tensor | None = None
+    key: Key | None = None
+    score: float | None = None
+    error: str | None = None
+
+
+def _content_key(image: ImageInput) -> bytes:
+    from .score_cache import content_key, file_key
+
+    if isinstance(image, str | os.PathLike):
+        if not os.path.isfile(image):  # the loader says what is wrong
+            load_image(image)
+        return file_key(image)
+    return content_key(image if isinstance(image, Tensor) else to_pixels(image))
+
+
+def _decoder_count(device: torch.device) -> int:
+    """Threads that decode beside the tower: on a CPU it needs the processors itself."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_DECODERS, max(1, processors // 2 if device.type == "cpu" else processors))
+
+
+def _may_read_ahead(images: object) -> bool:
+    """Lists of files are there before they are asked for; a generator may be waiting for what it gave to be scored."""
+    return (
+        isinstance(images, list | tuple)
+        and len(images) > 1
+        and all(isinstance(image, str | os.PathLike) for image in images)
+    )
 
 
 def _is_single(images: object) -> bool:

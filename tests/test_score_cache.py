@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from rali_core.score_cache import ScoreCache, content_key
+from rali_core.checkpoint import ModelInfo
+from rali_core.model import RaliModel
+from rali_core.score_cache import FILE_NAME, ScoreCache, content_key, content_keys
+from rali_core.scorer import RaliScorer
 
 
 def image(value: float) -> Tensor:
@@ -69,8 +80,101 @@ def test_keys_tell_shapes_types_and_single_bits_apart() -> None:
     other[2, 3, 4] = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))
     tensors = [image(0.5), other, image(0.5).half(), image(0.5).flatten(), image(0.5).reshape(3, 5, 4)]
     assert len({content_key(tensor) for tensor in tensors}) == len(tensors)
-    strided = image(0.5).permute(2, 1, 0).contiguous().permute(2, 1, 0)
-    assert content_key(strided) == content_key(image(0.5))
+    gaps = torch.zeros(3, 4, 10)
+    gaps[:, :, ::2] = other
+    assert content_key(gaps[:, :, ::2]) == content_key(other)
+    assert content_key(gaps.permute(1, 2, 0).contiguous().permute(2, 0, 1)) != content_key(torch.zeros(3, 4, 10))
+
+
+def test_many_large_pictures_have_the_keys_that_each_has_alone() -> None:
+    pictures = [torch.full((600, 600, 3), value).permute(2, 0, 1) for value in (0.25, 0.5, 0.75)]
+    assert content_keys(pictures) == [content_key(picture) for picture in pictures]
+
+
+def test_a_file_keeps_scores_for_the_next_time(tmp_path: Path) -> None:
+    compute = Counter()
+    for _ in range(2):
+        cache = ScoreCache(folder=tmp_path / "new" / "folder")
+        assert cache.score([image(0.5), image(0.25)], compute, namespace="m") == [0.5, 0.25]
+        cache.close()
+    assert compute.asked == [0.5, 0.25]
+
+
+def test_a_full_file_forgets_the_least_recently_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ScoreCache(capacity=1, folder=tmp_path, file_capacity=3)
+    for moment, value in ((0, 0.25), (10_000, 0.5), (20_000, 0.75), (30_000, 0.25), (40_000, 1.0)):
+        monkeypatch.setattr("time.time", lambda moment=moment: moment)
+        cache.score([image(value)], Counter(), namespace="m")
+    known = cache.find([("m", content_key(image(value))) for value in (0.25, 0.5, 0.75, 1.0)])
+    assert sorted(known.values()) == [0.25, 0.75, 1.0]
+
+
+WRITER = """
+import sys
+from PACKAGE.score_cache import ScoreCache
+import torch
+cache = ScoreCache(capacity=1, folder=sys.argv[1])
+sys.stdin.readline()
+for number in range(150):
+    cache.put({("m", f"{sys.argv[2]}-{number}".encode()): float(number), ("m", b"shared"): float(number)})
+    assert cache.find([("m", f"{sys.argv[2]}-{number // 2}".encode())])
+"""
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    code = WRITER.replace("PACKAGE", ScoreCache.__module__.rpartition(".")[0])
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), name], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for name in ("a", "b", "c")
+    ]
+    for writer in writers:  # all begin together, each with a connection of its own
+        assert writer.stdin is not None
+        writer.stdin.write(b"go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        _, errors = writer.communicate()
+        assert writer.returncode == 0, errors.decode()
+    keys = [("m", f"{name}-{number}".encode()) for name in "abc" for number in range(150)]
+    assert len(ScoreCache(folder=tmp_path).find(keys)) == 450
+
+
+def test_a_damaged_or_foreign_file_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"not a database, but long enough to be looked at as one" * 20)
+    with pytest.raises(ValueError, match=r"is damaged or no score cache .*: delete it, or name another folder"):
+        ScoreCache(folder=tmp_path)
+    (tmp_path / FILE_NAME).unlink()
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection.execute("CREATE TABLE letters (text TEXT)")
+    connection.close()
+    with pytest.raises(ValueError, match="SQLite file of another program"):
+        ScoreCache(folder=tmp_path)
+
+
+def test_a_scorer_asks_its_cache_first(
+    tiny_model: RaliModel, tiny_info: ModelInfo, tmp_path: Path, photographs: dict[str, Image.Image]
+) -> None:
+    files = []
+    for name in ("cat", "coffee"):
+        files.append(tmp_path / f"{name}.png")
+        photographs[name].save(files[-1])
+    (tmp_path / "bad.png").write_text("no picture")
+    images = [*files, tmp_path / "bad.png", photographs["rocket"], torch.rand(3, 40, 50)]
+    cold = RaliScorer(tiny_model, tiny_info, device="cpu", cache=ScoreCache(folder=tmp_path / "cache"))
+    expected = cold.score(images, on_error="record")
+    plain = RaliScorer(tiny_model, tiny_info, device="cpu").score(images, on_error="record")
+    np.testing.assert_array_equal(expected.scores, plain.scores)
+    warm = RaliScorer(tiny_model, tiny_info, device="cpu", cache=ScoreCache(folder=tmp_path / "cache"))
+    warm._embed = None  # type: ignore[assignment,method-assign]  # whoever calls it fails
+    found = warm.score(images, on_error="record")
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert (found.bands, found.errors) == (expected.bands, expected.errors)
+    shutil.copy(files[1], files[0])
+    assert warm.score(files[:1]).scores[0] == expected.scores[1]  # by content, not by name
+    warm.coverage = "tiles"
+    with pytest.raises(TypeError, match="not callable"):
+        warm.score(files[1])
 
 
 def test_a_cache_without_room_is_refused() -> None:

@@ -182,7 +182,7 @@ def test_reduced_precision_stays_close(tiny_model: RaliModel, tiny_info: ModelIn
     [
         ({"device": "toaster"}, "unknown device 'toaster'; examples: cpu, cuda"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
-        ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, got 'int4'"),
+        ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, auto, got 'int4'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"coverage": "all"}, "coverage must be one of center, tiles, got 'all'"),
     ],

@@ -32,8 +32,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME_OR_FILE", help="model name or .safetensors file (default: the bundled one)"
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-                       help="arithmetic of the image tower (default: float32)")  # fmt: skip
+    group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"),
+                       help="arithmetic of the image tower; auto: what is fastest here (default: float32)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (default: 8)")
     group.add_argument("--coverage", choices=("center", "tiles"),
                        help="centre crop, or crops along the longer side (default: the model's own)")  # fmt: skip
@@ -43,13 +43,24 @@ def load_scorer(options: argparse.Namespace) -> RaliScorer:
     """The scorer that the model arguments ask for."""
     from ..scorer import RaliScorer
 
+    cache = None
+    if getattr(options, "cache", None) is not None:
+        from ..score_cache import ScoreCache
+
+        cache = ScoreCache(folder=options.cache)
     return RaliScorer.from_pretrained(
         options.model,
         device=options.device,
         dtype=options.dtype,
         batch_size=options.batch_size,
         coverage=options.coverage,
+        cache=cache,
     )
+
+
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    """`--cache`."""
+    parser.add_argument("--cache", metavar="DIR", help="remember scores by content there; several runs may share it")
 
 
 def find_images(paths: Iterable[str], *, recursive: bool) -> list[Path]:
@@ -118,12 +129,10 @@ def score_files(
     Returns:
         The results so far, in input order, and whether Ctrl-C ended the run.
     """
-    from tqdm import tqdm
-
     results: list[ImageScore] = []
     with Interruption() as interruption:
         stream = scorer.stream(files, on_error="record")
-        for result in tqdm(stream, total=len(files), unit="image", delay=SLOW_SECONDS, disable=None, file=sys.stderr):
+        for result in _with_bar(stream, len(files)):
             results.append(result)
             if on_result is not None:
                 on_result(result)
@@ -133,6 +142,15 @@ def score_files(
     if interrupted:
         print(f"rali: stopped after {len(results)} of {len(files)} images", file=sys.stderr)
     return results, interrupted
+
+
+def _with_bar(stream: Iterator[ImageScore], total: int) -> Iterable[ImageScore]:
+    if total == 1 or not sys.stderr.isatty():
+        return stream
+    from tqdm import tqdm
+
+    bar: Iterable[ImageScore] = tqdm(stream, total=total, unit="image", delay=SLOW_SECONDS, file=sys.stderr)
+    return bar
 
 
 @contextmanager

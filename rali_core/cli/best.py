@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ._common import add_model_arguments, add_path_arguments, find_images, load_scorer, report_errors, score_files
+from ._common import (
+    add_cache_argument,
+    add_model_arguments,
+    add_path_arguments,
+    find_images,
+    load_scorer,
+    report_errors,
+    score_files,
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
         "--copy-to", metavar="DIR", help="copy them there, under their own names; nothing is overwritten"
     )
     add_model_arguments(parser)
+    add_cache_argument(parser)
     parser.set_defaults(run=run)
 
 

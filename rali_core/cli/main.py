@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import best, convert, dataset, describe, download, evaluate, info, score, train, tune, verify
+from . import bench, best, convert, dataset, describe, download, evaluate, info, score, train, tune, verify
 
-COMMANDS = (score, best, dataset, info, evaluate, train, tune, describe, download, convert, verify)
+COMMANDS = (score, best, dataset, info, evaluate, train, tune, describe, download, convert, verify, bench)
 
-EXTRAS = {"pyarrow": "dataset", "fsspec": "dataset", "filelock": "dataset", "ray": "ray"}
+EXTRAS = {"pyarrow": "dataset", "fsspec": "dataset", "filelock": "dataset", "ray": "ray", "transformers": "bench"}
 """Which extra brings a missing package; where none does, it is training's."""
 
 DESCRIPTION = """\

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._common import (
+    add_cache_argument,
     add_model_arguments,
     add_path_arguments,
     find_images,
@@ -44,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
     output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
     output.add_argument("--explain", action="store_true", help="which prototypes make each score; the parts add up")
     add_model_arguments(parser)
+    add_cache_argument(parser)
     parser.set_defaults(run=run)
 
 

@@ -90,7 +90,7 @@ def score_dataset(
         carry: Parquet: columns that are copied into the result.
         model: As for `RaliScorer.from_pretrained`.
         device: Where to compute, several separated by commas; by default all CUDA GPUs, else as `RaliScorer` chooses.
-        dtype: Of the image tower.
+        dtype: Of the image tower; not `"auto"`.
         batch_size: Images per forward pass.
         coverage: `"center"` or `"tiles"`; by default the model's own setting.
         shard_size: Images per shard.
@@ -116,6 +116,8 @@ def score_dataset(
         raise ValueError(f"engine must be local or ray, got {engine!r}")
     if engine == "local" and ray_options:
         raise ValueError(f"these options belong to the engine ray: {', '.join(ray_options)}")
+    if dtype == "auto":
+        raise ValueError("dtype='auto' differs between machines, and a data set's scores must not: name one")
     if shard_size < 1 or max_pixels < 1 or batch_size < 1:
         raise ValueError(
             f"shard_size, max_pixels and batch_size must be at least 1, got {shard_size}, {max_pixels}, {batch_size}"

@@ -1,0 +1,65 @@
+"""Measure everything and write `docs/benchmarks.md`, or the two-minute comparison with the committed baseline.
+
+    python -m bench                        # an hour or two on two idle cores; docs/benchmarks.{md,json} and plots
+    python -m bench --pictures FOLDER      # with the agreement of reduced precision on 200 of these pictures
+    python -m bench --quick                # two minutes; prints what is slower than bench/baseline.json, never fails
+    python -m bench --quick --write-baseline
+
+Run from the repository's root with the package and its extra `bench` installed.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from rali_core.benchmark.contenders import REFERENCE
+from rali_core.benchmark.report import compare_with_baseline, draw, format_case, format_goals, format_markdown
+from rali_core.benchmark.suite import run_suite
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTES = Path(__file__).resolve().parent / "notes.md"
+"""What was tried; it ends the document."""
+
+BASELINE = Path(__file__).resolve().parent / "baseline.json"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--write-baseline", action="store_true")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    result = run_suite(
+        "quick" if options.quick else "full", threads=options.threads, rounds=options.rounds, images=options.images,
+        pictures=options.pictures, say=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    for case in result["compare"]["cases"]:
+        print(format_case(case, REFERENCE), end="\n\n")
+    for name, reason in result["compare"]["missing"].items():
+        print(f"not measured: {name}: {reason}")
+    if options.quick:
+        print(f"cache hit, 4 x 1024 x 1024: {result['cache']['median']:.1f} ms")
+        if options.write_baseline:
+            BASELINE.write_text(json.dumps(result, indent=1) + "\n")
+        elif BASELINE.is_file():
+            slower = compare_with_baseline(result, json.loads(BASELINE.read_text()))
+            print("\n".join(slower) or "nothing is slower than the baseline")
+        return
+    print(format_goals(result))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
+    shown = [argument.name if Path(argument) == options.pictures else argument for argument in map(Path, sys.argv[1:])]
+    command = shlex.join(["python", "-m", "bench", *map(str, shown)])
+    text = format_markdown(result, command, draw(result, options.out))
+    (options.out / "benchmarks.md").write_text(f"{text}\n{NOTES.read_text()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What is compared: ways from pictures to quality scores.
+
+Weights are random wherever the published ones would have to be downloaded: the cost is the same, and the scores mean
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..calibration import Calibration
+from ..checkpoint import ModelInfo
+from ..constants import CLIP_MEAN, CLIP_STD
+from ..encoder import EncoderConfig
+from ..head import score_embeddings
+from ..model import RaliModel
+from ..preprocess import PreprocessConfig
+from ..scorer import DtypeName, RaliScorer
+
+OFFICIAL = {"image_size": 336, "layers": 24, "width": 1024, "head_width": 64, "patch_size": 14}
+TINY = {"image_size": 56, "layers": 2, "width": 64, "head_width": 32, "patch_size": 14}
+"""For tests of the benchmark itself."""
+EMBED, PCA, PROTOTYPES = 768, 512, 250
+REFERENCE = "official recipe"
+
+
+class Contender(ABC):
+    """A way to score; made in its own process, where its loading is measured too."""
+
+    @abstractmethod
+    def score(self, images: list[Image.Image] | Tensor) -> list[float]:
+        """Score pictures of one size: PIL images, or a float tensor (B, 3, H, W) in [0, 1]."""
+
+
+def random_head(embed: int) -> dict[str, Tensor]:
+    """A head of the published size with seeded random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    pca = min(PCA, embed)
+    return {
+        "mean": torch.zeros(embed),
+        "scale": torch.ones(embed),
+        "components": torch.randn(pca, embed, generator=generator),
+        "prototypes": torch.randn(PROTOTYPES, pca, generator=generator),
+        "scores": torch.linspace(0, 1, PROTOTYPES),
+        "logit_scale": torch.tensor(1 / 0.07),
+    }
+
+
+class OfficialRecipe(Contender):
+    """transformers' whole `CLIPModel` in float32, its image processor, and the head: as the authors' code runs."""
+
+    def __init__(self, shape: dict[str, Any] = OFFICIAL) -> None:
+        from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+        self._model: Any = CLIPModel(CLIPConfig(**clip_config(shape))).eval()
+        size = shape["image_size"]
+        self._processor: Any = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size)
+        self._head = random_head(EMBED)
+
+    def score(self, images: list[Image.Image] | Tensor) -> list[float]:
+        """Tensors are turned into 8-bit pictures first, which is what the recipe takes."""
+        if isinstance(images, Tensor):
+            values = images.mul(255).byte().permute(0, 2, 3, 1).numpy()
+            images = [Image.fromarray(value) for value in values]
+        with torch.no_grad():
+            inputs = self._processor(images=images, return_tensors="pt")["pixel_values"]
+            features = self._model.get_image_features(pixel_values=inputs)
+            embedding = features if isinstance(features, Tensor) else features.pooler_output
+            return cast("list[float]", score_embeddings(embedding, **self._head).tolist())
+
+
+def clip_config(shape: dict[str, Any]) -> dict[str, Any]:
+    """transformers' configuration of CLIP ViT-L/14, or of a smaller vision tower beside a text tower as small."""
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    if shape is not OFFICIAL:
+        text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    width = shape["width"]
+    vision = {
+        "image_size": shape["image_size"], "patch_size": shape["patch_size"], "hidden_size": width,
+        "intermediate_size": 4 * width, "num_hidden_layers": shape["layers"],
+        "num_attention_heads": width // shape["head_width"], "projection_dim": EMBED,
+    }  # fmt: skip
+    return {"vision_config": vision, "text_config": {**text, "projection_dim": EMBED}, "projection_dim": EMBED}
+
+
+def random_model(shape: dict[str, Any] = OFFICIAL) -> RaliModel:
+    """The official architecture, or a smaller one, with random weights."""
+    size = shape["image_size"]
+    model = RaliModel(
+        EncoderConfig(EMBED, dict(shape), quick_gelu=True),
+        PreprocessConfig(size, CLIP_MEAN, CLIP_STD, eight_bit=True),
+        pca_dim=min(PCA, EMBED),
+        prototypes=PROTOTYPES,
+    )
+    model.head.load_state_dict(random_head(EMBED))
+    return model.eval()
+
+
+class Ours(Contender):
+    """This package."""
+
+    def __init__(self, scorer: RaliScorer) -> None:
+        self.scorer = scorer
+
+    def score(self, images: list[Image.Image] | Tensor) -> list[float]:
+        """By `RaliScorer.score`, the batch in one pass."""
+        self.scorer.batch_size = len(images)
+        return cast("list[float]", self.scorer.score(images).scores.tolist())
+
+
+def ours_official(dtype: DtypeName, device: str = "cpu", shape: dict[str, Any] = OFFICIAL) -> Ours:
+    """This package with the authors' architecture, random weights."""
+    calibration = Calibration.from_scores(np.linspace(0, 1, 100), "made up for the benchmark")
+    info = ModelInfo("benchmark", "Apache-2.0", calibration=calibration)
+    return Ours(RaliScorer(random_model(shape), info, device=device, dtype=dtype))
+
+
+def ours_file(model: str | None, dtype: DtypeName, device: str = "cpu") -> Ours:
+    """This package with a model file, by default the bundled one."""
+    return Ours(RaliScorer.from_pretrained(model, device=device, dtype=dtype, coverage="center"))
+
+
+def ours_resized(dtype: DtypeName, size: int) -> Ours:
+    """The bundled model's tower at another input size; the positions are resampled, the scores mean nothing."""
+    from ..training.joint import with_image_size
+
+    scorer = RaliScorer.from_pretrained(device="cpu")
+    return Ours(RaliScorer(with_image_size(scorer.model, size), scorer.info, device="cpu", dtype=dtype))
+
+
+class ClipIqa(Contender):
+    """CLIP-IQA (Wang et al., AAAI 2023) as torchmetrics has it, on CLIP ViT-L/14 at 336 pixels with random weights."""
+
+    def __init__(self, shape: dict[str, Any] = OFFICIAL) -> None:
+        from torchmetrics.multimodal import CLIPImageQualityAssessment
+        from transformers import CLIPConfig, CLIPModel
+
+        with tempfile.TemporaryDirectory() as folder:
+            CLIPModel(CLIPConfig(**clip_config(shape))).save_pretrained(folder)
+            write_processor(Path(folder), shape["image_size"])
+            self._metric: Any = CLIPImageQualityAssessment(model_name_or_path=cast(Any, folder))
+
+    def score(self, images: list[Image.Image] | Tensor) -> list[float]:
+        """One score a picture."""
+        if not isinstance(images, Tensor):
+            images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255.0 for image in images])
+        with torch.no_grad():
+            scores = self._metric(images)
+        self._metric.reset()
+        return cast("list[float]", scores.flatten().tolist())
+
+
+def write_processor(folder: Path, size: int) -> None:
+    """A CLIP processor whose vocabulary is the bytes alone: the text is read, which is all that the cost needs."""
+    from transformers import CLIPImageProcessor, CLIPTokenizer
+
+    letters = [chr(code) for code in range(33, 127)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size).save_pretrained(folder)
+
+
+class PerPicture(Contender):
+    """A function of one (H, W, 3) uint8 picture."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def score(self, images: list[Image.Image] | Tensor) -> list[float]:
+        """One picture after the other."""
+        if isinstance(images, Tensor):
+            images = [Image.fromarray(value) for value in images.mul(255).byte().permute(0, 2, 3, 1).numpy()]
+        return [float(np.asarray(self._function(np.array(image))).flat[0]) for image in images]
+
+
+def brisque() -> Contender:
+    """BRISQUE (Mittal et al., 2012), the package `brisque`."""
+    from brisque import BRISQUE
+
+    return PerPicture(BRISQUE(url=False).score)
+
+
+def niqe() -> Contender:
+    """NIQE (Mittal et al., 2013), scikit-video's; it takes the luminance."""
+    for name, kind in (("float", float), ("int", int), ("bool", bool)):
+        if name not in vars(np):
+            setattr(np, name, kind)  # it was written for numpy before 1.24
+    from skvideo.measure import niqe as measure
+
+    return PerPicture(lambda picture: measure(np.array(Image.fromarray(picture).convert("L"))))
+
+
+DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16", "float16", "auto")
+
+MAKERS: dict[str, Callable[[], Contender]] = {
+    REFERENCE: OfficialRecipe,
+    **{f"ours, official encoder, {dtype}": partial(ours_official, dtype) for dtype in DTYPES},
+    **{f"ours, bundled, {dtype}": partial(ours_file, None, dtype) for dtype in DTYPES},
+    "ours, bundled at 336, float32": lambda: ours_resized("float32", 336),
+    "ours, bundled at 336, auto": lambda: ours_resized("auto", 336),
+    "CLIP-IQA (torchmetrics)": ClipIqa,
+    "BRISQUE (brisque)": brisque,
+    "NIQE (scikit-video)": niqe,
+    "tiny recipe": lambda: OfficialRecipe(TINY),
+    "tiny ours": lambda: ours_official("float32", shape=TINY),
+    "tiny CLIP-IQA": lambda: ClipIqa(TINY),
+}  # fmt: skip
+"""Contenders by name; those that begin with "tiny" are for tests."""
+
+
+def make(name: str, model: str | None = None) -> Contender:
+    """Build a contender.
+
+    Args:
+        name: A key of `MAKERS`; or "model, DTYPE" for the user's own.
+        model: That model's name or file.
+
+    Raises:
+        ValueError: No such contender.
+        ImportError: A package that it needs is missing.
+    """
+    if name.startswith("model, "):
+        return ours_file(model, cast(DtypeName, name.removeprefix("model, ")))
+    if name not in MAKERS:
+        raise ValueError(f"there is no contender {name!r}; there are {', '.join(MAKERS)}")
+    return MAKERS[name]()

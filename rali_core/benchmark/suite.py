@@ -1,0 +1,79 @@
+"""What is measured with which contenders: in two minutes, by a user, or for the documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from . import measure
+from .contenders import REFERENCE
+from .measure import Say
+from .processes import Case
+from .report import FAST, NIQE, SMALL
+
+Extent = Literal["quick", "user", "full"]
+
+BRISQUE, CLIP_IQA = "BRISQUE (brisque)", "CLIP-IQA (torchmetrics)"
+OURS_OFFICIAL = "ours, official encoder, float32"
+OURS_SMALL = "ours, bundled, float32"
+QUICK = (REFERENCE, OURS_OFFICIAL, FAST, OURS_SMALL, SMALL)
+FULL = (
+    *(REFERENCE, OURS_OFFICIAL, "ours, official encoder, bfloat16", "ours, official encoder, float16"),
+    *(FAST, OURS_SMALL, "ours, bundled, bfloat16", SMALL, "ours, bundled at 336, float32"),
+    *("ours, bundled at 336, auto", CLIP_IQA, BRISQUE, NIQE),
+)
+SCALING = (REFERENCE, FAST, OURS_SMALL, SMALL, BRISQUE, NIQE)
+SIZES, BATCHES = (256, 512, 1024, 2048, 4096), (1, 4, 16, 64)
+SLOW_S = 20.0
+"""Contenders whose pass takes longer are measured once per case."""
+
+
+def run_suite(
+    extent: Extent, *, model: str | None = None, threads: int | None = None, rounds: int | None = None,
+    images: int = 1000, pictures: Path | None = None, say: Say = print,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure.
+
+    Args:
+        extent: `"quick"`: two minutes; `"user"`: the user's model, or the bundled one, beside the official recipe;
+            `"full"`: everything.
+        model: Name or file, for `"user"`.
+        threads: Of each contender; by default as torch chooses.
+        rounds: How often each contender scores each case.
+        images: Files of the folder run.
+        pictures: A folder of real pictures, on which reduced precision is compared with float32.
+        say: Called with lines on what is going on.
+
+    Returns:
+        JSON: `machine`, `compare` (see `measure.compare`), and with more than `"quick"` `cold_start`, `folder`,
+        `cache`, `memory`, `scaling` (the same as `compare`) and, with `pictures`, `agreement`.
+    """
+    options: dict[str, Any] = {"reference": REFERENCE, "threads": threads, "say": say}
+    result: dict[str, Any] = {"extent": extent, "machine": measure.describe_machine()}
+    if extent == "quick":
+        result["compare"] = measure.compare(QUICK, [Case()], rounds=rounds or 3, limit_s=SLOW_S, **options)
+        result["cache"] = measure.cache_hit(rounds=9)
+        return result
+    if extent == "user":
+        names = (REFERENCE, "model, float32", "model, auto")
+        cases = [Case(), Case(batch=4), Case(kind="tensor")]
+        result["compare"] = measure.compare(names, cases, rounds=rounds or 5, model=model, limit_s=SLOW_S, **options)
+        say("memory, one contender after the other")
+        result["memory"] = measure.peak_memory(names, reference=REFERENCE, case=Case(), model=model, threads=threads)
+    else:
+        cases = [Case(), Case(kind="tensor")]
+        result["compare"] = measure.compare(FULL, cases, rounds=rounds or 9, limit_s=SLOW_S, **options)
+        grown = [Case(size) for size in SIZES] + [Case(batch=batch) for batch in BATCHES[1:]]
+        result["scaling"] = measure.compare(SCALING, grown, rounds=3, limit_s=SLOW_S, **options)
+        say("memory, one contender after the other")
+        result["memory"] = measure.peak_memory(FULL, reference=REFERENCE, case=Case(), threads=threads)
+    say("cold start")
+    result["cold_start"] = measure.cold_start(rounds=rounds or 7, threads=threads)
+    say(f"a folder of {images} files")
+    result["folder"] = measure.folder_run(images, dtype="float32", model=model, threads=threads)
+    say("score cache")
+    result["cache"] = measure.cache_hit(rounds=25)
+    if pictures is not None:
+        say(f"agreement with float32 on pictures of {pictures}")
+        result["agreement"] = measure.agreement(pictures, 200, ("bfloat16", "float16"), model)
+    return result

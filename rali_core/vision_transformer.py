@@ -1,0 +1,375 @@
+"""Plain vision transformers with a class token, built from torch alone.
+
+The architecture is that of Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, with pre-normalised blocks,
+in the two variants that RALI's models use: CLIP's (a norm before the blocks, a projection behind them) with the
+names of open_clip's `VisionTransformer`, and DINOv2's (biased patches, layer scale) with those of timm's. open_clip and
+timm take longer to import than torch itself, which is most of the time from nothing to a first score.
+
+Where only the class token's embedding is asked for, the last block computes nothing for the other tokens; nothing reads
+them. Everything else is the same arithmetic: `tests/test_vision_transformer.py` compares values and gradients.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plain vision transformer is made of.
+
+    Attributes:
+        image_size: Side of the square input in pixels.
+        patch: Side of a patch in pixels.
+        width: Length of a token.
+        layers: Number of blocks.
+        heads: Attention heads of a block.
+        hidden: Width between the two layers of a block's perceptron.
+    """
+
+    image_size: int
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+
+    def __post_init__(self) -> None:
+        numbers = (self.image_size, self.patch, self.width, self.layers, self.heads, self.hidden)
+        if not all(type(number) is int and number > 0 for number in numbers):
+            raise ValueError(f"expected positive whole numbers, got {self}")
+        if self.image_size < self.patch:
+            raise ValueError(f"an image of {self.image_size} pixels has no patch of {self.patch}")
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} cannot be shared by {self.heads} heads")
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token; pixels at the right and lower edge that fill no patch are left out."""
+        return (self.image_size // self.patch) ** 2 + 1
+
+
+DINOV2 = {
+    "vit_small_patch14_dinov2": (384, 12, 6),
+    "vit_base_patch14_dinov2": (768, 12, 12),
+    "vit_large_patch14_dinov2": (1024, 24, 16),
+}
+"""timm's names of DINOv2's towers without registers: width, layers, heads. The giant's perceptron is another one."""
+
+CLIP_SETTINGS = frozenset({"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size"})
+DINOV2_SETTINGS = {
+    "timm_pool": "token", "timm_proj": "none", "timm_model_pretrained": False, "timm_proj_bias": False,
+    "timm_drop": 0.0, "timm_drop_path": None, "patch_dropout": 0.0,
+}  # fmt: skip
+"""Settings that may be given, with the one value that is built here."""
+
+
+def build_plain(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -> nn.Module | None:
+    """The tower of an open_clip configuration where it is a plain one; None for any other, which open_clip builds.
+
+    Args:
+        embed_dim: Dimension D of the embedding.
+        settings: open_clip's `vision_cfg`.
+        quick_gelu: Activation of OpenAI's CLIP.
+
+    Raises:
+        ValueError: A plain tower, of an impossible shape.
+    """
+    name = settings.get("timm_model_name")
+    if name is None:
+        return _build_clip(embed_dim, settings, quick_gelu=quick_gelu)
+    others = {key: value for key, value in settings.items() if key not in ("timm_model_name", "image_size")}
+    fixed = {"timm_pool", "timm_proj"} <= others.keys()
+    if name not in DINOV2 or not fixed or any(DINOV2_SETTINGS.get(key, others) != others[key] for key in others):
+        return None
+    width, layers, heads = DINOV2[name]
+    return DinoTower(Shape(settings.get("image_size", 224), 14, width, layers, heads, 4 * width))
+
+
+def _build_clip(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -> nn.Module | None:
+    layers = settings.get("layers", 12)
+    if settings.keys() - CLIP_SETTINGS or isinstance(layers, tuple | list):
+        return None
+    width = settings.get("width", 768)
+    shape = Shape(
+        settings.get("image_size", 224),
+        settings.get("patch_size", 16),
+        width,
+        layers,
+        width // settings.get("head_width", 64),
+        int(width * settings.get("mlp_ratio", 4.0)),
+    )
+    return ClipTower(shape, embed_dim, quick_gelu=quick_gelu)
+
+
+def draw(parameter: nn.Parameter, deviation: float) -> None:
+    """Fill a parameter with normally distributed numbers; on the "meta" device there is nothing to fill.
+
+    There torch would import its whole compiler to find that out.
+    """
+    if not parameter.is_meta:
+        nn.init.normal_(parameter, std=deviation)
+
+
+def attend(tokens: Tensor, project: Any, heads: int, *, first_only: bool) -> Tensor:
+    """Multi-head self-attention without its last layer.
+
+    Args:
+        tokens: (B, N, W).
+        project: From (tokens, part) to the projected tokens; part is "qkv" (B, N, 3 W), "q" or "kv".
+        heads: How many heads share W.
+        first_only: Ask with the first token only.
+
+    Returns:
+        (B, N, W), with `first_only` (B, 1, W).
+    """
+    if first_only:
+        parts = [project(tokens[:, :1], "q"), *project(tokens, "kv").chunk(2, dim=-1)]
+    else:
+        parts = list(project(tokens, "qkv").chunk(3, dim=-1))
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
+    attended: Tensor = functional.scaled_dot_product_attention(query, key, value)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def _rows(part: str, width: int) -> slice:
+    """Which rows of the stacked query, key and value weights a part is."""
+    return {"qkv": slice(None), "q": slice(width), "kv": slice(width, None)}[part]
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), as OpenAI's CLIP has it."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Any shape."""
+        scaled = 1.702 * values
+        return functional.silu(scaled, inplace=not torch.is_grad_enabled()) * (1 / 1.702)
+
+
+class ClipAttention(nn.Module):
+    """Self-attention with the parameter names of `nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, tokens: Tensor, *, first_only: bool = False) -> Tensor:
+        """(B, N, W) to (B, N, W), with `first_only` to (B, 1, W)."""
+
+        def project(part_of: Tensor, part: str) -> Tensor:
+            rows = _rows(part, tokens.shape[-1])
+            return functional.linear(part_of, self.in_proj_weight[rows], self.in_proj_bias[rows])
+
+        attended: Tensor = self.out_proj(attend(tokens, project, self.heads, first_only=first_only))
+        return attended
+
+
+class ClipBlock(nn.Module):
+    """Pre-normalised attention and perceptron with open_clip's names."""
+
+    def __init__(self, shape: Shape, *, quick_gelu: bool) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(shape.width)
+        self.attn = ClipAttention(shape.width, shape.heads)
+        self.ln_2 = nn.LayerNorm(shape.width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(shape.width, shape.hidden),
+                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                c_proj=nn.Linear(shape.hidden, shape.width),
+            )
+        )
+
+    def forward(self, tokens: Tensor, *, first_only: bool = False) -> Tensor:
+        """(B, N, W) to (B, N, W), with `first_only` to (B, 1, W)."""
+        kept = tokens[:, :1] if first_only else tokens
+        kept = kept + self.attn(self.ln_1(tokens), first_only=first_only)
+        result: Tensor = kept + self.mlp(self.ln_2(kept))
+        return result
+
+
+class _Transformer(nn.Module):
+    """Holds the blocks under open_clip's name."""
+
+    def __init__(self, blocks: list[ClipBlock]) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(blocks)
+
+
+class ClipTower(nn.Module):
+    """CLIP's vision transformer with open_clip's names.
+
+    Args:
+        shape: Its shape.
+        embed_dim: Dimension D of the embedding.
+        quick_gelu: Activation of OpenAI's CLIP.
+
+    Attributes:
+        output_tokens: Makes `forward` return the pair (embedding, (B, N - 1, W) patch tokens after the last norm).
+    """
+
+    pool_type = "tok"
+    attn_pool = None
+
+    def __init__(self, shape: Shape, embed_dim: int, *, quick_gelu: bool) -> None:
+        super().__init__()
+        self.output_tokens = False
+        self.conv1 = nn.Conv2d(3, shape.width, shape.patch, stride=shape.patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(shape.width))
+        self.positional_embedding = nn.Parameter(torch.empty(shape.tokens, shape.width))
+        for parameter in (self.class_embedding, self.positional_embedding):
+            draw(parameter, shape.width**-0.5)
+        self.ln_pre = nn.LayerNorm(shape.width)
+        self.transformer = _Transformer([ClipBlock(shape, quick_gelu=quick_gelu) for _ in range(shape.layers)])
+        self.ln_post = nn.LayerNorm(shape.width)
+        self.proj = nn.Parameter(torch.empty(shape.width, embed_dim))
+        draw(self.proj, shape.width**-0.5)
+
+    def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, 3, S, S) normalised input to (B, D) embeddings, un-normalised."""
+        patches = self.conv1(inputs).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(inputs), 1, -1)
+        tokens = self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding)
+        blocks = self.transformer.resblocks
+        for block in blocks[:-1]:
+            tokens = block(tokens)
+        tokens = self.ln_post(blocks[-1](tokens, first_only=not self.output_tokens))
+        embedding: Tensor = tokens[:, 0] @ self.proj
+        return (embedding, tokens[:, 1:]) if self.output_tokens else embedding
+
+
+class DinoAttention(nn.Module):
+    """Self-attention with timm's names."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, *, first_only: bool = False) -> Tensor:
+        """(B, N, W) to (B, N, W), with `first_only` to (B, 1, W)."""
+
+        def project(part_of: Tensor, part: str) -> Tensor:
+            rows = _rows(part, tokens.shape[-1])
+            return functional.linear(part_of, self.qkv.weight[rows], self.qkv.bias[rows])
+
+        attended: Tensor = self.proj(attend(tokens, project, self.num_heads, first_only=first_only))
+        return attended
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), 1e-5))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(..., W) to (..., W)."""
+        return values * self.gamma
+
+
+class DinoBlock(nn.Module):
+    """Pre-normalised attention and perceptron with layer scale and timm's names."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(shape.width, eps=1e-6)
+        self.attn = DinoAttention(shape.width, shape.heads)
+        self.ls1 = LayerScale(shape.width)
+        self.norm2 = nn.LayerNorm(shape.width, eps=1e-6)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Linear(shape.width, shape.hidden), act=nn.GELU(), fc2=nn.Linear(shape.hidden, shape.width)
+            )
+        )
+        self.ls2 = LayerScale(shape.width)
+
+    def forward(self, tokens: Tensor, *, first_only: bool = False) -> Tensor:
+        """(B, N, W) to (B, N, W), with `first_only` to (B, 1, W)."""
+        kept = tokens[:, :1] if first_only else tokens
+        # One pass over memory for the factor and the sum.
+        kept = torch.addcmul(kept, self.attn(self.norm1(tokens), first_only=first_only), self.ls1.gamma)
+        return torch.addcmul(kept, self.mlp(self.norm2(kept)), self.ls2.gamma)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches to tokens, with timm's name of the convolution."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, shape.width, shape.patch, stride=shape.patch)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, 3, S, S) to (B, N - 1, W)."""
+        tokens: Tensor = self.proj(inputs).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class DinoTrunk(nn.Module):
+    """DINOv2's vision transformer with timm's names of parameters and of the steps that training and maps call."""
+
+    global_pool = "token"
+    num_prefix_tokens = 1
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.empty(1, 1, shape.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, shape.tokens, shape.width))
+        self.patch_embed = PatchEmbedding(shape)
+        self.patch_drop = nn.Identity()
+        self.norm_pre = nn.Identity()
+        self.blocks = nn.Sequential(*(DinoBlock(shape) for _ in range(shape.layers)))
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        draw(self.cls_token, 1e-6)
+        draw(self.pos_embed, 0.02)
+
+    def _pos_embed(self, patches: Tensor) -> Tensor:
+        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+
+    def forward_features(self, inputs: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised input to (B, N, W) tokens after the last norm, the class token first."""
+        tokens: Tensor = self.norm(self.blocks(self._pos_embed(self.patch_embed(inputs))))
+        return tokens
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """(B, N, W) tokens to (B, W) embeddings."""
+        return tokens[:, 0]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised input to (B, W) embeddings."""
+        tokens = self._pos_embed(self.patch_embed(inputs))
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        last = cast(DinoBlock, self.blocks[-1])
+        return self.forward_head(self.norm(last(tokens, first_only=True)))
+
+
+class DinoTower(nn.Module):
+    """`DinoTrunk` under open_clip's names.
+
+    Args:
+        shape: Its shape.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.trunk = DinoTrunk(shape)
+        self.head = nn.Sequential()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised input to (B, W) embeddings, un-normalised."""
+        embedding: Tensor = self.head(self.trunk(inputs))
+        return embedding

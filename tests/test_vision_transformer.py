@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rali_core import encoder as encoder_module
+from rali_core.encoder import EncoderConfig, build_encoder
+from rali_core.patch_tokens import embed_patches
+from rali_core.vision_transformer import ClipTower, DinoTower
+
+DINO = {"timm_model_name": "vit_small_patch14_dinov2", "timm_pool": "token", "timm_proj": "none", "image_size": 60}
+CLIP = {"image_size": 36, "layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "mlp_ratio": 3.0}
+TOWERS = [
+    pytest.param(EncoderConfig(384, DINO), DinoTower, id="dinov2"),
+    pytest.param(EncoderConfig(20, CLIP, quick_gelu=True), ClipTower, id="clip, quick gelu"),
+    pytest.param(EncoderConfig(20, CLIP), ClipTower, id="clip, gelu"),
+]
+
+
+def both(config: EncoderConfig, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module]:
+    """Our tower and open_clip's with the same weights, none of them near 0 or 1."""
+    ours = build_encoder(config)
+    monkeypatch.setattr(encoder_module, "build_plain", lambda *_, **__: None)
+    theirs = build_encoder(config)
+    assert type(ours) is kind
+    assert type(theirs) is not kind
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(value.shape, generator=generator) * 0.2 for name, value in theirs.state_dict().items()}
+    for tower in (ours, theirs):
+        tower.load_state_dict(state)
+    return ours, theirs
+
+
+@pytest.mark.parametrize(("config", "kind"), TOWERS)
+def test_the_tower_has_the_names_values_and_gradients_of_open_clips(
+    config: EncoderConfig, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for tower in both(config, kind, monkeypatch):
+        tower.double()
+        pixels = torch.randn(2, 3, config.image_size, config.image_size, dtype=torch.float64,
+                             generator=torch.Generator().manual_seed(1)).requires_grad_()  # fmt: skip
+        embedding = tower(pixels)
+        embedding.square().sum().backward()
+        with torch.no_grad():
+            assert torch.allclose(tower(pixels), embedding, rtol=1e-12)
+        assert pixels.grad is not None
+        gradients = {name: parameter.grad for name, parameter in tower.named_parameters()}
+        results.append({"": embedding.detach(), "pixels": pixels.grad, "patches": patches(tower, pixels), **gradients})
+    ours, theirs = results
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert value is not None
+        assert ours[name] is not None, name
+        assert torch.allclose(ours[name], value, rtol=1e-9, atol=1e-9 * float(value.abs().max())), name  # type: ignore[arg-type]
+
+
+def patches(tower: nn.Module, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return embed_patches(tower, pixels)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**DINO, "timm_pool": "avg"},
+        {key: value for key, value in DINO.items() if key != "timm_proj"},
+        {**CLIP, "pool_type": "avg"},
+        {**CLIP, "ls_init_value": 0.1},
+    ],
+)
+def test_a_tower_of_another_kind_is_left_to_open_clip(settings: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        assert type(build_encoder(EncoderConfig(384, settings))) not in (ClipTower, DinoTower)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 50}, "a width of 50 cannot be shared by 3 heads"),
+        ({"head_width": 0}, "cannot build a vision tower"),
+        ({"layers": 0}, "expected positive whole numbers"),
+        ({"patch_size": 40}, "an image of 36 pixels has no patch of 40"),
+    ],
+)
+def test_an_impossible_shape_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_encoder(EncoderConfig(20, {**CLIP, **change}))
+
+
+def test_scoring_a_file_imports_nothing_that_it_does_not_need(
+    photographs: dict[str, Image.Image], tmp_path: Path
+) -> None:
+    file = tmp_path / "cat.jpg"
+    photographs["cat"].save(file)
+    code = """
+import sys
+from rali_core.cli import main
+status = main(["score", sys.argv[1]])
+heavy = ("timm", "open_clip", "torchvision", "transformers", "huggingface_hub", "scipy", "sklearn", "matplotlib")
+loaded = [name for name in heavy if name in sys.modules]
+assert not loaded, loaded
+sys.exit(status)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(file) in done.stdout
