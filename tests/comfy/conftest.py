@@ -79,7 +79,7 @@ class Server:
         self.log = base / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout: float = 900) -> Server:
+    def start(self, timeout: float = 1800) -> Server:
         """Start and wait until it answers."""
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
         command = [
@@ -101,7 +101,7 @@ class Server:
                 self.get("/system_stats")
                 return self
             except (urllib.error.URLError, OSError):
-                time.sleep(0.3)
+                time.sleep(0.5)
         raise TimeoutError(f"ComfyUI did not answer in {timeout} s:\n{self.text()[-4000:]}")
 
     def stop(self) -> None:
@@ -141,7 +141,7 @@ class Server:
             with error:
                 return error.code, json.loads(error.read() or b"null")
 
-    def run(self, prompt: dict[str, Any], *, timeout: float = 300, on_message: Any = None, extra: Any = None) -> Run:
+    def run(self, prompt: dict[str, Any], *, timeout: float = 900, on_message: Any = None, extra: Any = None) -> Run:
         """Queue a prompt and wait for its end."""
         client = uuid.uuid4().hex
         events = WebSocket(self.port, f"/ws?clientId={client}", timeout)
@@ -159,7 +159,7 @@ class Server:
                         on_message(self, *messages[-1])
         finally:
             events.close()
-        for _ in range(200):  # the end is announced before the history is written
+        for _ in range(600):  # the end is announced before the history is written
             history = self.get(f"/history/{answer['prompt_id']}")
             if history:
                 break

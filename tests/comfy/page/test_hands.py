@@ -56,8 +56,10 @@ def test_the_node_is_found_by_search(open_page: Callable[..., Any]) -> None:
     page.page.locator("#result-item-0[aria-selected=true]", has_text="RALI Score").wait_for()
     page.shot("search")
     box.press("Enter")
-    page.page.mouse.click(800, 500)  # the new node follows the mouse until a click
+    box.wait_for(state="hidden")
     page.wait("app.graph._nodes.length === 1")
+    page.page.mouse.click(800, 500)  # the new node follows the mouse until a click
+    page.wait("!app.graph._nodes[0].flags.ghost")
     assert page.kinds() == ["RALI_Score"]
 
 
