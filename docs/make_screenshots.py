@@ -1,10 +1,12 @@
 """Photograph ComfyUI's page: the templates' thumbnails, the help pages' pictures and those of the README.
 
-    python docs/make_screenshots.py http://127.0.0.1:8188     (needs playwright and Chromium)
+    .ci/comfy_setup FOLDER                               once: ComfyUI, its environment and Chromium
+    python docs/make_screenshots.py FOLDER [PART ...]    needs playwright; PART: only pictures with it in their name
 
-The ComfyUI there has this checkout in custom_nodes, best as a link: the picture of the template browser shows the
-thumbnails that are installed.
-Two pictures are put into ComfyUI's input folder: example.png, and a damaged copy of it.
+A ComfyUI of its own is started, in a folder that is removed again, with a link to this checkout in custom_nodes: the
+picture of the template browser, made last, shows the thumbnails that were made just before.
+Two pictures are put into ComfyUI's input folder: example.png, and a damaged copy of it. The checkpoint that the templates
+name is an empty file: it is shown, not loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +14,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import socket
+import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +31,11 @@ from playwright.sync_api import sync_playwright
 from skimage import data
 
 ROOT = Path(__file__).resolve().parent.parent
+VERSION = "0.30.0"
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+# Notices come and go by the clock.
+QUIET = ".p-toast, [data-testid='queue-notification-banner'] { display: none !important; }"
 ENDED = """() => { window.ended = null; for (const kind of ["execution_success", "execution_error"])
     app.api.addEventListener(kind, () => { window.ended = kind; }); }"""
 BOX = """(kinds) => { const all = app.graph._nodes.filter(n => !kinds || kinds.includes(n.type));
@@ -79,6 +93,42 @@ BUILD = """([nodes, wires]) => {
         made[from].connect(output, made[to], made[to].inputs.findIndex(x => x.name === input)); }"""
 
 
+@contextmanager
+def running_comfy(home: Path) -> Iterator[str]:
+    """Start the ComfyUI that `.ci/comfy_setup` put into `home`, with this checkout as its only pack; its address."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        base = Path(folder)
+        (base / "custom_nodes").mkdir()
+        (base / "custom_nodes" / "ComfyUI-RALI").symlink_to(ROOT)
+        (base / "models" / "checkpoints").mkdir(parents=True)
+        (base / "models" / "checkpoints" / CHECKPOINT).touch()
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        command = [
+            home / "venv" / "bin" / "python", "main.py", "--cpu", "--port", port, "--disable-auto-launch",
+            "--disable-api-nodes", "--base-directory", base, "--database-url", f"sqlite:///{base / 'comfyui.db'}",
+        ]  # fmt: skip
+        with (base / "server.log").open("wb") as log:
+            process = subprocess.Popen(
+                list(map(str, command)), cwd=home / f"ComfyUI-{VERSION}", stdout=log, stderr=subprocess.STDOUT
+            )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            while True:
+                if process.poll() is not None:
+                    raise RuntimeError(f"ComfyUI ended at start:\n{(base / 'server.log').read_text()[-4000:]}")
+                try:
+                    urllib.request.urlopen(f"{url}/system_stats").close()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
+
+
 class Camera:
     """A page on an empty graph.
 
@@ -95,13 +145,14 @@ class Camera:
             "Comfy.RightSidePanel.IsOpen": False, "Comfy.Graph.CanvasInfo": False,
         }  # fmt: skip
         self.page = browser.new_context(viewport={"width": 2600, "height": 1700}, base_url=url).new_page()
-        self.page.set_default_timeout(400_000)
+        self.page.set_default_timeout(600_000)
         self.page.request.post("/api/settings", data=settings)
         for name, picture in pictures.items():
             self.upload(name, picture)
         self.page.goto("/")
-        self.page.wait_for_function("() => window.app?.graph && window.app?.extensionManager")
-        self.page.wait_for_timeout(3000)
+        # The page opens its own first workflow while its spinner turns.
+        self.page.wait_for_function("() => window.app?.extensionManager?.spinner === false")
+        self.page.add_style_tag(content=QUIET)
 
     def upload(self, name: str, picture: Image.Image) -> None:
         """Put a picture into ComfyUI's input folder, as the page's upload button does."""
@@ -113,7 +164,15 @@ class Camera:
     def do(self, command: str) -> None:
         """One of the page's commands."""
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", command)
-        self.page.wait_for_timeout(1000)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until all nodes, and their pictures, are drawn."""
+        self.page.wait_for_function(
+            "() => document.querySelectorAll('[data-node-id]').length === app.graph._nodes.length"
+            " && [...document.querySelectorAll('[data-node-id] img')].every(image => image.complete)"
+        )
+        self.page.evaluate(DRAWN)
 
     def run(self) -> None:
         """Press Run and wait for the end."""
@@ -122,7 +181,7 @@ class Camera:
         self.page.wait_for_function("() => window.ended")
         if self.page.evaluate("() => window.ended") != "execution_success":
             raise RuntimeError("the workflow failed: look at ComfyUI's log")
-        self.page.wait_for_timeout(6000)  # until the notices are gone
+        self.settle()
 
     def photograph(self, kinds: list[str] | None = None, margin: int = 24) -> Image.Image:
         """The nodes of these types (None: all) at the page's zoom."""
@@ -133,15 +192,17 @@ class Camera:
     def zoom(self, scale: float, x: float, y: float) -> None:
         """Set the view."""
         self.page.evaluate(ZOOM, [scale, x, y])
-        self.page.wait_for_timeout(800)
+        self.settle()
 
 
 def make_thumbnail(camera: Camera, file: Path) -> None:
     """A workflow, run where it needs no checkpoint, on 640 x 384."""
     workflow = json.loads(file.read_text(encoding="utf-8"))
+    for loader in [node for node in workflow["nodes"] if node["type"] == "LoadImage"][1:]:
+        loader["widgets_values"][0] = "damaged.png"  # a batch of two equal pictures shows little
     camera.do("Comfy.NewBlankWorkflow")
     camera.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
-    camera.page.wait_for_timeout(2000)
+    camera.settle()
     if all(node["type"] != "CheckpointLoaderSimple" for node in workflow["nodes"]):
         camera.run()
     camera.zoom(0.9, 200, 150)
@@ -158,7 +219,7 @@ def make_help_picture(camera: Camera, kind: str) -> None:
     nodes, wires, runs, shown = SCENES[kind]
     camera.do("Comfy.NewBlankWorkflow")
     camera.page.evaluate(BUILD, [nodes, wires])
-    camera.page.wait_for_timeout(1500)
+    camera.settle()
     if runs:
         camera.run()
     camera.zoom(1.3, 200, 120)
@@ -179,27 +240,29 @@ def make_template_picture(camera: Camera) -> None:
     camera.page.get_by_text(ours, exact=True).first.click()
     loaded = "[...document.querySelectorAll('img')].filter(x => x.src.startsWith('blob:') && x.naturalWidth === 640)"
     camera.page.wait_for_function(f"() => {loaded}.length >= 6")
-    camera.page.wait_for_timeout(1500)
+    camera.page.evaluate(DRAWN)
     picture = Image.open(io.BytesIO(camera.page.screenshot())).convert("RGB")
     picture.resize((1100, 688), Image.Resampling.LANCZOS).save(ROOT / "docs/images/comfyui-templates.jpg", quality=88)
 
 
-def main(url: str, *only: str) -> None:
+def main(home: str, *only: str) -> None:
     """Make all pictures, or those whose name contains one of `only`."""
     good = Image.fromarray(data.astronaut())
     noise = np.random.default_rng(0).normal(0.0, 20.0, (good.height, good.width, 3))
     blurred = np.asarray(good.filter(ImageFilter.GaussianBlur(4)), dtype=np.float32)
     damaged = Image.fromarray((blurred + noise).clip(0, 255).astype(np.uint8))
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
+    with running_comfy(Path(home).resolve()) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         camera = Camera(browser, url, {"example.png": good, "damaged.png": damaged})
         for kind in SCENES:
             if not only or any(part in kind for part in only):
                 make_help_picture(camera, kind)
+                print(kind, flush=True)
         for file in sorted((ROOT / "workflows").glob("*.json")):
             if not only or any(part in file.stem for part in only):
                 make_thumbnail(camera, file)
+                print(file.stem, flush=True)
         if not only or "templates" in only:
             make_template_picture(camera)
         browser.close()

@@ -79,7 +79,7 @@ class Server:
         self.log = base / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout: float = 900) -> Server:
+    def start(self, timeout: float = 1800) -> Server:
         """Start and wait until it answers."""
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
         command = [
@@ -101,7 +101,7 @@ class Server:
                 self.get("/system_stats")
                 return self
             except (urllib.error.URLError, OSError):
-                time.sleep(0.3)
+                time.sleep(0.5)
         raise TimeoutError(f"ComfyUI did not answer in {timeout} s:\n{self.text()[-4000:]}")
 
     def stop(self) -> None:
@@ -126,7 +126,7 @@ class Server:
 
     def get(self, path: str) -> Any:
         """GET JSON."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as reply:
+        with urllib.request.urlopen(self.url + path, timeout=300) as reply:
             return json.load(reply)
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
@@ -134,14 +134,14 @@ class Server:
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=60) as reply:
+            with urllib.request.urlopen(request, timeout=300) as reply:
                 text = reply.read()
                 return reply.status, json.loads(text) if text else None
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.loads(error.read() or b"null")
 
-    def run(self, prompt: dict[str, Any], *, timeout: float = 300, on_message: Any = None, extra: Any = None) -> Run:
+    def run(self, prompt: dict[str, Any], *, timeout: float = 900, on_message: Any = None, extra: Any = None) -> Run:
         """Queue a prompt and wait for its end."""
         client = uuid.uuid4().hex
         events = WebSocket(self.port, f"/ws?clientId={client}", timeout)
@@ -159,7 +159,7 @@ class Server:
                         on_message(self, *messages[-1])
         finally:
             events.close()
-        for _ in range(200):  # the end is announced before the history is written
+        for _ in range(600):  # the end is announced before the history is written
             history = self.get(f"/history/{answer['prompt_id']}")
             if history:
                 break
@@ -276,25 +276,20 @@ def tools() -> dict[str, Any]:
     return {"Server": Server, "install_pack": install_pack, "node": node, "degrade": degrade, "HELPERS": HELPERS}
 
 
-@pytest.fixture(scope="session", params=[NEW, OLD])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All tests on a shared server run on the newer ComfyUI, those marked `both_versions` on the oldest one as well."""
+    if "server" in metafunc.fixturenames:
+        both = metafunc.definition.get_closest_marker("both_versions")
+        metafunc.parametrize("server", [NEW, OLD] if both else [NEW], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest, comfy_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """ComfyUI with this pack, the probe nodes and tiny random diffusion models."""
+    """ComfyUI with this pack, the probe nodes and tiny random diffusion models; one for all tests of its version."""
     base = tmp_path_factory.mktemp(f"comfy-{request.param}")
     running = Server(comfy_home, request.param, base)
     install_pack(base / "custom_nodes")
     shutil.copytree(HELPERS / "probe", base / "custom_nodes" / "probe")
-    try:
-        yield running.start()
-    finally:
-        running.stop()
-
-
-@pytest.fixture(scope="session")
-def new_server(comfy_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The newer ComfyUI, for the page."""
-    base = tmp_path_factory.mktemp("comfy-page")
-    running = Server(comfy_home, NEW, base)
-    install_pack(base / "custom_nodes")
     try:
         yield running.start()
     finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -59,8 +61,8 @@ def choices(server: Any) -> list[str]:
     return list(found[1]["options"] if isinstance(found[0], str) else found[0])
 
 
-def test_renamed_in_another_folder_and_beside_packs_that_take_its_names_it_loads_at_once_and_scores(
-    start: Callable[..., Any], comfy_home: Path, tmp_path: Path, tools: dict[str, Any], tiny_file: Path
+def test_renamed_in_another_folder_and_beside_packs_that_take_its_names_it_loads_nothing_but_itself_and_scores(
+    start: Callable[..., Any], tmp_path: Path, tools: dict[str, Any], tiny_file: Path
 ) -> None:
     for place in ("base/custom_nodes/aaa_clash", "packs/zzz_clash"):
         other = tmp_path / place
@@ -75,17 +77,17 @@ def test_renamed_in_another_folder_and_beside_packs_that_take_its_names_it_loads
     paths = tmp_path / "extra.yaml"
     paths.write_text(f"mine:\n  base_path: {tmp_path}\n  rali: elsewhere\n  custom_nodes: packs\n")
 
-    # Loaded after the stopwatch, because it is in the folder that is searched later. The first start of all would
-    # compile the pack's files.
+    # Loaded after the stopwatch, because it is in the folder that is searched later.
     shutil.copytree(tools["HELPERS"] / "stopwatch", tmp_path / "base" / "custom_nodes" / "stopwatch")
-    compiler = [str(comfy_home / "venv" / "bin" / "python"), "-m", "compileall", "-q", str(tmp_path / "packs")]
-    subprocess.run(compiler, check=True)
 
     server = start("--extra-model-paths-config", str(paths))
-    cost = re.search(r"stopwatch: ([\d.]+) ms for .*my own\.name for it", server.text())
-    assert cost is not None, server.text()[-3000:]
-    print(f"the pack adds {cost[1]} ms to ComfyUI's start")
-    assert float(cost[1]) <= 50.0
+    seen = [json.loads(text) for text in re.findall(r"stopwatch: (\{.*\})", server.text())]
+    (ours,) = (pack for pack in seen if pack["pack"].endswith("my own.name for it"))
+    assert ours["on the path"] == []
+    own = ours["pack"].replace(".", "_x_")
+    foreign = {name.split(".")[0] for name in ours["imported"] if not name.startswith(own)}
+    # What costs time at start is importing; bench/comfy_start.py measures how much that is.
+    assert foreign <= sys.stdlib_module_names
     assert len(re.findall(r"seconds: .*(?:aaa|zzz)_clash", server.text())) == 2
     assert len(server.run(score_prompt()).check().scores("s")) == 1
     assert choices(server) == ["rali-small (bundled)", "extra.safetensors"]
@@ -160,7 +162,9 @@ def test_the_registrys_archive_is_valid_and_stays_within_its_memory_over_two_hun
     def queue(seeds: range) -> None:
         for seed in seeds:
             assert server.post("/prompt", {"prompt": prompt(seed)})[0] == 200
+        deadline = time.monotonic() + 1800
         while server.get("/prompt")["exec_info"]["queue_remaining"]:
+            assert time.monotonic() < deadline, server.text()[-3000:]
             time.sleep(0.2)
 
     queue(range(40))

@@ -50,6 +50,7 @@ def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     return prompt
 
 
+@pytest.mark.both_versions
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_a_workflow_runs(server: Any, photographs: dict[str, Image.Image], file: Path) -> None:
     server.picture("example.png", photographs["coffee"].resize((320, 200)))

@@ -15,6 +15,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHOTS = Path(os.environ.get("RALI_SCREENSHOTS", REPOSITORY / "build" / "screenshots"))
 PANEL = ".rali-scores:visible"
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 DROP = """async ([name, type, data]) => {
     const bytes = Uint8Array.from(atob(data), x => x.charCodeAt(0)), transfer = new DataTransfer();
     transfer.items.add(new File([bytes], name, { type }));
@@ -49,13 +50,13 @@ class Page:
 
     Args:
         browser: Chromium.
-        server: ComfyUI.
+        server: A running ComfyUI.
         vue: Which of the two node renderers.
         settings: Further settings of the page.
     """
 
     def __init__(self, browser: Any, server: Any, *, vue: bool = False, **settings: Any) -> None:
-        self.server = server
+        self.vue = vue
         settings = {
             "Comfy.TutorialCompleted": True, "Comfy.Notification.ShowVersionUpdates": False, "Comfy.Locale": "en",
             "Comfy.Workflow.Persist": False, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": vue,
@@ -64,15 +65,14 @@ class Page:
         assert server.post("/api/settings", settings)[0] == 200
         self.context = browser.new_context(viewport={"width": 1600, "height": 1000})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(120_000)
+        self.page.set_default_timeout(300_000)  # for a machine that does other work as well; nothing waits in vain
         self.problems: list[str] = []
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("console", self._console)
         self.page.goto(server.url, wait_until="domcontentloaded")
-        self.wait("window.app?.graph && window.app?.extensionManager && !document.querySelector('.p-progressspinner')")
-        self.page.wait_for_timeout(1500)  # the page opens its own first workflow without saying when it is done
-        self.do("Comfy.NewBlankWorkflow")
-        self.wait("app.graph._nodes.length === 0")
+        # Set after the spinner and before it goes: the page opens its own first workflow in between.
+        self.wait("window.app?.extensionManager?.spinner === false")
+        self.clear()
 
     def _console(self, message: Any) -> None:
         if message.type in ("error", "warning") and "rali" in message.text.lower():
@@ -82,10 +82,34 @@ class Page:
         """Wait until JavaScript finds it true."""
         self.page.wait_for_function(f"() => {condition}")
 
+    def settle(self) -> None:
+        """Wait until the page has drawn what it knows."""
+        self.page.evaluate(DRAWN)
+
     def do(self, command: str) -> None:
-        """Run one of the page's commands."""
+        """Run one of the page's commands, to its end."""
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", command)
-        self.page.wait_for_timeout(500)
+        self.settle()
+
+    def clear(self) -> None:
+        """Begin an empty workflow."""
+        self.do("Comfy.NewBlankWorkflow")
+        self.wait("app.graph._nodes.length === 0")
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Open a workflow, and wait until each of its nodes is drawn."""
+        self.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
+        self.wait(f"app.graph._nodes.length === {len(workflow['nodes'])}")
+        if self.vue:
+            self.wait(f"document.querySelectorAll('[data-node-id]').length === {len(workflow['nodes'])}")
+        self.settle()
+
+    def save(self, name: str) -> None:
+        """Save the workflow under a name, as a user does it."""
+        with self.page.expect_response(lambda reply: "/userdata/" in reply.url and reply.request.method == "POST"):
+            self.page.keyboard.press("Control+s")
+            self.page.get_by_role("dialog").get_by_role("textbox").fill(name)
+            self.page.keyboard.press("Enter")
 
     def kinds(self) -> list[str]:
         """Types of the nodes on the canvas."""
@@ -123,12 +147,13 @@ class Page:
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Press, move, let go."""
+        self.settle()
         self.page.mouse.move(*start)
         self.page.mouse.down()
         self.page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 20, steps=10)
         self.page.mouse.move(*end, steps=10)
         self.page.mouse.up()
-        self.page.wait_for_timeout(500)
+        self.settle()
 
     def drop(self, file: Path) -> None:
         """Drop a file onto the canvas."""
@@ -144,16 +169,24 @@ class Page:
         self.page.get_by_test_id("queue-button").click()
         self.wait("window.raliEnd")
         assert self.page.evaluate("() => window.raliEnd") == "execution_success"
-        self.page.wait_for_timeout(1000)
+        self.settle()
 
-    def numbers(self) -> list[float]:
-        """The scores that can be seen on nodes."""
-        found = self.page.locator(f"{PANEL} [data-rali-score]")
-        return [float(found.nth(i).get_attribute("data-rali-score")) for i in range(found.count())]
+    def seen(self, attribute: str, count: int) -> list[str]:
+        """An attribute of the `count` score lines that can be seen on nodes, once there are so many."""
+        found = self.page.locator(f"{PANEL} [data-rali-score]:visible")
+        if count:
+            found.nth(count - 1).wait_for()
+        assert found.count() == count
+        return [found.nth(index).get_attribute(attribute) for index in range(count)]
+
+    def numbers(self, count: int) -> list[float]:
+        """The `count` scores that can be seen on nodes."""
+        return [float(text) for text in self.seen("data-rali-score", count)]
 
     def shot(self, name: str) -> Path:
         """Keep a picture of the page."""
         SHOTS.mkdir(parents=True, exist_ok=True)
+        self.settle()
         self.page.screenshot(path=SHOTS / f"{name}.png")
         return SHOTS / f"{name}.png"
 
@@ -164,12 +197,12 @@ class Page:
 
 
 @pytest.fixture
-def open_page(browser: Any, new_server: Any) -> Iterator[Callable[..., Page]]:
+def open_page(browser: Any, server: Any) -> Iterator[Callable[..., Page]]:
     """Opens pages, and closes them at the end of the test."""
     opened: list[Page] = []
 
     def begin(**settings: Any) -> Page:
-        opened.append(Page(browser, new_server, **settings))
+        opened.append(Page(browser, server, **settings))
         return opened[-1]
 
     yield begin
@@ -178,10 +211,10 @@ def open_page(browser: Any, new_server: Any) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture(scope="session")
-def pictures(new_server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any]) -> dict[str, str]:
+def pictures(server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any]) -> dict[str, str]:
     """Names of a good and a bad picture in the input folder; `example.png`, which the templates name, is there too."""
     good = photographs["astronaut"]
     for name in ("good.png", "example.png"):
-        new_server.picture(name, good)
-    new_server.picture("bad.png", tools["degrade"](good, 5))
+        server.picture(name, good)
+    server.picture("bad.png", tools["degrade"](good, 5))
     return {"good": "good.png", "bad": "bad.png"}

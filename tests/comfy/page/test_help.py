@@ -19,14 +19,14 @@ def test_every_nodes_help_page_opens_with_its_picture(open_page: Callable[..., A
     assert len(NODES) == 10
     page = open_page()
     for kind in NODES:
-        page.do("Comfy.NewBlankWorkflow")
+        page.clear()
         node = page.add(kind, 200, 200)
-        page.page.wait_for_timeout(300)
+        page.settle()
         page.page.mouse.click(*page.place(node, "[node.pos[0] + 60, node.pos[1] - 15]"))
         page.page.get_by_test_id("info-button").first.click()
         page.wait(f"[...document.querySelectorAll('img')].some(x => x.src.endsWith('/{kind}.webp') && x.naturalWidth)")
         title = (REPOSITORY / "web" / "docs" / f"{kind}.md").read_text(encoding="utf-8").splitlines()[0][2:]
-        assert page.page.get_by_role("heading", name=title).first.is_visible()
+        page.page.get_by_role("heading", name=title).first.wait_for()
         page.shot(f"help-{kind}")
 
 
@@ -36,7 +36,6 @@ def test_nodes_have_their_translated_names(open_page: Callable[..., Any], langua
     names = json.loads(path.read_text(encoding="utf-8"))["RALI_Filter"]
     page = open_page(**{"Comfy.Locale": language})
     node = page.add("RALI_Filter", 200, 200)
-    page.page.wait_for_timeout(500)
     page.shot(f"language-{language}")
     seen = page.page.evaluate(
         "(id) => { const node = app.graph.getNodeById(id); return [node.title, ...node.inputs.map(x => x.localized_name),"
