@@ -85,6 +85,7 @@ def test_renamed_in_another_folder_and_beside_packs_that_take_its_names_it_loads
     (ours,) = (pack for pack in seen if pack["pack"].endswith("my own.name for it"))
     assert ours["on the path"] == []
     own = ours["pack"].replace(".", "_x_")
+    assert f"{own}.rali_core" in ours["imported"]
     foreign = {name.split(".")[0] for name in ours["imported"] if not name.startswith(own)}
     # What costs time at start is importing; bench/comfy_start.py measures how much that is.
     assert foreign <= sys.stdlib_module_names
