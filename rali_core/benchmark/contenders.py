@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -146,10 +147,17 @@ class ClipIqa(Contender):
         from torchmetrics.multimodal import CLIPImageQualityAssessment
         from transformers import CLIPConfig, CLIPModel
 
-        with tempfile.TemporaryDirectory() as folder:
+        name = "openai/clip-vit-large-patch14-336"  # one of the few that the class takes; here a folder of that name
+        before = os.getcwd()
+        with tempfile.TemporaryDirectory() as root:
+            folder = Path(root, name)
             CLIPModel(CLIPConfig(**clip_config(shape))).save_pretrained(folder)
-            write_processor(Path(folder), shape["image_size"])
-            self._metric: Any = CLIPImageQualityAssessment(model_name_or_path=cast(Any, folder))
+            write_processor(folder, shape["image_size"])
+            os.chdir(root)
+            try:
+                self._metric: Any = CLIPImageQualityAssessment(model_name_or_path=cast(Any, name))
+            finally:
+                os.chdir(before)
 
     def score(self, images: list[Image.Image] | Tensor) -> list[float]:
         """One score a picture."""
@@ -187,17 +195,37 @@ class PerPicture(Contender):
 
 
 def brisque() -> Contender:
-    """BRISQUE (Mittal et al., 2012), the package `brisque`."""
+    """BRISQUE's features (Mittal et al., 2012), by the package `brisque`.
+
+    Its last step, the regression from 36 numbers, is left out: it fails with numpy from 2.4 on and takes no time beside
+    the features.
+    """
     from brisque import BRISQUE
 
-    return PerPicture(BRISQUE(url=False).score)
+    class Features(BRISQUE):  # type: ignore[misc]
+        def calculate_image_quality_score(self, features: Any) -> float:
+            return float(np.asarray(features, dtype=float).sum())
+
+    return PerPicture(Features(url=False).score)
 
 
 def niqe() -> Contender:
-    """NIQE (Mittal et al., 2013), scikit-video's; it takes the luminance."""
+    """NIQE (Mittal et al., 2013), scikit-video's; it takes the luminance.
+
+    The package is older than numpy 1.24 and SciPy 1.3; what it needs of them and they have dropped is given back here.
+    """
+    import scipy.misc
+
     for name, kind in (("float", float), ("int", int), ("bool", bool)):
         if name not in vars(np):
-            setattr(np, name, kind)  # it was written for numpy before 1.24
+            setattr(np, name, kind)
+
+    def halve(values: Any, scale: float, interp: str, mode: str) -> Any:  # noqa: ARG001
+        height, width = values.shape
+        image = Image.fromarray(values.astype(np.float32))
+        return np.asarray(image.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC))
+
+    scipy.misc.imresize = halve
     from skvideo.measure import niqe as measure
 
     return PerPicture(lambda picture: measure(np.array(Image.fromarray(picture).convert("L"))))
