@@ -64,7 +64,8 @@ class OfficialRecipe(Contender):
     def __init__(self, shape: dict[str, Any] = OFFICIAL) -> None:
         from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-        self._model: Any = CLIPModel(CLIPConfig(**clip_config(shape))).eval()
+        model: Any = CLIPModel(CLIPConfig(**clip_config(shape)))
+        self._model = model.eval()
         size = shape["image_size"]
         self._processor: Any = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size)
         self._head = random_head(EMBED)

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .processes import Case, Worker, environment
-from .processes import package as package_name
+from .processes import PACKAGE, Case, Worker, environment
 
 Say = Callable[[str], None]
 
@@ -110,7 +109,7 @@ def peak_memory(
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         with Worker(name, model=model, threads=threads) as worker:
-            run = {"error": worker.error} if worker.error else worker.measure(case)
+            run: dict[str, Any] = {"error": worker.error} if worker.error else worker.measure(case)
         if "error" not in run:
             found[name] = {"peak": run["peak"], "above_torch": run["peak"] - run["before"]}
     base = found.get(reference)
@@ -127,7 +126,7 @@ def cold_start(*, rounds: int, threads: int | None = None) -> dict[str, Any]:
     ours = [
         sys.executable,
         "-c",
-        f"import sys; from {package_name.rpartition('.')[0]}.cli import main; sys.exit(main())",
+        f"import sys; from {PACKAGE.rpartition('.')[0]}.cli import main; sys.exit(main())",
     ]
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), 1)
@@ -187,7 +186,7 @@ def folder_run(count: int, *, dtype: str, model: str | None = None, threads: int
     """
     import json
 
-    code = FOLDER_RUN.format(package=package_name.rpartition(".")[0])
+    code = FOLDER_RUN.format(package=PACKAGE.rpartition(".")[0])
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), count)
         done = subprocess.run(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import __name__ as package
+PACKAGE = __name__.rpartition(".")[0]
+"""Name that this package was imported under; ComfyUI gives it another."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Worker:
 
     def __init__(self, name: str, *, model: str | None = None, threads: int | None = None) -> None:
         self.name = name
-        command = [sys.executable, "-m", f"{package}.worker", name, *([model] if model else [])]
+        command = [sys.executable, "-m", f"{PACKAGE}.worker", name, *([model] if model else [])]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env=environment(threads),

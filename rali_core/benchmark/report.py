@@ -33,7 +33,8 @@ def format_case(case: Mapping[str, Any], reference: str) -> str:
 
 def goals(result: Mapping[str, Any]) -> list[tuple[str, str, str, bool | None]]:
     """(goal, wanted, measured, met) for what was measured; met is None where something was missing."""
-    main = next((case["contenders"] for case in result["compare"]["cases"] if case["size"] == 512), {})
+    cases = result["compare"]["cases"]
+    main: Mapping[str, Any] = next((case["contenders"] for case in cases if case["size"] == 512), {})
 
     def ratio(name: str, other: str = REFERENCE) -> float | None:
         ours, theirs = main.get(name, {}), main.get(other, {})
