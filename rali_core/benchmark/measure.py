@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from . import __name__ as package_name
 from .processes import Case, Worker, environment
-from .processes import package as package_name
 
 Say = Callable[[str], None]
 
@@ -110,7 +110,7 @@ def peak_memory(
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         with Worker(name, model=model, threads=threads) as worker:
-            run = {"error": worker.error} if worker.error else worker.measure(case)
+            run: dict[str, Any] = {"error": worker.error} if worker.error else worker.measure(case)
         if "error" not in run:
             found[name] = {"peak": run["peak"], "above_torch": run["peak"] - run["before"]}
     base = found.get(reference)
