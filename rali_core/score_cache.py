@@ -64,7 +64,8 @@ def content_key(image: Tensor) -> bytes:
         ordered = values.contiguous()
     digest = xxhash.xxh3_128(repr((tuple(values.shape), str(values.dtype), order)).encode())
     digest.update(ordered.flatten().view(torch.uint8).numpy().data)
-    return digest.digest()
+    made: bytes = digest.digest()
+    return made
 
 
 def content_keys(images: Sequence[Tensor]) -> list[bytes]:
@@ -82,7 +83,8 @@ def file_key(path: str | os.PathLike[str]) -> bytes:
     Raises:
         OSError: It cannot be read.
     """
-    return xxhash.xxh3_128(b"file" + Path(path).read_bytes()).digest()
+    made: bytes = xxhash.xxh3_128(b"file" + Path(path).read_bytes()).digest()
+    return made
 
 
 def tensors_key(tensors: Mapping[str, Tensor]) -> str:
@@ -90,7 +92,8 @@ def tensors_key(tensors: Mapping[str, Tensor]) -> str:
     digest = xxhash.xxh3_128()
     for name in sorted(tensors):
         digest.update(name.encode() + b"\0" + content_key(tensors[name]))
-    return digest.hexdigest()
+    made: str = digest.hexdigest()
+    return made
 
 
 class ScoreCache:

@@ -148,6 +148,8 @@ class ClipIqa(Contender):
         from torchmetrics.multimodal import CLIPImageQualityAssessment
         from transformers import CLIPConfig, CLIPModel
 
+        for method in ("get_text_features", "get_image_features"):
+            setattr(CLIPModel, method, pooled(getattr(CLIPModel, method)))
         name = "openai/clip-vit-large-patch14-336"  # one of the few that the class takes; here a folder of that name
         before = os.getcwd()
         with tempfile.TemporaryDirectory() as root:
@@ -168,6 +170,16 @@ class ClipIqa(Contender):
             scores = self._metric(images)
         self._metric.reset()
         return cast("list[float]", scores.flatten().tolist())
+
+
+def pooled(features: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of transformers' `CLIPModel` whose result is a tensor, as torchmetrics expects; 5 gives objects."""
+
+    def call(*inputs: Any, **options: Any) -> Any:
+        output = features(*inputs, **options)
+        return output if isinstance(output, Tensor) else output.pooler_output
+
+    return call
 
 
 def write_processor(folder: Path, size: int) -> None:
@@ -205,7 +217,7 @@ def brisque() -> Contender:
 
     class Features(BRISQUE):  # type: ignore[misc]
         def calculate_image_quality_score(self, features: Any) -> float:
-            return float(np.asarray(features, dtype=float).sum())
+            return float(len(features))
 
     return PerPicture(Features(url=False).score)
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .processes import PACKAGE, Case, Worker, environment
+from . import __name__ as package_name
+from .processes import Case, Worker, environment
 
 Say = Callable[[str], None]
 
@@ -126,7 +127,7 @@ def cold_start(*, rounds: int, threads: int | None = None) -> dict[str, Any]:
     ours = [
         sys.executable,
         "-c",
-        f"import sys; from {PACKAGE.rpartition('.')[0]}.cli import main; sys.exit(main())",
+        f"import sys; from {package_name.rpartition('.')[0]}.cli import main; sys.exit(main())",
     ]
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), 1)
@@ -186,7 +187,7 @@ def folder_run(count: int, *, dtype: str, model: str | None = None, threads: int
     """
     import json
 
-    code = FOLDER_RUN.format(package=PACKAGE.rpartition(".")[0])
+    code = FOLDER_RUN.format(package=package_name.rpartition(".")[0])
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), count)
         done = subprocess.run(

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PACKAGE = __name__.rpartition(".")[0]
-"""Name that this package was imported under; ComfyUI gives it another."""
+from . import __name__ as package_name
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Worker:
 
     def __init__(self, name: str, *, model: str | None = None, threads: int | None = None) -> None:
         self.name = name
-        command = [sys.executable, "-m", f"{PACKAGE}.worker", name, *([model] if model else [])]
+        command = [sys.executable, "-m", f"{package_name}.worker", name, *([model] if model else [])]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env=environment(threads),

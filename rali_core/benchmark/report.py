@@ -163,8 +163,8 @@ def compare_with_baseline(
     before = {(case["size"], case["batch"], case["kind"]): case for case in baseline["compare"]["cases"]}
     for case in result["compare"]["cases"]:
         known = before.get((case["size"], case["batch"], case["kind"]), {"contenders": {}})["contenders"]
-        for name, values in case["contenders"].items():
-            old, new = known.get(name, {}).get("processor_ratio"), values.get("processor_ratio")
+        for name, values in known.items():
+            old, new = values.get("processor_ratio"), case["contenders"].get(name, {}).get("processor_ratio")
             if old is not None and (new is None or new < tolerance * old):
                 got = "not measured" if new is None else f"{new:.2f}"
                 lines.append(f"slower than the baseline: {name}, {case['size']} x {case['size']}: {got}, was {old:.2f}")
