@@ -5,8 +5,8 @@
 
 A ComfyUI of its own is started, in a folder that is removed again, with a link to this checkout in custom_nodes: the
 picture of the template browser, made last, shows the thumbnails that were made just before.
-Two pictures are put into ComfyUI's input folder: example.png, and a damaged copy of it. The checkpoint that the templates
-name is an empty file: it is shown, not loaded.
+Two pictures are put into ComfyUI's input folder: example.png, and a damaged copy of it. The checkpoint that the
+templates name is an empty file: it is shown, not loaded.
 """
 
 from __future__ import annotations
