@@ -19,7 +19,7 @@ class ScoreDescriber:
 
     Example:
         >>> ScoreDescriber().describe(Path("a.png"), score=0.5, seed=1).text
-        'Technically, this is fair quality.'
+        'The impression that the image makes is fair.'
     """
 
     source = "score"
