@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N pictures of the folders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args()
-    scorer = RaliScorer(options.model)
+    scorer = RaliScorer.from_pretrained(options.model)
     pictures = [_open(path) for path in find_pictures(options.pictures)[: options.limit]]
     figures = {"pictures": measure(scorer, pictures)} if pictures else {}
     if options.drawings:

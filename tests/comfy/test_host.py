@@ -87,8 +87,8 @@ def test_renamed_in_another_folder_and_beside_packs_that_take_its_names_it_loads
     own = ours["pack"].replace(".", "_x_")
     assert f"{own}.rali_core" in ours["imported"]
     foreign = {name.split(".")[0] for name in ours["imported"] if not name.startswith(own)}
-    # What costs time at start is importing; bench/comfy_start.py measures how much that is.
-    assert foreign <= sys.stdlib_module_names
+    # What costs time at start is importing; bench/comfy_start.py measures how much that is. xxhash is one small C file.
+    assert foreign <= sys.stdlib_module_names | {"xxhash"}
     assert len(re.findall(r"seconds: .*(?:aaa|zzz)_clash", server.text())) == 2
     assert len(server.run(score_prompt()).check().scores("s")) == 1
     assert choices(server) == ["rali-small (bundled)", "extra.safetensors"]
