@@ -37,6 +37,18 @@ def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
     return by_id
 
 
+def approximately(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Equal to the same rows of another run: linear algebra rounds as it meets the memory's alignment and the batch."""
+    tolerance = {"score": 1e-6, "percentile": 0.1}
+    return {
+        name: {
+            key: pytest.approx(value, abs=tolerance[key]) if key in tolerance and value is not None else value
+            for key, value in row.items()
+        }
+        for name, row in rows.items()
+    }
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Twenty pictures in two folders, a file that is no picture and one that is damaged."""
