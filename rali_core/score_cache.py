@@ -8,7 +8,6 @@ different pictures do not meet by chance, but it is no protection against somebo
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,11 +18,13 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
-import xxhash
 from torch import Tensor
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterator
+
+# sqlite3 and xxhash are imported where they are used: ComfyUI imports this module at its start, and waits for that.
 
 DEFAULT_CAPACITY = 65536
 """Remembered scores in memory; an entry takes some 200 bytes."""
@@ -56,6 +57,8 @@ def content_key(image: Tensor) -> bytes:
         image: A tensor of any shape; -0.0 and 0.0 count as different, and so do equal values whose axes lie in another
             order in memory, such as (H, W, C) seen as (C, H, W).
     """
+    import xxhash
+
     values = image.detach().cpu()
     order = sorted(range(values.ndim), key=lambda axis: (values.shape[axis] > 1, values.stride(axis)), reverse=True)
     ordered = values.permute(order)
@@ -83,12 +86,16 @@ def file_key(path: str | os.PathLike[str]) -> bytes:
     Raises:
         OSError: It cannot be read.
     """
+    import xxhash
+
     made: bytes = xxhash.xxh3_128(b"file" + Path(path).read_bytes()).digest()
     return made
 
 
 def tensors_key(tensors: Mapping[str, Tensor]) -> str:
     """A digest of named tensors, such as a model's `state_dict()`; it does not depend on their order."""
+    import xxhash
+
     digest = xxhash.xxh3_128()
     for name in sorted(tensors):
         digest.update(name.encode() + b"\0" + content_key(tensors[name]))
@@ -248,6 +255,8 @@ class _ScoreFile:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """A transaction; what is damaged or cannot be opened is said with its remedy."""
+        import sqlite3
+
         with self._lock:
             try:
                 if self._connection is None or self._process != os.getpid():  # a connection must not cross a fork
@@ -262,6 +271,8 @@ class _ScoreFile:
                 ) from error
 
     def _connect(self) -> sqlite3.Connection:
+        import sqlite3
+
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
         if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             connection.execute("PRAGMA journal_mode = WAL")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hashing import hash_file
 from ..hub import find_model
-from ..official.hashing import hash_file
 from ..scorer import RaliScorer
 from .listing import Listing
 from .manifest import Manifest, missing_shards

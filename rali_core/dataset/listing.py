@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -146,9 +146,3 @@ def _check_unique(path: Path, hashes: array[int]) -> None:
             f"each image must be named once, and {len(twice)} names occur more often: {shown}; remove the repeats "
             "(sort -u for a list), or choose a unique --id-column"
         )
-
-
-def iterate_items(listing: Listing, shards: Iterable[int]) -> Iterator[tuple[int, list[Item]]]:
-    """Shard number and images of each shard, read when they are asked for."""
-    for shard in shards:
-        yield shard, listing.items(shard)

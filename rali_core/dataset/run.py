@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..checkpoint import read_metadata
+from ..hashing import hash_file
 from ..hub import find_model
-from ..official.hashing import hash_file
 from ..preprocess import Coverage
 from ..scorer import DtypeName, Progress, RaliScorer
 from . import storage

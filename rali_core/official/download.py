@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ..hashing import hash_file
 from . import files
-from .hashing import hash_file
 
 REPOSITORY, FOLDER = "ByteDance/Q-Insight", "RALI"
 ATTEMPTS = 3

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..calibration import Calibration
 from ..checkpoint import CheckpointError, ModelInfo
+from ..hashing import hash_file
 from ..model import RaliModel
 from . import files
 from .errors import ReleaseError, describe
-from .hashing import hash_file
 from .layout import Architecture, find_release, read_architecture
 from .pca_file import PcaRecord, read_pca
 from .stream import Progress

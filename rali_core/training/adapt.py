@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import load_model
+from ..hashing import hash_file
 from .backbones import load_backbone
-from .data import hash_file
 from .evaluate import Report
 from .joint import JointSettings, OrderedPictures, tune_jointly, with_image_size
 from .ordered import cache_groups, cache_pictures, plan_groups

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..encoder import EncoderConfig
+from ..hashing import hash_file
 from ..preprocess import PreprocessConfig
 
 DINOV2_ONNX_NAME = "dinov2_vits14_patch_8x8.onnx"
@@ -118,7 +119,7 @@ def _from_model_file(path: Path) -> Backbone:
 
     loaded = load_model(path)
     state = {name: tensor.float() for name, tensor in loaded.model.encoder.state_dict().items()}
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hash_file(path)
     return Backbone(
         encoder=loaded.model.encoder_config,
         preprocess=loaded.model.preprocess_config,

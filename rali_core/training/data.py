@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +110,3 @@ def split_validation(
         [row for index, row in enumerate(train) if index not in held_out],
         [row for index, row in enumerate(train) if index in held_out],
     )
-
-
-def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

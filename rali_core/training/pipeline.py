@@ -13,12 +13,13 @@ from torch import nn
 
 from ..calibration import Calibration
 from ..checkpoint import ModelInfo, save_model
+from ..hashing import hash_file
 from ..head import PrototypeHead
 from ..model import RaliModel
 from ..preprocess import Coverage
 from ..scorer import RaliScorer
 from .backbones import Backbone
-from .data import LabelledImage, hash_file, read_labels, split_validation
+from .data import LabelledImage, read_labels, split_validation
 from .evaluate import Report, format_agreement, measure_agreement
 
 MINIMUM_IMAGES = 20

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from .data import hash_file
+from ..hashing import hash_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..encoder import build_encoder
+from ..hashing import hash_file
 from .adapt import adapt, find_pictures
 from .align import AlignSettings, DescribedViews, align, make_projection
 from .backbones import Backbone, load_backbone
 from .compress import CompressedHead
 from .config import DataConfig, RactDataConfig, TrainConfig, narrow, to_json
-from .data import LabelledImage, hash_file
+from .data import LabelledImage
 from .describe.describer import Describer
 from .describe.from_file import FileDescriber
 from .describe.measured import MeasuredDescriber

@@ -12,8 +12,8 @@ from PIL import Image
 
 from rali_core.checkpoint import ModelInfo, save_model
 from rali_core.dataset import DatasetResult
+from rali_core.hashing import hash_file
 from rali_core.model import RaliModel
-from rali_core.official.hashing import hash_file
 from rali_core.scorer import RaliScorer
 
 from .conftest import approximately, read_rows
