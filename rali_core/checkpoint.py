@@ -8,8 +8,10 @@ and a file is either used as it is or refused with a list of everything that is 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +30,8 @@ FORMAT = "rali"
 FORMAT_VERSION = 1
 HEAD_TENSORS = ("mean", "scale", "components", "prototypes", "scores", "logit_scale")
 SHOWN_PROBLEMS = 20
+MAPPED_VALUES = 2**25
+"""64 MB in 16 bits."""
 
 
 class CheckpointError(ValueError):
@@ -150,17 +154,20 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
         problems = _compare_shapes(wanted, shapes)
         if problems:
             raise CheckpointError(_describe(path, problems))
-        tensors = {}
-        for name in sorted(wanted):
-            tensor = file.get_tensor(name)
-            problem = _check_tensor(name, tensor, info)
-            if problem:
-                problems.append(problem)
-            else:
-                # A copy even where the dtype stays: the mapped file may change or vanish under the model.
-                tensors[name] = tensor.to(torch.float32 if name.startswith("head.") else dtype, copy=True)
-        if problems:
-            raise CheckpointError(_describe(path, problems))
+    tensors = {}
+    for names in _split(wanted):
+        with _open(path) as file:
+            for name in names:
+                tensor = file.get_tensor(name)
+                problem = _check_tensor(name, tensor, info)
+                if problem:
+                    problems.append(problem)
+                else:
+                    # A copy even where the dtype stays: the mapped file may change or vanish under the model.
+                    tensors[name] = tensor.to(torch.float32 if name.startswith("head.") else dtype, copy=True)
+                del tensor
+    if problems:
+        raise CheckpointError(_describe(path, problems))
     model.load_state_dict(tensors, assign=True)
     stranded = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if stranded:  # a tower that computes buffers when it is built, and does not store them
@@ -168,6 +175,18 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
         model.encoder.to(dtype)
         model.load_state_dict(tensors)
     return LoadedModel(model.eval(), info)
+
+
+def _split(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    """Names in parts of some `MAPPED_VALUES` values: what was read of a file stays in memory as long as it is open."""
+    part: list[str] = []
+    for name in sorted(shapes):
+        part.append(name)
+        if sum(math.prod(shapes[one]) for one in part) >= MAPPED_VALUES:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def _open(path: str | os.PathLike[str]) -> Any:

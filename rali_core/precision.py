@@ -27,27 +27,33 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """As Linux names the instructions on x86 and Arm. Without them bfloat16 took ten times as long as float32."""
 
 
+def narrowest_precision(device: torch.device) -> Precision:
+    """What `fastest_precision` may choose besides float32; models are loaded in it, and again where float32 wins."""
+    if device.type == "cuda":
+        return "float16"
+    return "bfloat16" if device.type == "cpu" and has_bf16_instructions() else "float32"
+
+
 def fastest_precision(tower: nn.Module, device: torch.device) -> Precision:
     """What a tower runs fastest in on this machine, tried on one of its blocks.
 
     Args:
-        tower: In float32, on the CPU.
+        tower: In any floating dtype, on the CPU.
         device: Where it is to run.
 
     Returns:
         float16 on a CUDA device; bfloat16 on a CPU where a block of a plain vision transformer was at least 1.1 times
         as fast as in float32; else float32.
     """
-    if device.type == "cuda":
-        return "float16"
-    if device.type != "cpu" or not has_bf16_instructions():
-        return "float32"
+    narrowest = narrowest_precision(device)
+    if narrowest != "bfloat16":
+        return narrowest
     block, positions = _first_block(tower)
     if block is None or positions is None:
         return "float32"
     tokens = torch.randn(1, *positions.shape[-2:], generator=torch.Generator().manual_seed(0))
     narrow = _block_seconds(copy.deepcopy(block).bfloat16(), tokens.bfloat16())
-    return "bfloat16" if _block_seconds(block, tokens) >= MIN_GAIN * narrow else "float32"
+    return "bfloat16" if _block_seconds(copy.deepcopy(block).float(), tokens) >= MIN_GAIN * narrow else "float32"
 
 
 def _first_block(tower: nn.Module) -> tuple[nn.Module | None, Tensor | None]:

@@ -148,7 +148,7 @@ class RaliScorer:
         if dtype == "auto":
             from .precision import fastest_precision
 
-            dtype = fastest_precision(model.encoder.float(), self.device)
+            dtype = fastest_precision(model.encoder, self.device)
         self.dtype: DtypeName = dtype
         self.model = model.to(self.device)
         self.model.encoder.to(getattr(torch, dtype))
@@ -184,7 +184,20 @@ class RaliScorer:
             CheckpointError: The file cannot be used; every problem is listed.
             ValueError: As for the class.
         """
-        loaded = load_model(find_model(name_or_file))
+        if dtype not in get_args(DtypeName):
+            raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
+        path = find_model(name_or_file)
+        if dtype == "auto":
+            # In 16 bits first: where they win, which is usual on machines that have them, memory never held more.
+            from .precision import fastest_precision, narrowest_precision
+
+            chosen = _choose_device(device)
+            narrowest = narrowest_precision(chosen)
+            loaded = load_model(path, dtype=getattr(torch, narrowest))
+            dtype = fastest_precision(loaded.model.encoder, chosen)
+            loaded = loaded if dtype == narrowest else load_model(path)
+        else:
+            loaded = load_model(path, dtype=getattr(torch, dtype))
         return cls(
             loaded.model, loaded.info,
             device=device, dtype=dtype, batch_size=batch_size, coverage=coverage, cache=cache,

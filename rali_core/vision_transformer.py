@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .attention import attention
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -134,7 +136,7 @@ def attend(tokens: Tensor, project: Any, heads: int, *, first_only: bool) -> Ten
     else:
         parts = list(project(tokens, "qkv").chunk(3, dim=-1))
     query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
-    attended: Tensor = functional.scaled_dot_product_attention(query, key, value)
+    attended = attention(query, key, value)
     return attended.transpose(1, 2).flatten(2)
 
 

@@ -16,13 +16,14 @@ from rali_core.training.align import (
     AlignSettings,
     DescribedViews,
     align,
+    alignment_panels,
     build_optimizer,
-    draw_curves,
     make_projection,
     measure_recall,
     scale_learning_rate,
 )
 from rali_core.training.contrast import TextProjection
+from rali_core.training.curves import draw_curves
 from rali_core.training.tokens import UpperBlocks
 
 SETTINGS = AlignSettings(
@@ -123,7 +124,7 @@ def test_the_last_block_learns_at_the_given_rate_and_earlier_ones_more_slowly(up
 
 def test_curves_are_drawn_of_what_the_log_holds(tmp_path: Path) -> None:
     log = [{"step": step, "loss": 5 - step / 10, "srcc": step / 50} for step in range(1, 41)]
-    draw_curves(log, tmp_path / "some.png")
+    draw_curves(log, tmp_path / "some.png", alignment_panels(log))
     with Image.open(tmp_path / "some.png") as image:
         pixels = np.asarray(image.convert("RGB"), dtype=int)
     coloured = (np.ptp(pixels, axis=-1) > 60).sum(axis=0)

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from rali_core import checkpoint
 from rali_core.checkpoint import CheckpointError, ModelInfo, load_model, read_metadata, save_model
 from rali_core.model import RaliModel
 
@@ -46,6 +47,19 @@ def test_a_model_comes_back_from_its_file_as_it_was(fixture: str, request: pytes
     copy = path.with_name("copy.safetensors")
     save_model(copy, loaded.model, loaded.info)
     assert read(copy)[1] == read(path)[1]
+
+
+def test_a_file_read_in_many_parts_gives_the_same_model_and_all_problems_at_once(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_model(tiny_file).model.state_dict()
+    monkeypatch.setattr(checkpoint, "MAPPED_VALUES", 300)
+    parts = load_model(tiny_file).model.state_dict()
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    broken = {name: torch.full_like(whole[name], torch.nan) for name in ("encoder.conv1.weight", "head.scores")}
+    with pytest.raises(CheckpointError, match=r"2 problem\(s\):\n  encoder\.conv1\.weight: .*\n  head\.scores: "):
+        load_model(rewrite(tiny_file, tensors=broken))
 
 
 def test_the_head_stays_float32_whatever_the_tower_is(tiny_file: Path) -> None:

@@ -19,10 +19,11 @@ from rali_core.training.drawings import draw_picture
 from rali_core.training.evaluate import Agreement, measure_agreement
 from rali_core.training.joint import JointSettings, ordered_losses, with_image_size
 from rali_core.training.ordered import OrderedGroup, cache_groups, plan_groups, render_group
+from rali_core.training.tokens import LowerBlocks
 
 SMALL = JointSettings(
     image_size=64, frozen_blocks=3, steps=120, batch_size=16, groups_per_batch=2, learning_rate=6e-4,
-    head_learning_rate=1e-2, warmup_steps=5, average_decay=0.9,
+    head_learning_rate=1e-2, warmup_steps=5, average_decay=0.9, kept_patches=0.5, whole_steps=60,
 )  # fmt: skip
 
 
@@ -120,6 +121,18 @@ def test_another_image_size_keeps_the_model_and_resamples_its_positions(tiny_tim
         with_image_size(model, 96, torch.zeros(1, 5, 64))
 
 
+def test_kept_patches_are_those_of_the_whole_picture_and_the_class_token_stays(tiny_timm_file: Path) -> None:
+    model = load_model(tiny_timm_file).model
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    lower = LowerBlocks(model.encoder, 0)
+    with torch.inference_mode():
+        whole, part = lower(pixels), lower(pixels, torch.tensor([[3, 1, 0], [2, 2, 5]]))
+        in_order = LowerBlocks(model.encoder, 3)(pixels, torch.arange(16).expand(2, -1))
+    assert torch.equal(part[0], whole[0, [0, 4, 2, 1]])
+    assert torch.equal(part[1], whole[1, [0, 3, 3, 6]])
+    torch.testing.assert_close(in_order, LowerBlocks(model.encoder, 3)(pixels), rtol=0, atol=1e-6)
+
+
 def test_tuning_a_model_improves_it_repeats_itself_and_resumes(
     labels: Path, pristine: Path, tiny_timm_file: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +148,11 @@ def test_tuning_a_model_improves_it_repeats_itself_and_resumes(
         return story, output
 
     story, tuned = run("a")
+    logged = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in logged] == list(range(10, 121, 10))
+    assert logged[-1]["loss"] < logged[0]["loss"]
+    with Image.open(tmp_path / "a" / "curves.png") as curves:
+        assert curves.width > 1000
     rows = [row for row in read_labels(labels) if row.split == "train"]
     paths, human = [row.path for row in rows], np.array([row.score for row in rows])
 
@@ -163,6 +181,25 @@ def test_tuning_a_model_improves_it_repeats_itself_and_resumes(
     pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     scores = [RaliScorer.from_pretrained(file, device="cpu").score(pixels).scores for file in (tuned, resumed)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+    # The finished run, repeated; now with weights of its start mixed in.
+    def repeat(share: float) -> list[float]:
+        output = tmp_path / f"mixed-{share}.safetensors"
+        adapt(
+            tiny_timm_file, labels, output, work_dir=tmp_path / "b", pristine=[pristine], groups=12,
+            validation_fraction=0.2, settings=SMALL, mix_with=tiny_timm_file, mix_share=share, workers=0,
+            report=lambda _: None,
+        )  # fmt: skip
+        assert read_metadata(output)["training"]["mixed"]["share"] == share
+        mixed: list[float] = RaliScorer.from_pretrained(output, device="cpu").score(pixels).scores.tolist()
+        return mixed
+
+    start = RaliScorer.from_pretrained(tiny_timm_file, device="cpu").score(pixels).scores
+    assert repeat(1.0) == pytest.approx(start.tolist(), abs=2e-3), "the file holds the tower in 16 bits"
+    assert repeat(0.0) == pytest.approx(scores[0].tolist(), abs=1e-5)
+    assert repeat(0.5) != pytest.approx(scores[0].tolist(), abs=2e-3)
+    with pytest.raises(ValueError, match=r"mix_share must lie in \[0, 1\], got 1\.5"):
+        repeat(1.5)
     with pytest.raises(ValueError, match=r"joint\.pt belongs to a run with other settings"):
         adapt(
             tiny_timm_file, labels, resumed, work_dir=tmp_path / "b", pristine=[pristine], groups=12,
@@ -178,11 +215,16 @@ def test_the_tune_command_makes_a_model(
     arguments += ["--image-size", "96", "--steps", "2", "--groups", "2", "--workers", "0"]
     assert main(arguments) == 1
     assert "frozen_blocks must lie in 0..5 for this tower of 6 blocks, got 8" in capsys.readouterr().err
-    assert main([*arguments, "--frozen-blocks", "4", "--name", "mine"]) == 0
+    arguments += ["--frozen-blocks", "4"]
+    assert main([*arguments, "--kept-patches", "0"]) == 1
+    assert "kept_patches must lie in (0, 1], got 0.0" in capsys.readouterr().err
+    assert main([*arguments, "--name", "mine", "--kept-patches", "0.5", "--whole-steps", "1"]) == 0
     assert "2 ordered groups" in capsys.readouterr().err
     metadata = read_metadata(output)
     assert metadata["name"] == "mine"
     assert metadata["preprocess"]["image_size"] == 96
+    settings = metadata["training"]["joint"]["settings"]
+    assert (settings["kept_patches"], settings["whole_steps"]) == (0.5, 1)
     assert main(["score", str(labels.parent / "0.png"), "--model", str(output)]) == 0
 
 

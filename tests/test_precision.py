@@ -32,6 +32,21 @@ def test_fewer_bits_are_chosen_only_where_they_are_faster(
     assert RaliScorer(tiny_model, tiny_info, device="cpu", dtype="auto").dtype == chosen
 
 
+@pytest.mark.parametrize("seconds", [{"float32": 1.0, "bfloat16": 0.5}, {"float32": 1.0, "bfloat16": 0.95}])
+def test_a_file_loaded_with_auto_scores_exactly_as_with_the_dtype_that_was_chosen(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(
+        precision, "_block_seconds", lambda _, tokens: seconds[str(tokens.dtype).removeprefix("torch.")]
+    )
+    pixels = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    chosen = RaliScorer.from_pretrained(tiny_file, device="cpu", dtype="auto")
+    named = RaliScorer.from_pretrained(tiny_file, device="cpu", dtype=chosen.dtype)
+    assert chosen.dtype == ("bfloat16" if seconds["bfloat16"] == 0.5 else "float32")
+    assert chosen.score(pixels).scores.tolist() == named.score(pixels).scores.tolist()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..calibration import Calibration
-from ..checkpoint import ModelInfo
+from ..checkpoint import ModelInfo, save_model
 from ..constants import CLIP_MEAN, CLIP_STD
 from ..encoder import EncoderConfig
 from ..head import score_embeddings
@@ -34,6 +34,8 @@ TINY = {"image_size": 56, "layers": 2, "width": 64, "head_width": 32, "patch_siz
 """For tests of the benchmark itself."""
 EMBED, PCA, PROTOTYPES = 768, 512, 250
 REFERENCE = "official recipe"
+OFFICIAL_FILE = "RALI_BENCHMARK_OFFICIAL_FILE"
+"""Environment variable: a file of `write_official`. Read from a file, as users do, a model never is in memory twice."""
 
 
 class Contender(ABC):
@@ -121,11 +123,24 @@ class Ours(Contender):
         return cast("list[float]", self.scorer.score(images).scores.tolist())
 
 
-def ours_official(dtype: DtypeName, device: str = "cpu", shape: dict[str, Any] = OFFICIAL) -> Ours:
-    """This package with the authors' architecture, random weights."""
+def benchmark_info() -> ModelInfo:
+    """What a model with random weights says about itself."""
     calibration = Calibration.from_scores(np.linspace(0, 1, 100), "made up for the benchmark")
-    info = ModelInfo("benchmark", "Apache-2.0", calibration=calibration)
-    return Ours(RaliScorer(random_model(shape), info, device=device, dtype=dtype))
+    return ModelInfo("benchmark", "Apache-2.0", calibration=calibration)
+
+
+def write_official(path: Path, shape: dict[str, Any] = OFFICIAL) -> None:
+    """A model file of the authors' architecture with random weights, in 16 bits as `rali convert` writes it."""
+    model = random_model(shape)
+    model.encoder.half()
+    save_model(path, model, benchmark_info())
+
+
+def ours_official(dtype: DtypeName, device: str = "cpu", shape: dict[str, Any] = OFFICIAL) -> Ours:
+    """This package with the authors' architecture, random weights; from the file named by `OFFICIAL_FILE`, if any."""
+    if file := os.environ.get(OFFICIAL_FILE):
+        return Ours(RaliScorer.from_pretrained(file, device=device, dtype=dtype))
+    return Ours(RaliScorer(random_model(shape), benchmark_info(), device=device, dtype=dtype))
 
 
 def ours_file(model: str | None, dtype: DtypeName, device: str = "cpu") -> Ours:
@@ -250,8 +265,8 @@ MAKERS: dict[str, Callable[[], Contender]] = {
     REFERENCE: OfficialRecipe,
     **{f"ours, official encoder, {dtype}": partial(ours_official, dtype) for dtype in DTYPES},
     **{f"ours, bundled, {dtype}": partial(ours_file, None, dtype) for dtype in DTYPES},
-    "ours, bundled at 336, float32": lambda: ours_resized("float32", 336),
-    "ours, bundled at 336, auto": lambda: ours_resized("auto", 336),
+    "ours, bundled at 224, float32": lambda: ours_resized("float32", 224),
+    "ours, bundled at 224, auto": lambda: ours_resized("auto", 224),
     "CLIP-IQA (torchmetrics)": ClipIqa,
     "BRISQUE (brisque)": brisque,
     "NIQE (scikit-video)": niqe,

@@ -38,6 +38,18 @@ def add_parser(subparsers: Any) -> None:
                         help="distorted pictures per step, three versions each (default: 5)")  # fmt: skip
     parser.add_argument("--learning-rate", type=float, metavar="RATE",
                         help="peak learning rate of the tower's last block (default: 1e-4)")  # fmt: skip
+    parser.add_argument("--head-learning-rate", type=float, metavar="RATE",
+                        help="peak learning rate of prototypes, scores and temperature (default: 5e-4)")  # fmt: skip
+    parser.add_argument("--layer-decay", type=float, metavar="FACTOR",
+                        help="each earlier block's rate is this times the next one's (default: 0.8)")  # fmt: skip
+    parser.add_argument("--kept-patches", type=float, metavar="SHARE",
+                        help="share of the patches that a step sees, drawn at random (default: 1)")  # fmt: skip
+    parser.add_argument("--whole-steps", type=int, metavar="N",
+                        help="the last so many steps see all patches (default: 0)")  # fmt: skip
+    parser.add_argument("--mix-with", metavar="FILE",
+                        help="model file whose weights are mixed into the tuned ones at the end")  # fmt: skip
+    parser.add_argument("--mix-share", type=float, default=0.5, metavar="SHARE",
+                        help="share of them (default: 0.5)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode images (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
@@ -54,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     given = {
         name: value
         for name in (
-            "image_size", "frozen_blocks", "steps", "batch_size", "groups_per_batch", "learning_rate", "seed",
+            "image_size", "frozen_blocks", "steps", "batch_size", "groups_per_batch", "learning_rate",
+            "head_learning_rate", "layer_decay", "kept_patches", "whole_steps", "seed",
         )
         if (value := getattr(options, name)) is not None
     }  # fmt: skip
@@ -71,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
         name=options.name,
         limit=options.limit,
         settings=replace(JointSettings(), **given),
+        mix_with=options.mix_with,
+        mix_share=options.mix_share,
         workers=options.workers,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )

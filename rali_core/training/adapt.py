@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 
 from ..checkpoint import load_model
 from ..hashing import hash_file
+from ..model import RaliModel
 from .backbones import load_backbone
+from .curves import draw_curves
 from .evaluate import Report
 from .joint import JointSettings, OrderedPictures, tune_jointly, with_image_size
 from .ordered import cache_groups, cache_pictures, plan_groups
@@ -34,6 +37,8 @@ def adapt(
     limit: int | None = None,
     validation_fraction: float = 0.1,
     settings: JointSettings | None = None,
+    mix_with: str | Path | None = None,
+    mix_share: float = 0.5,
     workers: int = 1,
     report: Report = print,
 ) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def adapt(
         model_file: RALI model file to start from.
         labels: CSV with the columns `image`, `mos` and optionally `split` and `near_dup_in_train`.
         output: Model file to write, `.safetensors`.
-        work_dir: Folder for decoded pictures (0.6 MB each) and checkpoints.
+        work_dir: Folder for decoded pictures (0.6 MB each), checkpoints, `log.jsonl` and the plots `curves.png`.
         pristine: Folders of undistorted pictures, searched with their subfolders, for ordered groups.
         groups: Number of ordered groups; 0 for none.
         positions_from: Pretrained tower (`backbones.load_backbone`) whose position embeddings are taken for another
@@ -54,6 +59,11 @@ def adapt(
         limit: Use only the first so many training rows.
         validation_fraction: Share of the training rows that is held out for validation and calibration.
         settings: How to tune.
+        mix_with: Model file of the same architecture, such as the one that was started from, whose weights are mixed
+            into the tuned ones. What is between two models of one training often does better than either, most of all
+            on other pictures than those of the training (WiSE-FT, Wortsman et al., CVPR 2022). May be changed when a
+            finished run is repeated.
+        mix_share: Share of that model's weights, in [0, 1].
         workers: Processes that decode and render; 0 does it in this one.
         report: Called with lines of text.
 
@@ -68,7 +78,10 @@ def adapt(
     output, work_dir = Path(output), Path(work_dir)
     if output.suffix != ".safetensors":
         raise ValueError(f"a model file's name ends in .safetensors, got {output.name}")
+    if not 0 <= mix_share <= 1:
+        raise ValueError(f"mix_share must lie in [0, 1], got {mix_share}")
     loaded = load_model(model_file)
+    other = load_model(mix_with) if mix_with is not None else None  # a file that cannot be used is found out now
     positions = None
     if positions_from is not None:
         backbone = load_backbone(positions_from, image_size=settings.image_size)
@@ -97,6 +110,9 @@ def adapt(
         checkpoint=work_dir / "joint.pt",
         report=report,
     )
+    write_log(log, work_dir)
+    if other is not None:
+        mix(model, with_image_size(other.model, settings.image_size), mix_share)
     story = {
         "joint": {
             "settings": asdict(settings),
@@ -104,6 +120,7 @@ def adapt(
             "pristine_pictures": len(pictures),
             "log": log[-1] if log else {},
         },
+        **({"mixed": {"sha256": hash_file(mix_with), "share": mix_share}} if mix_with is not None else {}),
         "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": loaded.info.training},
     }
     return measure_and_save(
@@ -111,6 +128,26 @@ def adapt(
         name=name or output.stem, licence=loaded.info.licence, source=loaded.info.source,
         labels=labels, rows=rows, story=story, report=report,
     )  # fmt: skip
+
+
+def mix(model: RaliModel, other: RaliModel, share: float) -> None:
+    """Move a model's weights towards another's, in place; 1 makes them the other's.
+
+    Raises:
+        ValueError: Their weights have other names or shapes.
+    """
+    mine, theirs = model.state_dict(), other.state_dict()
+    if {name: tensor.shape for name, tensor in mine.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
+        raise ValueError("only models of one architecture, with equally many prototypes, can be mixed")
+    model.load_state_dict({name: tensor.float().lerp(theirs[name].float(), share) for name, tensor in mine.items()})
+
+
+def write_log(log: list[dict[str, float]], folder: Path) -> None:
+    """Write what `tune_jointly` logged as `log.jsonl` and `curves.png`."""
+    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    terms = ["loss", "smooth L1", "1 - PLCC", "order", "anchor"]
+    draw_curves(log, folder / "curves.png", [("training loss", terms[:1]), ("on human scores", terms[1:3]),
+                                            ("on ordered distortions", terms[3:])])  # fmt: skip
 
 
 def find_pictures(folders: list[str | Path]) -> list[Path]:

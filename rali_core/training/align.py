@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .contrast import EmbeddingQueue, TextProjection, backward_in_chunks, info_nce, retrieval_recall
+from .curves import Panel, draw_curves
 from .evaluate import Report
 from .precision import training_autocast
 from .tokens import UpperBlocks, iterate_embeddings
@@ -211,7 +212,7 @@ def align(
         if (step + 1) % settings.checkpoint_every == 0 or last:
             _store(folder / "checkpoint.pt", signature, model, optimizer, queues, step + 1, log)
     upper.eval()
-    draw_curves(log, folder / "curves.png")
+    draw_curves(log, folder / "curves.png", alignment_panels(log))
     return log
 
 
@@ -293,33 +294,14 @@ def measure_recall(upper: UpperBlocks, projection: TextProjection, described: De
         return {f"recall@{k}": retrieval_recall(images, described.texts, *ids, k=k) for k in RECALL_AT}
 
 
-def draw_curves(log: Sequence[dict[str, float]], path: str | Path) -> None:
-    """Draw the loss, the retrieval recall and the rank correlation over the steps, as PNG.
-
-    Args:
-        log: As `align` returns it; curves of what it does not hold are left out.
-        path: PNG file to write.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = (
-        ("loss (InfoNCE)", ("loss",)),
-        ("retrieval recall, validation", tuple(sorted({n for e in log for n in e if "recall@" in n}, key=_by_number))),
-        ("SRCC of the unfitted head, validation", tuple(sorted({n for e in log for n in e if "srcc" in n}))),
-    )
-    figure = Figure(figsize=(13.0, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)  # no global state, no display
-    for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
-        for name in names:
-            points = [(entry["step"], entry[name]) for entry in log if name in entry]
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker="." if len(points) < 60 else None)
-        axes.set(xlabel="step", title=title)
-        axes.title.set_fontsize(10)
-        axes.grid(alpha=0.25)
-        if len(names) > 1:
-            axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+def alignment_panels(log: Sequence[dict[str, float]]) -> list[Panel]:
+    """Loss, retrieval recall and rank correlation: what `draw_curves` is to draw of a log of `align`."""
+    names = {name for entry in log for name in entry}
+    return [
+        ("loss (InfoNCE)", ["loss"]),
+        ("retrieval recall, validation", sorted((name for name in names if "recall@" in name), key=_by_number)),
+        ("SRCC of the unfitted head, validation", sorted(name for name in names if "srcc" in name)),
+    ]
 
 
 def _by_number(name: str) -> tuple[str, int]:

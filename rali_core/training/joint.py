@@ -55,6 +55,9 @@ class JointSettings:
         order_weight: Weight of the ordering term.
         anchor_weight: Weight of the term on pristine and on strongly distorted pictures.
         average_decay: Decay of the moving average of the weights, which is what comes out.
+        kept_patches: Share of the patches that a step sees, in (0, 1]; a random part of each picture (PatchDropout, Liu
+            et al., WACV 2023). Half of them cost less than half of the time.
+        whole_steps: The last so many steps see all patches.
         seed: Seed of every random choice.
     """
 
@@ -72,6 +75,8 @@ class JointSettings:
     order_weight: float = 1.0
     anchor_weight: float = 0.5
     average_decay: float = 0.985
+    kept_patches: float = 1.0
+    whole_steps: int = 0
     seed: int = 0
 
 
@@ -180,10 +185,13 @@ def tune_jointly(
         raise ValueError(
             f"frozen_blocks must lie in 0..{depth - 1} for this tower of {depth} blocks, got {settings.frozen_blocks}"
         )
+    if not 0 < settings.kept_patches <= 1:
+        raise ValueError(f"kept_patches must lie in (0, 1], got {settings.kept_patches}")
     lower = LowerBlocks(model.encoder, settings.frozen_blocks).requires_grad_(False).eval()
     upper = _Upper(model, settings.frozen_blocks).requires_grad_(True)
     for tensor in (upper.head.components, upper.head.scale):
         tensor.requires_grad_(False)
+    patches = lower.trunk.pos_embed.shape[1] - lower.trunk.num_prefix_tokens
     embed = _make_embedder(lower, model.preprocess_config)
     optimizer, peaks = _build_optimizer(upper, settings)
     average = {name: tensor.clone() for name, tensor in upper.state_dict().items()}
@@ -203,7 +211,7 @@ def tune_jointly(
         random = np.random.default_rng([settings.seed, step])
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * _schedule(step, settings)
-        loss, parts = _step(upper, embed, pictures, scores, ordered, settings, step, random)
+        loss, parts = _step(upper, embed, patches, pictures, scores, ordered, settings, step, random)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(upper.parameters(), 1.0)
@@ -237,17 +245,21 @@ def _schedule(step: int, settings: JointSettings) -> float:
     return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (settings.steps - warmup)))
 
 
-def _make_embedder(lower: LowerBlocks, config: PreprocessConfig) -> Callable[[list[NDArray[np.uint8]]], Tensor]:
+Embed = Callable[[list[NDArray[np.uint8]], Tensor | None], Tensor]
+"""From square pictures, and which patches of them are kept, to the frozen blocks' tokens."""
+
+
+def _make_embedder(lower: LowerBlocks, config: PreprocessConfig) -> Embed:
     size = config.image_size
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.mean, config.std))
 
-    def embed(pictures: list[NDArray[np.uint8]]) -> Tensor:
+    def embed(pictures: list[NDArray[np.uint8]], kept: Tensor | None) -> Tensor:
         """Square uint8 pictures of one size to the frozen blocks' tokens."""
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
         if pixels.shape[-1] != size:
             pixels = functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
         with torch.no_grad(), training_autocast():
-            tokens: Tensor = lower((pixels - mean) / std)
+            tokens: Tensor = lower((pixels - mean) / std, kept)
         return tokens.float()
 
     return embed
@@ -255,7 +267,8 @@ def _make_embedder(lower: LowerBlocks, config: PreprocessConfig) -> Callable[[li
 
 def _step(
     upper: _Upper,
-    embed: Callable[[list[NDArray[np.uint8]]], Tensor],
+    embed: Embed,
+    patches: int,
     pictures: NDArray[np.uint8],
     scores: NDArray[np.float64],
     ordered: OrderedPictures,
@@ -270,7 +283,8 @@ def _step(
     labelled = _augment([pictures[index] for index in chosen], random)
     groups = min(settings.groups_per_batch, len(ordered.groups))
     picked: list[int] = random.choice(len(ordered.groups), groups, replace=False).tolist() if groups else []
-    tokens = [embed(labelled)]
+    share = settings.kept_patches if step < settings.steps - settings.whole_steps else 1.0
+    tokens = [embed(labelled, _choose_patches(patches, share, len(labelled), random))]
     if groups:
         mirrored = random.random(groups) < 0.5
         grouped = [
@@ -278,7 +292,8 @@ def _step(
             for index, flip in zip(picked, mirrored, strict=True)
             for picture in ordered.pixels[index]
         ]
-        tokens.append(embed(grouped))
+        kept = _choose_patches(patches, share, groups, random)  # one choice for the pictures that are compared
+        tokens.append(embed(grouped, None if kept is None else kept.repeat_interleave(3, dim=0)))
     with training_autocast():
         predicted = upper(torch.cat(tokens)).float()
     human = torch.from_numpy(scores[chosen]).float()
@@ -291,6 +306,14 @@ def _step(
         loss = loss + settings.order_weight * order_term + settings.anchor_weight * anchor
         parts |= {"order": order_term, "anchor": anchor}
     return loss, {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in parts.items()}}
+
+
+def _choose_patches(patches: int, share: float, count: int, random: np.random.Generator) -> Tensor | None:
+    """(count, n) indexes of the patches to keep; None for all of them."""
+    if share == 1.0:
+        return None
+    order = random.permuted(np.tile(np.arange(patches), (count, 1)), axis=1)
+    return torch.from_numpy(order[:, : max(1, round(share * patches))])
 
 
 def _augment(pictures: list[NDArray[np.uint8]], random: np.random.Generator) -> list[NDArray[np.uint8]]:
@@ -367,13 +390,13 @@ def _write_checkpoint(
 
 def _validate(
     upper: _Upper,
-    embed: Callable[[list[NDArray[np.uint8]]], Tensor],
+    embed: Embed,
     pictures: NDArray[np.uint8],
     scores: NDArray[np.float64],
 ) -> Agreement:
     predicted = []
     for start in range(0, len(pictures), 16):
-        tokens = embed(list(pictures[start : start + 16]))
+        tokens = embed(list(pictures[start : start + 16]), None)
         with torch.no_grad(), training_autocast():
             predicted.append(upper(tokens).float())
     return measure_agreement(torch.cat(predicted).numpy(), scores)

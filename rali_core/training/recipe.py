@@ -52,7 +52,7 @@ from .tokens import LowerBlocks, UpperBlocks, View, ViewKind, cache_tokens, plan
 FIT_VIEWS: tuple[ViewKind, ...] = ("whole", "mirrored")
 """Views that the head is fitted on, of those that are there: crops would cost half as much again."""
 CURVES = ("log.jsonl", "curves.png")
-"""What an alignment leaves for people to look at."""
+"""What an alignment and the joint tuning leave for people to look at."""
 LOOKS = ("checkpoint_every", "validate_every", "validation_images", "probe_images")
 """Settings that change what is seen of an alignment, not what comes out of it."""
 PROGRESS = 500
@@ -200,7 +200,7 @@ class Recipe:
             outputs = ("model.safetensors", "tower.safetensors", *CURVES)
             stages.append(self._stage("ract", outputs, self._ract_inputs, self._ract))
         if config.joint is not None:
-            stages.append(self._stage("joint", ("model.safetensors",), self._joint_inputs, self._joint))
+            stages.append(self._stage("joint", ("model.safetensors", *CURVES), self._joint_inputs, self._joint))
         return stages
 
     def _stage(self, name: str, outputs: tuple[str, ...], inputs: Any, work: Any) -> Stage:
