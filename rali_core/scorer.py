@@ -138,8 +138,7 @@ class RaliScorer:
         coverage: Coverage | None = None,
         cache: ScoreCache | None = None,
     ) -> None:
-        if dtype not in get_args(DtypeName):
-            raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
+        _check_dtype(dtype)
         if coverage is not None and coverage not in COVERAGES:
             raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
         if batch_size < 1:
@@ -184,8 +183,7 @@ class RaliScorer:
             CheckpointError: The file cannot be used; every problem is listed.
             ValueError: As for the class.
         """
-        if dtype not in get_args(DtypeName):
-            raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
+        _check_dtype(dtype)
         path = find_model(name_or_file)
         if dtype == "auto":
             # In 16 bits first: where they win, which is usual on machines that have them, memory never held more.
@@ -433,6 +431,11 @@ def _iterate(images: Images) -> Iterator[ImageInput]:
     if isinstance(images, np.ndarray | Tensor) and images.ndim > 4:
         raise ImageError(f"expected at most 4 dimensions (a batch of images), got shape {tuple(images.shape)}")
     return iter(images)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in get_args(DtypeName):
+        raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
 
 
 def _choose_device(device: str | torch.device | None) -> torch.device:

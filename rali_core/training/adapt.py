@@ -81,12 +81,15 @@ def adapt(
     if not 0 <= mix_share <= 1:
         raise ValueError(f"mix_share must lie in [0, 1], got {mix_share}")
     loaded = load_model(model_file)
-    other = load_model(mix_with) if mix_with is not None else None  # a file that cannot be used is found out now
     positions = None
     if positions_from is not None:
         backbone = load_backbone(positions_from, image_size=settings.image_size)
         positions = backbone.state["trunk.pos_embed"]
     model = with_image_size(loaded.model, settings.image_size, positions)
+    other = None
+    if mix_with is not None:  # one that cannot be mixed is found out now, not after the training
+        other = with_image_size(load_model(mix_with).model, settings.image_size)
+        _check_alike(model, other)
     rows = read_splits(
         labels, root=root, score_range=score_range, limit=limit,
         validation_fraction=validation_fraction, seed=settings.seed,
@@ -112,7 +115,7 @@ def adapt(
     )
     write_log(log, work_dir)
     if other is not None:
-        mix(model, with_image_size(other.model, settings.image_size), mix_share)
+        mix(model, other, mix_share)
     story = {
         "joint": {
             "settings": asdict(settings),
@@ -130,15 +133,20 @@ def adapt(
     )  # fmt: skip
 
 
+def _check_alike(model: RaliModel, other: RaliModel) -> None:
+    shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (model, other)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("only models of one architecture, with equally many prototypes, can be mixed")
+
+
 def mix(model: RaliModel, other: RaliModel, share: float) -> None:
     """Move a model's weights towards another's, in place; 1 makes them the other's.
 
     Raises:
         ValueError: Their weights have other names or shapes.
     """
+    _check_alike(model, other)
     mine, theirs = model.state_dict(), other.state_dict()
-    if {name: tensor.shape for name, tensor in mine.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
-        raise ValueError("only models of one architecture, with equally many prototypes, can be mixed")
     model.load_state_dict({name: tensor.float().lerp(theirs[name].float(), share) for name, tensor in mine.items()})
 
 
