@@ -6,6 +6,7 @@ import base64
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ class Page:
         """Run one of the page's commands, to its end."""
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", command)
         self.settle()
+
+    def double_click_until(self, box: Any, place: tuple[int, int], *, tries: int = 20) -> None:
+        """Double-click the canvas until `box` shows; on a busy machine two clicks may come too far apart for one."""
+        for _ in range(tries):
+            self.page.mouse.dblclick(*place)
+            with suppress(Exception):  # playwright's own TimeoutError; it is imported by the browser alone
+                box.wait_for(timeout=10_000)
+            if box.is_visible():
+                return
+        raise AssertionError(f"nothing opened after {tries} double clicks at {place}")
 
     def clear(self) -> None:
         """Begin an empty workflow."""

@@ -46,8 +46,8 @@ def test_a_node_dragged_from_the_sidebar_and_wired_shows_a_score_when_run_is_pre
 
 def test_the_node_is_found_by_search(open_page: Callable[..., Any]) -> None:
     page = open_page()
-    page.page.mouse.dblclick(800, 500)
     box = page.page.get_by_placeholder("Add a node")
+    page.double_click_until(box, (800, 500))
     # One of the aliases, not the name.
     box.fill("image quality")
     page.page.get_by_test_id("result-item").filter(has_text="RALI Score").first.wait_for()
