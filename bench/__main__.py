@@ -5,7 +5,8 @@
     python -m bench --quick                # two minutes; prints what is slower than bench/baseline.json, never fails
     python -m bench --quick --write-baseline
 
-Run from the repository's root with the package and its extra `bench` installed.
+A full run that was interrupted goes on with the parts that build/benchmark-parts.json lacks; delete the file to begin
+anew. Run from the repository's root with the package and its extra `bench` installed.
 """
 
 import argparse
@@ -36,9 +37,11 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
+    (ROOT / "build").mkdir(exist_ok=True)
     result = run_suite(
         "quick" if options.quick else "full", threads=options.threads, rounds=options.rounds, images=options.images,
-        pictures=options.pictures, say=lambda line: print(line, file=sys.stderr, flush=True),
+        pictures=options.pictures, parts=ROOT / "build" / "benchmark-parts.json",
+        say=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     for case in result["compare"]["cases"]:
         print(format_case(case, REFERENCE), end="\n\n")
@@ -53,6 +56,7 @@ def main() -> None:
             print("\n".join(slower) or "nothing is slower than the baseline")
         return
     print(format_goals(result))
+    (ROOT / "build" / "benchmark-parts.json").unlink()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
     shown = [argument.name if Path(argument) == options.pictures else argument for argument in map(Path, sys.argv[1:])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,9 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=20, metavar="N", help="drawn pictures (default: 20)")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N pictures of the folders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--dtype", default="float32", help="arithmetic of the tower (default: float32)")
     options = parser.parse_args()
-    scorer = RaliScorer.from_pretrained(options.model)
+    scorer = RaliScorer.from_pretrained(options.model, dtype=options.dtype)
     pictures = [_open(path) for path in find_pictures(options.pictures)[: options.limit]]
     figures = {"pictures": measure(scorer, pictures)} if pictures else {}
     if options.drawings:
@@ -61,6 +63,7 @@ def measure(scorer: RaliScorer, pictures: list[Image.Image]) -> dict[str, float]
             for level in range(1, LEVELS + 1)
         ]
         right[kind] = float((np.diff(np.stack([undistorted, *distorted]), axis=0) < 0).mean())
+        print(f"{kind}: {right[kind]:.3f}", file=sys.stderr, flush=True)
     flips = np.abs(scorer.score([picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]).scores
                    - undistorted)  # fmt: skip
     recoded = np.abs(scorer.score([_recode(picture, 95) for picture in pictures]).scores - undistorted)

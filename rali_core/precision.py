@@ -22,7 +22,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 MIN_GAIN = 1.1
 """Fewer bits are chosen only where they are this much faster than float32; less is within what a probe can tell."""
 
-PROBE_ROUNDS = 3
+PROBE_ROUNDS = 20
+PROBE_SECONDS = 0.4
+"""How often a block is tried in either, and after how long no further round begins; two are made in any case."""
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """As Linux names the instructions on x86 and Arm. Without them bfloat16 took ten times as long as float32."""
 
@@ -52,8 +54,9 @@ def fastest_precision(tower: nn.Module, device: torch.device) -> Precision:
     if block is None or positions is None:
         return "float32"
     tokens = torch.randn(1, *positions.shape[-2:], generator=torch.Generator().manual_seed(0))
-    narrow = _block_seconds(copy.deepcopy(block).bfloat16(), tokens.bfloat16())
-    return "bfloat16" if _block_seconds(copy.deepcopy(block).float(), tokens) >= MIN_GAIN * narrow else "float32"
+    blocks = [copy.deepcopy(block).float(), copy.deepcopy(block).bfloat16()]
+    wide, narrow = _fastest_seconds(blocks, [tokens, tokens.bfloat16()])
+    return "bfloat16" if wide >= MIN_GAIN * narrow else "float32"
 
 
 def _first_block(tower: nn.Module) -> tuple[nn.Module | None, Tensor | None]:
@@ -65,15 +68,21 @@ def _first_block(tower: nn.Module) -> tuple[nn.Module | None, Tensor | None]:
     return None, None
 
 
-def _block_seconds(block: nn.Module, tokens: Tensor) -> float:
-    times = []
+def _fastest_seconds(blocks: list[nn.Module], inputs: list[Tensor]) -> list[float]:
+    """Of each block its fastest run on its own input; they take turns, so that other work on the machine slows all of them."""
+    fastest = [float("inf")] * len(blocks)
     with torch.inference_mode():
-        block(tokens)
-        for _ in range(PROBE_ROUNDS):
-            begun = time.perf_counter()
+        for block, tokens in zip(blocks, inputs, strict=True):
             block(tokens)
-            times.append(time.perf_counter() - begun)
-    return min(times)  # other work on the machine only ever adds
+        begun = time.perf_counter()
+        for number in range(PROBE_ROUNDS):
+            if number >= 2 and time.perf_counter() - begun > PROBE_SECONDS:
+                break
+            for place, (block, tokens) in enumerate(zip(blocks, inputs, strict=True)):
+                started = time.perf_counter()
+                block(tokens)
+                fastest[place] = min(fastest[place], time.perf_counter() - started)
+    return fastest
 
 
 def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

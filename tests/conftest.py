@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes, or another that they start, share the processors
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -21,6 +25,13 @@ from rali_core.training.distortions import LEVELS, distort
 
 TINY_VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 TINY_TIMM = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "none", "image_size": 64}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `-n 2 --dist loadgroup`: a file stays in one process, and so does everything that meets a ComfyUI."""
+    for item in items:
+        comfy = item.path.is_relative_to(Path(__file__).parent / "comfy")
+        item.add_marker(pytest.mark.xdist_group("comfy" if comfy else item.path.name))
 
 
 def make_model(encoder: EncoderConfig, *, seed: int = 0, prototypes: int = 12, pca_dim: int = 8) -> RaliModel:

@@ -4,12 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from rali_core import precision
 from rali_core.checkpoint import ModelInfo
 from rali_core.model import RaliModel
 from rali_core.precision import fastest_precision, has_bf16_instructions
 from rali_core.scorer import RaliScorer
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
+    """Let blocks take that long in each dtype."""
+    monkeypatch.setattr(
+        precision,
+        "_fastest_seconds",
+        lambda blocks, _: [seconds[str(next(block.parameters()).dtype)[6:]] for block in blocks],
+    )
 
 
 @pytest.mark.parametrize(
@@ -25,9 +35,7 @@ def test_fewer_bits_are_chosen_only_where_they_are_faster(
     seconds: dict[str, float], hardware: bool, chosen: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(precision, "has_bf16_instructions", lambda: hardware)
-    monkeypatch.setattr(
-        precision, "_block_seconds", lambda _, tokens: seconds[str(tokens.dtype).removeprefix("torch.")]
-    )
+    pretend(monkeypatch, seconds)
     assert fastest_precision(tiny_model.encoder, torch.device("cpu")) == chosen
     assert RaliScorer(tiny_model, tiny_info, device="cpu", dtype="auto").dtype == chosen
 
@@ -37,14 +45,39 @@ def test_a_file_loaded_with_auto_scores_exactly_as_with_the_dtype_that_was_chose
     tiny_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]
 ) -> None:
     monkeypatch.setattr(precision, "has_bf16_instructions", lambda: True)
-    monkeypatch.setattr(
-        precision, "_block_seconds", lambda _, tokens: seconds[str(tokens.dtype).removeprefix("torch.")]
-    )
+    pretend(monkeypatch, seconds)
     pixels = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     chosen = RaliScorer.from_pretrained(tiny_file, device="cpu", dtype="auto")
     named = RaliScorer.from_pretrained(tiny_file, device="cpu", dtype=chosen.dtype)
     assert chosen.dtype == ("bfloat16" if seconds["bfloat16"] == 0.5 else "float32")
     assert chosen.score(pixels).scores.tolist() == named.score(pixels).scores.tolist()
+
+
+class Recorder(nn.Module):
+    """A block that writes down when it is run, and takes as long as it is told."""
+
+    def __init__(self, name: str, seconds: list[float], clock: list[float], order: list[str]) -> None:
+        super().__init__()
+        self.name, self.seconds, self.clock, self.order = name, seconds, clock, order
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.clock[0] += self.seconds.pop(0)
+        self.order.append(self.name)
+        return tokens
+
+
+@pytest.mark.parametrize(("slow", "rounds"), [(0.01, 3), (9.0, 2)])
+def test_blocks_take_turns_their_fastest_run_counts_and_slow_ones_are_tried_twice(
+    monkeypatch: pytest.MonkeyPatch, slow: float, rounds: int
+) -> None:
+    clock, order = [0.0], []
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(precision, "PROBE_ROUNDS", 3)
+    first = Recorder("a", [9.0, slow, slow / 2, slow], clock, order)
+    second = Recorder("b", [9.0, slow / 4, slow, slow], clock, order)
+    fastest = precision._fastest_seconds([first, second], [torch.zeros(1)] * 2)
+    assert order == ["a", "b"] * (1 + rounds)
+    assert fastest == pytest.approx([slow / 2, slow / 4])
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,9 +55,31 @@ def _official_file() -> Iterator[None]:
             del os.environ[OFFICIAL_FILE]
 
 
+class _Parts:
+    """Finished parts of a long run, in a file, so that a run that was interrupted goes on."""
+
+    def __init__(self, result: dict[str, Any], file: Path | None, key: dict[str, Any]) -> None:
+        self.result, self._file, self._key = result, file, key
+        self._kept: dict[str, Any] = {}
+        if file is not None and file.is_file():
+            kept = json.loads(file.read_text())
+            self._kept = kept["parts"] if kept["key"] == json.loads(json.dumps(key)) else {}
+
+    def add(self, name: str, say: Say, what: str, measured: Callable[[], Any]) -> None:
+        """Measure a part, or take it from the file."""
+        if name in self._kept:
+            say(f"{what}: measured before")
+        else:
+            say(what)
+            self._kept[name] = measured()
+            if self._file is not None:
+                self._file.write_text(json.dumps({"key": self._key, "parts": self._kept}) + "\n")
+        self.result[name] = self._kept[name]
+
+
 def run_suite(
     extent: Extent, *, model: str | None = None, threads: int | None = None, rounds: int | None = None,
-    images: int = 1000, pictures: Path | None = None, say: Say = print,
+    images: int = 1000, pictures: Path | None = None, parts: Path | None = None, say: Say = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure.
 
@@ -67,6 +91,8 @@ def run_suite(
         rounds: How often each contender scores each case.
         images: Files of the folder run.
         pictures: A folder of real pictures, on which reduced precision is compared with float32.
+        parts: File in which finished parts are kept; with one of the same machine and options only what it lacks is
+            measured. Not for `"quick"`.
         say: Called with lines on what is going on.
 
     Returns:
@@ -80,27 +106,34 @@ def run_suite(
             result["compare"] = measure.compare(QUICK, [Case()], rounds=rounds or 3, limit_s=SLOW_S, **options)
         result["cache"] = measure.cache_hit(rounds=9)
         return result
+    key = {"extent": extent, "model": model, "threads": threads, "rounds": rounds, "images": images,
+           "pictures": None if pictures is None else str(pictures), "machine": result["machine"]}  # fmt: skip
+    kept = _Parts(result, parts, key)
     if extent == "user":
-        names = (REFERENCE, "model, float32", "model, auto")
+        names: tuple[str, ...] = (REFERENCE, "model, float32", "model, auto")
         cases = [Case(), Case(batch=4), Case(kind="tensor")]
-        result["compare"] = measure.compare(names, cases, rounds=rounds or 5, model=model, limit_s=SLOW_S, **options)
-        say("memory, one contender after the other")
-        result["memory"] = measure.peak_memory(names, reference=REFERENCE, case=Case(), model=model, threads=threads)
+        options |= {"model": model}
     else:
-        cases = [Case(), Case(kind="tensor")]
-        grown = [Case(size) for size in SIZES] + [Case(batch=batch) for batch in BATCHES[1:]]
-        with _official_file():
-            result["compare"] = measure.compare(FULL, cases, rounds=rounds or 9, limit_s=SLOW_S, **options)
-            result["scaling"] = measure.compare(SCALING, grown, rounds=3, limit_s=SLOW_S, **options)
-            say("memory, one contender after the other")
-            result["memory"] = measure.peak_memory(FULL, reference=REFERENCE, case=Case(), threads=threads)
-    say("cold start")
-    result["cold_start"] = measure.cold_start(rounds=rounds or 7, threads=threads)
-    say(f"a folder of {images} files")
-    result["folder"] = measure.folder_run(images, dtype="float32", model=model, threads=threads)
-    say("score cache")
-    result["cache"] = measure.cache_hit(rounds=25)
+        names, cases = FULL, [Case(), Case(kind="tensor")]
+    with _official_file() if extent == "full" else nullcontext():
+        kept.add("compare", say, "single pictures" if extent == "full" else "speed", partial(
+            measure.compare, names, cases, rounds=rounds or (9 if extent == "full" else 5), limit_s=SLOW_S, **options
+        ))  # fmt: skip
+        if extent == "full":
+            grown = [Case(size) for size in SIZES] + [Case(batch=batch) for batch in BATCHES[1:]]
+            kept.add("scaling", say, "growing sizes and batches", partial(
+                measure.compare, SCALING, grown, rounds=3, limit_s=SLOW_S, **options
+            ))  # fmt: skip
+        kept.add("memory", say, "memory, one contender after the other", partial(
+            measure.peak_memory, names, reference=REFERENCE, case=Case(), model=model, threads=threads
+        ))  # fmt: skip
+    kept.add("cold_start", say, "cold start", partial(measure.cold_start, rounds=rounds or 7, threads=threads))
+    kept.add("folder", say, f"a folder of {images} files", partial(
+        measure.folder_run, images, dtype="float32", model=model, threads=threads
+    ))  # fmt: skip
+    kept.add("cache", say, "score cache", partial(measure.cache_hit, rounds=25))
     if pictures is not None:
-        say(f"agreement with float32 on pictures of {pictures}")
-        result["agreement"] = measure.agreement(pictures, 200, ("bfloat16", "float16"), model)
+        kept.add("agreement", say, f"agreement with float32 on pictures of {pictures}", partial(
+            measure.agreement, pictures, 200, ("bfloat16", "float16"), model
+        ))  # fmt: skip
     return result
