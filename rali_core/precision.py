@@ -69,7 +69,7 @@ def _first_block(tower: nn.Module) -> tuple[nn.Module | None, Tensor | None]:
 
 
 def _fastest_seconds(blocks: list[nn.Module], inputs: list[Tensor]) -> list[float]:
-    """Of each block its fastest run on its own input; they take turns, so that other work on the machine slows all of them."""
+    """Of each block its fastest run on its own input; they take turns, so that other work slows all of them."""
     fastest = [float("inf")] * len(blocks)
     with torch.inference_mode():
         for block, tokens in zip(blocks, inputs, strict=True):
