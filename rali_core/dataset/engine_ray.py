@@ -7,6 +7,8 @@ already is recognised and left alone.
 
 from __future__ import annotations
 
+import builtins
+import json
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,12 +97,7 @@ def run_ray(
             for images, errors in _counts(scored):
                 if not report(images, errors):
                     return
-        except Exception as error:
-            ours = _find_cause(error)
-            if ours is not None:
-                raise ours from error
-            if not isinstance(error, ray.exceptions.RayError):
-                raise
+        except ray.exceptions.RayError as error:
             still = missing_shards(job.folder, job.manifest, Listing(job.folder / LISTING))[0]
             failures = failures + 1 if len(still) == len(missing) else 0
             if failures >= ATTEMPTS:
@@ -118,12 +115,19 @@ class ShardScorer:
         batch_size: Images per forward pass.
         device: As for `RaliScorer`.
 
-    Raises:
-        ValueError: The folder or the model file is another one on this machine.
-        FileNotFoundError: There is no such model on this machine.
+    What goes wrong here comes back as a row with `problem`: Ray wraps what is raised, and not in every version so that
+    the cause can be found again.
     """
 
     def __init__(self, job: Job, token: str, model: str | None, batch_size: int, device: str | None) -> None:
+        self._job, self._problem = job, ""
+        try:
+            self._open(token, model, batch_size, device)
+        except (OSError, ValueError) as error:
+            self._problem = _pack(error)
+
+    def _open(self, token: str, model: str | None, batch_size: int, device: str | None) -> None:
+        job = self._job
         settings = job.manifest.settings
         there = job.folder / "_rali" / TOKEN
         if not there.is_file() or there.read_text() != token:
@@ -131,24 +135,31 @@ class ShardScorer:
         file = find_model(model)
         if hash_file(file) != settings.model_hash:
             raise ValueError(f"{file} is another model than the driver's on this machine")
-        self._job, self._listing = job, Listing(job.folder / LISTING)
+        self._listing = Listing(job.folder / LISTING)
         self._scorer = RaliScorer.from_pretrained(
             file, device=device, dtype=settings.dtype, batch_size=batch_size, coverage=settings.coverage
         )
         self._pool = open_pool(job, [self._scorer])
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Make the shards of a batch; returns how many images and errors there are in each."""
-        shards, images, errors = batch["shard"].tolist(), [], []
-        for shard in shards:
-            if self._is_there(shard):  # another actor wrote it before its machine went down
-                images.append(self._listing.batch(shard).num_rows)
-                errors.append(0)
-                continue
-            steps = list(score_shards(self._job, [self._scorer], self._pool, [shard]))
-            images.append(sum(step.images for step in steps))
-            errors.append(sum(step.errors for step in steps))
-        return {"shard": batch["shard"], "images": np.array(images), "errors": np.array(errors)}
+        """Make the shards of a batch; returns how many images and errors there are in each, and what went wrong."""
+        counts, problems = [], []
+        for shard in batch["shard"].tolist():
+            if not self._problem:
+                try:
+                    counts.append(self._make(shard))
+                except (OSError, ValueError) as error:
+                    self._problem = _pack(error)
+            counts += [(0, 0)] if self._problem else []
+            problems.append(self._problem)
+        images, errors = np.array(counts).T
+        return {"shard": batch["shard"], "images": images, "errors": errors, "problem": np.array(problems)}
+
+    def _make(self, shard: int) -> tuple[int, int]:
+        if self._is_there(shard):  # another actor wrote it before its machine went down
+            return self._listing.batch(shard).num_rows, 0
+        steps = list(score_shards(self._job, [self._scorer], self._pool, [shard]))
+        return sum(step.images for step in steps), sum(step.errors for step in steps)
 
     def _is_there(self, shard: int) -> bool:
         path: Path = shard_path(self._job.folder, shard)
@@ -157,9 +168,25 @@ class ShardScorer:
 
 
 def _counts(scored: Dataset) -> Iterator[tuple[int, int]]:
-    """Images and errors of each shard, as they are done."""
+    """Images and errors of each shard, as they are done; raises what went wrong in an actor."""
     for row in scored.iter_rows():
+        if row["problem"]:
+            raise _unpack(row["problem"])
         yield int(row["images"]), int(row["errors"])
+
+
+def _pack(error: OSError | ValueError) -> str:
+    kinds = (base for base in type(error).__mro__ if base.__module__ == "builtins")
+    kind = next(kind.__name__ for kind in kinds if not issubclass(kind, UnicodeError))  # these take five arguments
+    number = error.errno if isinstance(error, OSError) and len(error.args) > 1 else None
+    text = str(error.args[1]) if number is not None else str(error)
+    return json.dumps([kind, number, text])
+
+
+def _unpack(problem: str) -> Exception:
+    kind, number, text = json.loads(problem)
+    error: Exception = getattr(builtins, kind)(*([] if number is None else [number]), text)
+    return error
 
 
 def _count_fitting(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:
@@ -171,14 +198,3 @@ def _count_fitting(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int
             room = [there.get(name, 0.0) // need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
             count += int(min(room, default=1))
     return count
-
-
-def _find_cause(error: BaseException | None) -> Exception | None:
-    """The error of an actor that is ours to show, below what Ray wraps around it."""
-    while error is not None:
-        cause = getattr(error, "cause", None)
-        for candidate in (cause, error):
-            if isinstance(candidate, OSError | ValueError) and not type(candidate).__module__.startswith("ray"):
-                return candidate
-        error = cause if isinstance(cause, BaseException) else error.__cause__
-    return None

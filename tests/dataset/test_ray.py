@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rali_core.dataset import DatasetResult, RaliBatchScorer
+from rali_core.dataset import DatasetResult, RaliBatchScorer, engine_ray
 from rali_core.scorer import RaliScorer
 
 from .conftest import approximately, encode, make_picture, read_rows
@@ -79,6 +80,18 @@ def test_a_cluster_gives_the_same_rows_as_one_machine_and_resumes(pictures: Path
     assert second.scored_now <= 21 - first.done
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     assert read_rows(tmp_path / "out") == approximately(read_rows(tmp_path / "local"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("odd"), FileNotFoundError("no model"), FileNotFoundError(2, "gone"), OSError(28, "disk full"),
+     json.JSONDecodeError("no JSON", "x", 0), UnicodeDecodeError("ascii", b"x", 0, 1, "no text")],
+)  # fmt: skip
+def test_errors_of_actors_travel_as_text(error: OSError | ValueError) -> None:
+    received = engine_ray._unpack(engine_ray._pack(error))
+    assert isinstance(error, type(received))
+    assert type(received).__module__ == "builtins"
+    assert str(received) == str(error)
 
 
 @pytest.mark.slow
