@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -55,6 +56,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score, with progress, and sum up."""
+    if "torch" not in sys.modules:
+        # Threads that spin while they wait for each other take the processors from the decoding processes: without
+        # this the whole reached 81 to 86 % of the model's own rate, with it 90 to 94 %.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..dataset.run import score_dataset
     from ..dataset.stats import format_summary
     from ..dataset.storage import MANIFEST
