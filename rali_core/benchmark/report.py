@@ -16,17 +16,17 @@ def format_case(case: Mapping[str, Any], reference: str) -> str:
     """A table of one case."""
     lines = [
         f"{case['size']} x {case['size']}, batch {case['batch']}, {case['kind']}",
-        f"{'':<36}{'images/s':>10}{'min':>9}{'max':>9}{'CPU s/image':>13}{'x ' + reference:>19}{'x by CPU s':>12}",
+        f"{'':<40}{'images/s':>10}{'min':>9}{'max':>9}{'CPU s/image':>13}{'x ' + reference:>19}{'x by CPU s':>12}",
     ]
     for name, values in case["contenders"].items():
         if "error" in values:
-            lines.append(f"{name:<36}{values['error']}")
+            lines.append(f"{name:<40}{values['error']}")
             continue
         rate = values["rate"]
         shown = f"{name} ({values['dtype']})" if name.endswith("auto") else name
         ratio = f"{values['ratio']:>19.2f}{values['processor_ratio']:>12.2f}" if "ratio" in values else ""
         lines.append(
-            f"{shown:<36}{rate['median']:>10.3f}{rate['min']:>9.3f}{rate['max']:>9.3f}{values['processor']:>13.4f}{ratio}"
+            f"{shown:<40}{rate['median']:>10.3f}{rate['min']:>9.3f}{rate['max']:>9.3f}{values['processor']:>13.4f}{ratio}"
         )
     return "\n".join(lines)
 
@@ -130,7 +130,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
         chosen = [case for case in cases if case[fixed] == value and case["kind"] == "pil"]
         if len({case[axis] for case in chosen}) < 2:
             continue
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = Figure(figsize=(9, 4), layout="constrained")
         axes = figure.subplots()
         for name in dict.fromkeys(name for case in chosen for name in case["contenders"]):
             points = sorted(
@@ -145,7 +145,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
         )
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         name = f"benchmark-{axis}.png"
         figure.savefig(folder / name, dpi=120)
         drawn[name] = caption

@@ -23,7 +23,9 @@ Score = Callable[..., DatasetResult]
 # Ray's own code warns, and leaves files and sockets to the end of the process.
 pytestmark = [
     # Ray's workers run at low priority: beside other tests they starve, so `.ci/run` runs these by themselves.
-    pytest.mark.skipif(not os.environ.get("RALI_RAY"), reason="a Ray cluster takes minutes and idle processors: set RALI_RAY=1"),
+    pytest.mark.skipif(
+        not os.environ.get("RALI_RAY"), reason="a Ray cluster takes minutes and idle processors: set RALI_RAY=1"
+    ),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
