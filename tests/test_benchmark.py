@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,6 +45,23 @@ def test_contenders_take_turns_and_one_that_cannot_be_made_does_not_end_the_othe
     memory = measure.peak_memory(names, reference="tiny recipe", case=Case(64), threads=1)
     assert memory.keys() == {"tiny recipe", "tiny ours"}
     assert memory["tiny ours"]["ratio"] == memory["tiny ours"]["peak"] / memory["tiny recipe"]["peak"]
+
+
+def test_the_time_of_a_folder_is_told_by_the_number_of_files(tiny_file: Path, tmp_path: Path) -> None:
+    growth = measure.folder_growth([1, 3], model=str(tiny_file), threads=1)
+    assert [entry["images"] for entry in growth] == [1, 3]
+    assert all(entry["seconds"] > 0 for entry in growth)
+    plots = report.draw({"growth": growth}, tmp_path)
+    assert list(plots) == ["benchmark-images.png"]
+    assert (tmp_path / "benchmark-images.png").stat().st_size > 1000
+
+
+def test_a_peers_network_scores_pictures_and_tensors() -> None:
+    pixels = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    images = [Image.fromarray(one) for one in pixels.mul(255).byte().permute(0, 2, 3, 1).numpy()]
+    peer = contenders.make("tiny backbone")
+    assert peer.score(images) == pytest.approx(peer.score(pixels), abs=1e-4)
+    assert len(set(peer.score(pixels))) == 2
 
 
 def test_the_recipe_beside_us_is_the_same_network() -> None:

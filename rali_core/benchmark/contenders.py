@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from ..calibration import Calibration
 from ..checkpoint import ModelInfo, save_model
@@ -209,6 +210,30 @@ def write_processor(folder: Path, size: int) -> None:
     CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size).save_pretrained(folder)
 
 
+class Backbone(Contender):
+    """The network of a published measure with random weights and a linear layer behind it: for its cost only.
+
+    Args:
+        name: timm's name.
+        side: Side of the square that it takes; None for whole pictures.
+    """
+
+    def __init__(self, name: str, side: int | None) -> None:
+        import timm
+
+        self._model: Any = timm.create_model(name, pretrained=False, num_classes=1).eval()
+        self._side = side
+
+    def score(self, images: list[Image.Image] | Tensor) -> list[float]:
+        """All pictures in one pass."""
+        if not isinstance(images, Tensor):
+            images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255.0 for image in images])
+        if self._side is not None:
+            images = functional.interpolate(images, size=(self._side, self._side), mode="bicubic", antialias=True)
+        with torch.inference_mode():
+            return cast("list[float]", self._model((images - 0.5) / 0.25).flatten().tolist())
+
+
 class PerPicture(Contender):
     """A function of one (H, W, 3) uint8 picture."""
 
@@ -268,6 +293,11 @@ MAKERS: dict[str, Callable[[], Contender]] = {
     "ours, bundled at 224, float32": lambda: ours_resized("float32", 224),
     "ours, bundled at 224, auto": lambda: ours_resized("auto", 224),
     "CLIP-IQA (torchmetrics)": ClipIqa,
+    # HyperIQA (Su et al., CVPR 2020) and TOPIQ (Chen et al., TIP 2024) look through a ResNet-50, MANIQA (Yang et al.,
+    # CVPRW 2022) at crops through a ViT-B/8.
+    "ResNet-50, whole picture (timm)": lambda: Backbone("resnet50", None),
+    "ViT-B/8, one crop (timm)": lambda: Backbone("vit_base_patch8_224", 224),
+    "tiny backbone": lambda: Backbone("test_vit", 160),
     "BRISQUE (brisque)": brisque,
     "NIQE (scikit-video)": niqe,
     "tiny recipe": lambda: OfficialRecipe(TINY),

@@ -198,6 +198,31 @@ def folder_run(count: int, *, dtype: str, model: str | None = None, threads: int
     return {**rates, "share": rates["whole"] / rates["model"]}
 
 
+def folder_growth(
+    counts: Sequence[int], *, model: str | None = None, threads: int | None = None
+) -> list[dict[str, float]]:
+    """How long `rali score FOLDER` takes, from nothing to the table, by the number of files.
+
+    Returns:
+        For each of `counts` the `images` and the `seconds`.
+    """
+    code = f"from {package_name.rpartition('.')[0]}.cli import main; import sys; sys.exit(main())"
+    options = ["--model", model] if model else []
+    grown = []
+    with tempfile.TemporaryDirectory() as root:
+        for count in counts:
+            folder = Path(root, str(count))
+            folder.mkdir()
+            make_folder(folder, count)
+            begun = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-c", code, "score", str(folder), *options], check=True, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, env=environment(threads),
+            )  # fmt: skip
+            grown.append({"images": float(count), "seconds": time.perf_counter() - begun})
+    return grown
+
+
 def cache_hit(*, rounds: int) -> dict[str, float]:
     """Milliseconds of finding four 1024 x 1024 pictures in the cache, hashing included, laid out as in ComfyUI."""
     import torch

@@ -98,6 +98,12 @@ def format_markdown(result: Mapping[str, Any], command: str, plots: Mapping[str,
     if "scaling" in result:
         parts.append("## How the cost grows")
         parts += [f"```text\n{format_case(case, REFERENCE)}\n```" for case in result["scaling"]["cases"]]
+    if result.get("growth"):
+        rows = [
+            f"| {entry['images']:.0f} | {entry['seconds']:.1f} | {entry['seconds'] / entry['images']:.3f} |"
+            for entry in result["growth"]
+        ]
+        parts.append("\n".join(["| files | seconds, start included | seconds a file |", "|---|---|---|", *rows]))
     if result.get("memory"):
         rows = [
             f"| {name} | {values['peak'] / 2**20:,.0f} | {values.get('ratio', float('nan')):.2f} | "
@@ -149,6 +155,18 @@ def draw(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
         name = f"benchmark-{axis}.png"
         figure.savefig(folder / name, dpi=120)
         drawn[name] = caption
+    if growth := result.get("growth"):
+        caption = "Seconds of `rali score FOLDER`, start included, by the number of files"
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        counts = [entry["images"] for entry in growth]
+        axes.plot(counts, [entry["seconds"] for entry in growth], marker="o")
+        axes.set(xscale="log", yscale="log", xlabel="files", ylabel="seconds", title=caption.replace("`", ""))
+        axes.set_xticks(counts, [f"{count:.0f}" for count in counts])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        figure.savefig(folder / "benchmark-images.png", dpi=120)
+        drawn["benchmark-images.png"] = caption
     return drawn
 
 

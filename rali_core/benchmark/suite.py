@@ -23,15 +23,16 @@ from .report import FAST, NIQE, SMALL
 Extent = Literal["quick", "user", "full"]
 
 BRISQUE, CLIP_IQA = "BRISQUE (brisque)", "CLIP-IQA (torchmetrics)"
+RESNET, VIT = "ResNet-50, whole picture (timm)", "ViT-B/8, one crop (timm)"
 OURS_OFFICIAL = "ours, official encoder, float32"
 OURS_SMALL = "ours, bundled, float32"
 QUICK = (REFERENCE, OURS_OFFICIAL, FAST, OURS_SMALL, SMALL)
 FULL = (
     *(REFERENCE, OURS_OFFICIAL, "ours, official encoder, bfloat16", "ours, official encoder, float16"),
     *(FAST, OURS_SMALL, "ours, bundled, bfloat16", SMALL, "ours, bundled at 224, float32"),
-    *("ours, bundled at 224, auto", CLIP_IQA, BRISQUE, NIQE),
+    *("ours, bundled at 224, auto", CLIP_IQA, RESNET, VIT, BRISQUE, NIQE),
 )
-SCALING = (REFERENCE, FAST, OURS_SMALL, SMALL, BRISQUE, NIQE)
+SCALING = (REFERENCE, FAST, OURS_SMALL, SMALL, RESNET, BRISQUE, NIQE)
 SIZES, BATCHES = (256, 512, 1024, 2048, 4096), (1, 4, 16, 64)
 SLOW_S = 20.0
 """Contenders whose pass takes longer are measured once per case."""
@@ -97,7 +98,7 @@ def run_suite(
 
     Returns:
         JSON: `machine`, `compare` (see `measure.compare`), and with more than `"quick"` `cold_start`, `folder`,
-        `cache`, `memory`, `scaling` (the same as `compare`) and, with `pictures`, `agreement`.
+        `cache`, `memory`, `growth`, `scaling` (the same as `compare`) and, with `pictures`, `agreement`.
     """
     options: dict[str, Any] = {"reference": REFERENCE, "threads": threads, "say": say}
     result: dict[str, Any] = {"extent": extent, "machine": measure.describe_machine()}
@@ -131,6 +132,9 @@ def run_suite(
     kept.add("folder", say, f"a folder of {images} files", partial(
         measure.folder_run, images, dtype="float32", model=model, threads=threads
     ))  # fmt: skip
+    if extent == "full":
+        counts = sorted({1, 10, 100, images})
+        kept.add("growth", say, f"folders of {counts} files", partial(measure.folder_growth, counts, threads=threads))
     kept.add("cache", say, "score cache", partial(measure.cache_hit, rounds=25))
     if pictures is not None:
         kept.add("agreement", say, f"agreement with float32 on pictures of {pictures}", partial(
