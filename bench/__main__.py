@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTES = Path(__file__).resolve().parent / "notes.md"
 """What was tried; it ends the document."""
 
+PARTS = ROOT / "build" / "benchmark-parts.json"
 BASELINE = Path(__file__).resolve().parent / "baseline.json"
 
 
@@ -37,10 +38,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    (ROOT / "build").mkdir(exist_ok=True)
+    PARTS.parent.mkdir(exist_ok=True)
     result = run_suite(
         "quick" if options.quick else "full", threads=options.threads, rounds=options.rounds, images=options.images,
-        pictures=options.pictures, parts=ROOT / "build" / "benchmark-parts.json",
+        pictures=options.pictures, parts=PARTS,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     for case in result["compare"]["cases"]:
@@ -56,13 +57,13 @@ def main() -> None:
             print("\n".join(slower) or "nothing is slower than the baseline")
         return
     print(format_goals(result))
-    (ROOT / "build" / "benchmark-parts.json").unlink()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
     shown = [argument.name if Path(argument) == options.pictures else argument for argument in map(Path, sys.argv[1:])]
     command = shlex.join(["python", "-m", "bench", *map(str, shown)])
     text = format_markdown(result, command, draw(result, options.out))
     (options.out / "benchmarks.md").write_text(f"{text}\n{NOTES.read_text()}")
+    PARTS.unlink()
 
 
 if __name__ == "__main__":

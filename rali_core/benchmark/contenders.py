@@ -180,12 +180,18 @@ class ClipIqa(Contender):
 
     def score(self, images: list[Image.Image] | Tensor) -> list[float]:
         """One score a picture."""
-        if not isinstance(images, Tensor):
-            images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255.0 for image in images])
+        images = stack_pictures(images)
         with torch.no_grad():
             scores = self._metric(images)
         self._metric.reset()
         return cast("list[float]", scores.flatten().tolist())
+
+
+def stack_pictures(images: list[Image.Image] | Tensor) -> Tensor:
+    """PIL images of one size, or the tensor that they are already, to (B, 3, H, W) in [0, 1]."""
+    if isinstance(images, Tensor):
+        return images
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255.0 for image in images])
 
 
 def pooled(features: Callable[..., Any]) -> Callable[..., Any]:
@@ -226,8 +232,7 @@ class Backbone(Contender):
 
     def score(self, images: list[Image.Image] | Tensor) -> list[float]:
         """All pictures in one pass."""
-        if not isinstance(images, Tensor):
-            images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255.0 for image in images])
+        images = stack_pictures(images)
         if self._side is not None:
             images = functional.interpolate(images, size=(self._side, self._side), mode="bicubic", antialias=True)
         with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
                 if "rate" in case["contenders"].get(name, {})
             )
             axes.plot(*zip(*points, strict=True), marker="o", label=name)
-        axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds per picture", title=caption)
-        axes.set_xticks(
-            sorted({case[axis] for case in chosen}), [str(v) for v in sorted({case[axis] for case in chosen})]
-        )
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
+        _label(axes, sorted({case[axis] for case in chosen}), xlabel=axis, ylabel="seconds per picture", title=caption)
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         name = f"benchmark-{axis}.png"
         figure.savefig(folder / name, dpi=120)
@@ -161,13 +156,17 @@ def draw(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
         axes = figure.subplots()
         counts = [entry["images"] for entry in growth]
         axes.plot(counts, [entry["seconds"] for entry in growth], marker="o")
-        axes.set(xscale="log", yscale="log", xlabel="files", ylabel="seconds", title=caption.replace("`", ""))
-        axes.set_xticks(counts, [f"{count:.0f}" for count in counts])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
+        _label(axes, counts, xlabel="files", ylabel="seconds", title=caption.replace("`", ""))
         figure.savefig(folder / "benchmark-images.png", dpi=120)
         drawn["benchmark-images.png"] = caption
     return drawn
+
+
+def _label(axes: Any, ticks: Sequence[float], **texts: str) -> None:
+    axes.set(xscale="log", yscale="log", **texts)
+    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
 
 
 def compare_with_baseline(

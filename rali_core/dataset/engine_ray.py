@@ -143,23 +143,21 @@ class ShardScorer:
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Make the shards of a batch; returns how many images and errors there are in each, and what went wrong."""
-        counts, problems = [], []
-        for shard in batch["shard"].tolist():
-            if not self._problem:
-                try:
-                    counts.append(self._make(shard))
-                except (OSError, ValueError) as error:
-                    self._problem = _pack(error)
-            counts += [(0, 0)] if self._problem else []
-            problems.append(self._problem)
-        images, errors = np.array(counts).T
-        return {"shard": batch["shard"], "images": images, "errors": errors, "problem": np.array(problems)}
+        images, errors, problems = zip(*map(self._make, batch["shard"].tolist()), strict=True)
+        columns = {"images": np.array(images), "errors": np.array(errors), "problem": np.array(problems)}
+        return {"shard": batch["shard"], **columns}
 
-    def _make(self, shard: int) -> tuple[int, int]:
-        if self._is_there(shard):  # another actor wrote it before its machine went down
-            return self._listing.batch(shard).num_rows, 0
-        steps = list(score_shards(self._job, [self._scorer], self._pool, [shard]))
-        return sum(step.images for step in steps), sum(step.errors for step in steps)
+    def _make(self, shard: int) -> tuple[int, int, str]:
+        if self._problem:
+            return 0, 0, self._problem
+        try:
+            if self._is_there(shard):  # another actor wrote it before its machine went down
+                return self._listing.batch(shard).num_rows, 0, ""
+            steps = list(score_shards(self._job, [self._scorer], self._pool, [shard]))
+        except (OSError, ValueError) as error:
+            self._problem = _pack(error)
+            return 0, 0, self._problem
+        return sum(step.images for step in steps), sum(step.errors for step in steps), ""
 
     def _is_there(self, shard: int) -> bool:
         path: Path = shard_path(self._job.folder, shard)
