@@ -207,6 +207,33 @@ def test_tuning_a_model_improves_it_repeats_itself_and_resumes(
         )  # fmt: skip
 
 
+def test_several_runs_are_averaged_and_can_be_added_to_a_finished_one(
+    labels: Path, tiny_timm_file: Path, tmp_path: Path
+) -> None:
+    def weights(folder: str, *, runs: int, seed: int = 0) -> tuple[dict[str, torch.Tensor], list[str]]:
+        lines: list[str] = []
+        adapt(
+            tiny_timm_file, labels, tmp_path / "x.safetensors", work_dir=tmp_path / folder, groups=2, runs=runs,
+            validation_fraction=0.2, settings=replace(SMALL, steps=12, whole_steps=0, seed=seed), workers=0,
+            report=lines.append,
+        )  # fmt: skip
+        state = load_model(tmp_path / "x.safetensors").model.state_dict()
+        return {name: tensor.float() for name, tensor in state.items()}, lines
+
+    first, _ = weights("runs", runs=1)
+    mean, lines = weights("runs", runs=2)
+    assert not any("10/12" in line for line in lines[: lines.index("joint tuning: going on after step 12") + 1])
+    assert sum("10/12" in line for line in lines) == 1, "only the new run is trained"
+    assert (tmp_path / "runs" / "run-1" / "log.jsonl").is_file()
+    both = {run: torch.load(tmp_path / "runs" / run / "joint.pt", weights_only=True)["average"] for run in (".", "run-1")}
+    name = "head.prototypes"
+    assert not torch.equal(both["."][name], both["run-1"][name])
+    torch.testing.assert_close(first[name], both["."][name])
+    torch.testing.assert_close(mean[name], (both["."][name] + both["run-1"][name]) / 2)
+    with pytest.raises(ValueError, match="runs must be at least 1, got 0"):
+        weights("runs", runs=0)
+
+
 def test_the_tune_command_makes_a_model(
     labels: Path, tiny_timm_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,11 +245,12 @@ def test_the_tune_command_makes_a_model(
     arguments += ["--frozen-blocks", "4"]
     assert main([*arguments, "--kept-patches", "0"]) == 1
     assert "kept_patches must lie in (0, 1], got 0.0" in capsys.readouterr().err
-    assert main([*arguments, "--name", "mine", "--kept-patches", "0.5", "--whole-steps", "1"]) == 0
+    assert main([*arguments, "--name", "mine", "--kept-patches", "0.5", "--whole-steps", "1", "--runs", "2"]) == 0
     assert "2 ordered groups" in capsys.readouterr().err
     metadata = read_metadata(output)
     assert metadata["name"] == "mine"
     assert metadata["preprocess"]["image_size"] == 96
+    assert metadata["training"]["joint"]["runs"] == 2
     settings = metadata["training"]["joint"]["settings"]
     assert (settings["kept_patches"], settings["whole_steps"]) == (0.5, 1)
     assert main(["score", str(labels.parent / "0.png"), "--model", str(output)]) == 0

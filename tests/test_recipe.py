@@ -46,6 +46,7 @@ def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> No
     [
         ("nmae = 1\n" + HEAD + SECTIONS, r"c\.toml: unknown key\(s\) at the top: nmae; there are name, output, work_dir, backbone, data,"),
         (HEAD + SECTIONS + "[align]\nstep = 3\n", r"unknown key\(s\) in \[align\]: step; there are steps, batch_size, .*text_tower"),
+        (HEAD + SECTIONS + "[joint]\nruns = 0\n", r"joint.runs must be at least 1 and joint.start_share lie in .* got 0"),
         (HEAD + SECTIONS + "[joint]\nseed = 3\n", r"unknown key\(s\) in \[joint\]: seed; there are image_size"),
         (HEAD + SECTIONS + '[ract]\n[[ract.data]]\nlabel = "x"\n', r"unknown key\(s\) in \[ract\.data\]: label; there are labels"),
         (HEAD, r"missing key\(s\) at the top: backbone, data"),
@@ -273,6 +274,8 @@ image_size = 64
 frozen_blocks = 4
 steps = 2
 groups = 2
+runs = 2
+start_share = 0.5
 """
     text = SMALL.format(output="c.safetensors", work="w", epochs=1).replace("groups = 3", 'source = "score"') + more
     config = write_config(tmp_path / "c.toml", text)
@@ -286,6 +289,8 @@ groups = 2
     assert main(["train", str(config)]) == 0
     training = read_metadata(tmp_path / "c.safetensors")["training"]
     assert training["joint"]["settings"]["steps"] == 2
+    assert training["joint"]["runs"] == len(training["joint"]["log"]) == 2
+    assert training["mixed"]["share"] == 0.5
     before = training["before"]["training"]
     assert before["stage"] == "ract"
     assert {name: figures["count"] for name, figures in before["domains"].items()} == {"reference": 17, "other": 8}

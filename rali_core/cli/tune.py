@@ -50,6 +50,8 @@ def add_parser(subparsers: Any) -> None:
                         help="model file whose weights are mixed into the tuned ones at the end")  # fmt: skip
     parser.add_argument("--mix-share", type=float, default=0.5, metavar="SHARE",
                         help="share of them (default: 0.5)")  # fmt: skip
+    parser.add_argument("--runs", type=int, default=1, metavar="N",
+                        help="trainings with seeds of their own, whose weights are averaged (default: 1)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode images (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
@@ -86,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
         settings=replace(JointSettings(), **given),
         mix_with=options.mix_with,
         mix_share=options.mix_share,
+        runs=options.runs,
         workers=options.workers,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def adapt(
     settings: JointSettings | None = None,
     mix_with: str | Path | None = None,
     mix_share: float = 0.5,
+    runs: int = 1,
     workers: int = 1,
     report: Report = print,
 ) -> dict[str, Any]:
@@ -64,6 +66,9 @@ def adapt(
             on other pictures than those of the training (WiSE-FT, Wortsman et al., CVPR 2022). May be changed when a
             finished run is repeated.
         mix_share: Share of that model's weights, in [0, 1].
+        runs: Trainings from the same start, each with the next seed, whose weights are averaged before that ("model
+            soup", Wortsman et al., ICML 2022). All but the first leave their files in `work_dir/run-N/`. May be raised
+            when a finished training is repeated: only the new runs are trained.
         workers: Processes that decode and render; 0 does it in this one.
         report: Called with lines of text.
 
@@ -80,6 +85,8 @@ def adapt(
         raise ValueError(f"a model file's name ends in .safetensors, got {output.name}")
     if not 0 <= mix_share <= 1:
         raise ValueError(f"mix_share must lie in [0, 1], got {mix_share}")
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, got {runs}")
     loaded = load_model(model_file)
     positions = None
     if positions_from is not None:
@@ -88,7 +95,9 @@ def adapt(
     model = with_image_size(loaded.model, settings.image_size, positions)
     other = None
     if mix_with is not None:  # one that cannot be mixed is found out now, not after the training
-        other = with_image_size(load_model(mix_with).model, settings.image_size)
+        other = load_model(mix_with).model
+        resized = other.preprocess_config.image_size != settings.image_size
+        other = with_image_size(other, settings.image_size, positions if resized else None)
         _check_alike(model, other)
     rows = read_splits(
         labels, root=root, score_range=score_range, limit=limit,
@@ -100,20 +109,29 @@ def adapt(
     planned = plan_groups(pictures, training, count=groups, seed=settings.seed)
     report(f"{len(training)} training, {len(validation)} validation, {len(test)} test images, {groups} ordered groups")
     ordered = OrderedPictures(planned, cache_groups(planned, work_dir / "groups.npy", workers=workers, report=report))
-    log = tune_jointly(
-        model,
-        cache_pictures(training, work_dir / "training.npy", workers=workers, report=report),
-        np.array([row.score for row in training]),
-        ordered,
-        validation=(
-            cache_pictures(validation, work_dir / "validation.npy", workers=workers, report=report),
-            np.array([row.score for row in validation]),
-        ),
-        settings=settings,
-        checkpoint=work_dir / "joint.pt",
-        report=report,
-    )
-    write_log(log, work_dir)
+    labelled = cache_pictures(training, work_dir / "training.npy", workers=workers, report=report)
+    held_out = cache_pictures(validation, work_dir / "validation.npy", workers=workers, report=report)
+    start, logs = model, []
+    for index in range(runs):
+        folder = work_dir / f"run-{index}" if index else work_dir
+        folder.mkdir(exist_ok=True)
+        tuned = copy.deepcopy(start)
+        log = tune_jointly(
+            tuned,
+            labelled,
+            np.array([row.score for row in training]),
+            ordered,
+            validation=(held_out, np.array([row.score for row in validation])),
+            settings=replace(settings, seed=settings.seed + index),
+            checkpoint=folder / "joint.pt",
+            report=report,
+        )
+        write_log(log, folder)
+        logs.append(log)
+        if index:
+            mix(model, tuned, 1 / (index + 1))  # now the mean of all so far
+        else:
+            model = tuned
     if other is not None:
         mix(model, other, mix_share)
     story = {
@@ -121,7 +139,8 @@ def adapt(
             "settings": asdict(settings),
             "ordered_groups": groups,
             "pristine_pictures": len(pictures),
-            "log": log[-1] if log else {},
+            "runs": runs,
+            "log": [log[-1] for log in logs if log],
         },
         **({"mixed": {"sha256": hash_file(mix_with), "share": mix_share}} if mix_with is not None else {}),
         "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": loaded.info.training},

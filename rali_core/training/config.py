@@ -188,11 +188,15 @@ class JointConfig(JointSettings):
         groups: Ordered groups, as in `[describe]`.
         pristine: Folders of undistorted pictures.
         positions_from: Pretrained tower whose position embeddings are taken, where `image_size` differs.
+        runs: Trainings from the same start, whose weights are averaged.
+        start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
     """
 
     groups: int = 2600
     pristine: tuple[Path, ...] = ()
     positions_from: Path | None = None
+    runs: int = 1
+    start_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -346,6 +350,11 @@ def check(config: TrainConfig) -> None:
         raise ValueError('describe.source = "file" needs data.descriptions')
     if not config.align.views or config.align.views[0] != "whole":
         raise ValueError(f"align.views must begin with 'whole', got {list(config.align.views)}")
+    if config.joint is not None and (config.joint.runs < 1 or not 0 <= config.joint.start_share <= 1):
+        raise ValueError(
+            "joint.runs must be at least 1 and joint.start_share lie in [0, 1], got "
+            f"{config.joint.runs}, {config.joint.start_share}"
+        )
     if config.ract is None:
         return
     if not config.align.enabled:

@@ -30,9 +30,7 @@ DRAWN_SHARE, PRISTINE_SHARE = 0.10, 0.55
 """Shares of drawn and of pristine pictures in the groups; the rest are good pictures of the labelled set."""
 GOOD_SCORE = 0.62
 """Labelled pictures above this are good enough to be distorted."""
-GENTLE: frozenset[Distortion] = frozenset(
-    {"saturation_low", "saturation_high", "colour_diffusion", "brighten", "darken", "contrast_high", "warp"}
-)
+GENTLE: frozenset[Distortion] = frozenset({"saturation_low", "colour_diffusion", "contrast_high", "warp"})
 """Types whose weak levels hardly hurt, or may please: they are ordered with half the margin."""
 
 

@@ -504,14 +504,15 @@ class Recipe:
     def _joint(self, folder: Path) -> None:
         config, data = self.config.joint, self.config.data
         assert config is not None
+        start = self._finished("ract" if self.config.ract else "fit").folder / "model.safetensors"
         adapt(
-            self._finished("ract" if self.config.ract else "fit").folder / "model.safetensors",
-            data.labels, folder / "model.safetensors",
+            start, data.labels, folder / "model.safetensors",
             work_dir=folder, pristine=list(config.pristine), groups=config.groups,
             positions_from=config.positions_from, root=data.images_root, score_range=data.score_range,
             name=self.config.name, limit=data.limit, validation_fraction=data.validation_fraction,
-            settings=narrow(config, JointSettings, seed=self.config.seed), workers=self.config.workers,
-            report=self.report,
+            settings=narrow(config, JointSettings, seed=self.config.seed), runs=config.runs,
+            mix_with=start if config.start_share else None, mix_share=config.start_share,
+            workers=self.config.workers, report=self.report,
         )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------- publish
