@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -203,8 +205,9 @@ def small_config(folder: Path, name: str, *, epochs: int = 10, more: str = "") -
 
 
 def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
-    labels: Path, tiny_timm_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    labels: Path, tiny_timm_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     assert tiny_timm_file.parent == tmp_path
     config = small_config(tmp_path, "a")
     assert main(["train", str(config)]) == 0
@@ -250,6 +253,24 @@ def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
     assert "fit: made anew, for these changed: settings" in said
     assert load_file(model)["head.scores"].tolist() != first["head.scores"].tolist()
     assert torch.equal(load_file(model)["head.components"], first["head.components"])
+
+    # what each part is worth, beside the training, which stays as it is
+    made = {path: hash_file(path) for path in (model, *(tmp_path / "work-a").glob("[acf]*/*.safetensors"))}
+    assert len(made) == 5
+    script = Path(__file__).resolve().parent.parent / "bench" / "ablation.py"
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", [str(script), str(config)])
+        runpy.run_path(str(script), run_name="__main__")
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 2 * (2 + 7)
+    assert shown[:9] == shown[9:]
+    assert len(set(shown[2:9])) == 7
+    assert {path: hash_file(path) for path in made} == made
+    results = json.loads((tmp_path / "work-a" / "ablation" / "ablation.json").read_text())
+    assert results["full"]["srcc"] == pytest.approx(
+        read_metadata(model)["training"]["figures"]["validation"]["srcc"], abs=0.02
+    )
+    assert results["one description of each image"]["settings"]["describe"]["seeds"] == 1
 
 
 @pytest.mark.usefixtures("tiny_timm_file")
