@@ -338,7 +338,9 @@ def test_training_says_at_once_what_is_wrong(tmp_path: Path, capsys: pytest.Capt
 
 def test_the_example_configuration_is_valid() -> None:
     config = read_config(Path(__file__).resolve().parent.parent / "configs" / "small.toml")
-    assert config.backbone.image_size == 336
+    assert config.backbone.image_size == 224
     assert config.compress.prototypes == 250
+    assert config.ract is not None
+    assert len(config.ract.data) == 2
     assert config.joint is not None
-    assert config.joint.image_size == config.backbone.image_size
+    assert config.joint.image_size == 336
