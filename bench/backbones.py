@@ -33,6 +33,7 @@ from rali_core.precision import has_bf16_instructions
 from rali_core.preprocess import PreprocessConfig
 from rali_core.training.backbones import load_backbone
 from rali_core.training.compress import compress
+from rali_core.training.config import CompressConfig, FitConfig
 from rali_core.training.evaluate import Agreement, measure_agreement
 from rali_core.training.fit import build_head, fit_head
 from rali_core.training.ordered import cache_pictures
@@ -40,7 +41,6 @@ from rali_core.training.pipeline import read_splits
 from rali_core.training.precision import training_autocast
 
 BATCH = 8
-PROTOTYPES = 250
 SIZES = {"dinov2": (224, 336, 392, 448), "tinyvit": (224, 448), "lite0": (224, 336, 448)}
 """DINOv2 takes multiples of 14; TinyViT's windows fit without padding at multiples of 224."""
 LITE_MEAN, LITE_STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
@@ -130,11 +130,15 @@ def fit(
     epochs: int,
 ) -> Agreement:
     """Agreement of the recipe's head on validation images."""
-    pca = min(256, training.shape[1] * 2 // 3)
-    compressed = compress(training, scores, pca_dim=pca, bins=240, prototypes=PROTOTYPES, temperature=0.15, seed=0)
+    stage2, stage3 = CompressConfig(), FitConfig()
+    compressed = compress(
+        training, scores, pca_dim=min(stage2.pca_dim, training.shape[1] * 2 // 3), bins=stage2.bins,
+        prototypes=stage2.prototypes, temperature=stage2.temperature, seed=0,
+    )  # fmt: skip
     head = fit_head(
         build_head(compressed), torch.from_numpy(training), torch.from_numpy(scores).float(),
-        validation=(torch.from_numpy(held_out), human), epochs=epochs, batch_size=64, learning_rate=1e-3, seed=0,
+        validation=(torch.from_numpy(held_out), human), epochs=epochs, batch_size=stage3.batch_size,
+        learning_rate=stage3.learning_rate, seed=0,
         report=lambda _: None,
     )  # fmt: skip
     with torch.inference_mode():
