@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rali_core.checkpoint import read_metadata
+from rali_core.checkpoint import load_model, read_metadata
 from rali_core.cli import main
 from rali_core.hashing import hash_file
 from rali_core.training.config import read_config
@@ -40,7 +40,7 @@ def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> No
     assert (config.align.views, config.align.learning_rate, config.align.batch_size) == (("whole",), 1.0, 128)
     assert config.ract is not None
     assert (config.ract.steps, config.ract.data[0].labels) == (7, Path("/else/sea.csv"))
-    assert config.joint is None
+    assert config.joint == ()
 
 
 @pytest.mark.parametrize(
@@ -290,13 +290,18 @@ labels = "data/other.csv"
 score_range = [1, 5]
 limit = 30
 tell_scores = true
-[joint]
+[[joint]]
 image_size = 64
 frozen_blocks = 4
 steps = 2
 groups = 2
 runs = 2
 start_share = 0.5
+[[joint]]
+image_size = 96
+frozen_blocks = 5
+steps = 1
+groups = 2
 """
     text = SMALL.format(output="c.safetensors", work="w", epochs=1).replace("groups = 3", 'source = "score"') + more
     config = write_config(tmp_path / "c.toml", text)
@@ -309,15 +314,25 @@ start_share = 0.5
     assert line["image"].endswith(".png")
     assert main(["train", str(config)]) == 0
     training = read_metadata(tmp_path / "c.safetensors")["training"]
-    assert training["joint"]["settings"]["steps"] == 2
-    assert training["joint"]["runs"] == len(training["joint"]["log"]) == 2
-    assert training["mixed"]["share"] == 0.5
-    before = training["before"]["training"]
+    assert training["joint"]["settings"]["steps"] == 1
+    assert load_model(tmp_path / "c.safetensors").model.preprocess_config.image_size == 96
+    pictures = sorted(path.relative_to(tmp_path / "w").as_posix() for path in (tmp_path / "w").rglob("training.npy"))
+    assert pictures == ["joint/training.npy"]  # both use the same
+    runs = [
+        torch.load(tmp_path / "w" / folder / "joint.pt", weights_only=True)["signature"]
+        for folder in ("joint", "joint/run-1", "joint-2")
+    ]
+    assert ["'seed': 0" in runs[0], "'seed': 1" in runs[1], "'seed': 2" in runs[2]] == [True, True, True]
+    first = training["before"]["training"]
+    assert first["joint"]["settings"]["steps"] == 2
+    assert first["joint"]["runs"] == len(first["joint"]["log"]) == 2
+    assert first["mixed"]["share"] == 0.5
+    before = first["before"]["training"]
     assert before["stage"] == "ract"
     assert {name: figures["count"] for name, figures in before["domains"].items()} == {"reference": 17, "other": 8}
     assert list(training["recipe"]["data"]) == ["other", "reference"]
     assert training["recipe"]["data"]["other"]["images"] == {"training": 30, "validation": 8, "test": 12}
-    assert {"describe", "describe-other", "ract", "joint"} < set(training["recipe"]["stages"])
+    assert {"describe", "describe-other", "ract", "joint", "joint-2"} < set(training["recipe"]["stages"])
 
 
 @pytest.mark.usefixtures("labels", "tiny_timm_file", "tiny_file")
@@ -342,5 +357,4 @@ def test_the_example_configuration_is_valid() -> None:
     assert config.compress.prototypes == 250
     assert config.ract is not None
     assert len(config.ract.data) == 2
-    assert config.joint is not None
-    assert config.joint.image_size == 336
+    assert [joint.image_size for joint in config.joint] == [336]

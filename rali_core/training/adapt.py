@@ -29,6 +29,7 @@ def adapt(
     output: str | Path,
     *,
     work_dir: str | Path,
+    pictures_dir: str | Path | None = None,
     pristine: list[str | Path] | None = None,
     groups: int = 2600,
     positions_from: str | Path | None = None,
@@ -41,6 +42,7 @@ def adapt(
     mix_with: str | Path | None = None,
     mix_share: float = 0.5,
     runs: int = 1,
+    first_run: int = 0,
     workers: int = 1,
     report: Report = print,
 ) -> dict[str, Any]:
@@ -50,7 +52,9 @@ def adapt(
         model_file: RALI model file to start from.
         labels: CSV with the columns `image`, `mos` and optionally `split` and `near_dup_in_train`.
         output: Model file to write, `.safetensors`.
-        work_dir: Folder for decoded pictures (0.6 MB each), checkpoints, `log.jsonl` and the plots `curves.png`.
+        work_dir: Folder for checkpoints, `log.jsonl` and the plots `curves.png`.
+        pictures_dir: Folder for decoded pictures (0.6 MB each), by default `work_dir`; trainings with the same labels,
+            split and groups can share one.
         pristine: Folders of undistorted pictures, searched with their subfolders, for ordered groups.
         groups: Number of ordered groups; 0 for none.
         positions_from: Pretrained tower (`backbones.load_backbone`) whose position embeddings are taken for another
@@ -69,6 +73,8 @@ def adapt(
         runs: Trainings from the same start, each with the next seed, whose weights are averaged before that ("model
             soup", Wortsman et al., ICML 2022). All but the first leave their files in `work_dir/run-N/`. May be raised
             when a finished training is repeated: only the new runs are trained.
+        first_run: The first run's number, which is added to the settings' seed for its random choices (the split and
+            the groups stay): for a training that goes on from another on the same pictures.
         workers: Processes that decode and render; 0 does it in this one.
         report: Called with lines of text.
 
@@ -106,11 +112,13 @@ def adapt(
     training, validation, test = rows
     pictures = find_pictures(pristine or [])
     work_dir.mkdir(parents=True, exist_ok=True)
+    kept = Path(pictures_dir) if pictures_dir is not None else work_dir
+    kept.mkdir(parents=True, exist_ok=True)
     planned = plan_groups(pictures, training, count=groups, seed=settings.seed)
     report(f"{len(training)} training, {len(validation)} validation, {len(test)} test images, {groups} ordered groups")
-    ordered = OrderedPictures(planned, cache_groups(planned, work_dir / "groups.npy", workers=workers, report=report))
-    labelled = cache_pictures(training, work_dir / "training.npy", workers=workers, report=report)
-    held_out = cache_pictures(validation, work_dir / "validation.npy", workers=workers, report=report)
+    ordered = OrderedPictures(planned, cache_groups(planned, kept / "groups.npy", workers=workers, report=report))
+    labelled = cache_pictures(training, kept / "training.npy", workers=workers, report=report)
+    held_out = cache_pictures(validation, kept / "validation.npy", workers=workers, report=report)
     start, logs = model, []
     for index in range(runs):
         folder = work_dir / f"run-{index}" if index else work_dir
@@ -122,7 +130,7 @@ def adapt(
             np.array([row.score for row in training]),
             ordered,
             validation=(held_out, np.array([row.score for row in validation])),
-            settings=replace(settings, seed=settings.seed + index),
+            settings=replace(settings, seed=settings.seed + first_run + index),
             checkpoint=folder / "joint.pt",
             report=report,
         )

@@ -184,6 +184,8 @@ class RactConfig(AlignSettings):
 class JointConfig(JointSettings):
     """`[joint]`: tuning tower and head together at the end, see `adapt.adapt`.
 
+    Several sections, each `[[joint]]`, go on from one another, such as with larger pictures.
+
     Attributes:
         groups: Ordered groups, as in `[describe]`.
         pristine: Folders of undistorted pictures.
@@ -214,7 +216,7 @@ class TrainConfig:
         compress: `[compress]`.
         fit: `[fit]`.
         ract: `[ract]`; None without that section.
-        joint: `[joint]`; None without that section.
+        joint: `[joint]`, or one or more of `[[joint]]`; empty without such a section.
         coverage: The model's own setting for pictures that are not square.
         workers: Processes that decode images; 0 decodes in this one.
         seed: Seed of every random choice.
@@ -231,7 +233,7 @@ class TrainConfig:
     compress: CompressConfig = field(default_factory=CompressConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     ract: RactConfig | None = None
-    joint: JointConfig | None = None
+    joint: tuple[JointConfig, ...] = ()
     coverage: Coverage = "tiles"
     workers: int = 1
     seed: int = 0
@@ -322,6 +324,8 @@ def _convert(value: Any, hint: Any, name: str, folder: Path) -> Any:
 
 
 def _convert_list(value: Any, kinds: tuple[Any, ...], name: str, folder: Path) -> tuple[Any, ...]:
+    if isinstance(value, dict) and is_dataclass(kinds[0]):
+        value = [value]  # one section where there may be several
     if not isinstance(value, list):
         raise ValueError(f"{name} must be a list, got {value!r}")
     if kinds[-1] is Ellipsis:
@@ -350,11 +354,12 @@ def check(config: TrainConfig) -> None:
         raise ValueError('describe.source = "file" needs data.descriptions')
     if not config.align.views or config.align.views[0] != "whole":
         raise ValueError(f"align.views must begin with 'whole', got {list(config.align.views)}")
-    if config.joint is not None and (config.joint.runs < 1 or not 0 <= config.joint.start_share <= 1):
-        raise ValueError(
-            "joint.runs must be at least 1 and joint.start_share lie in [0, 1], got "
-            f"{config.joint.runs}, {config.joint.start_share}"
-        )
+    for joint in config.joint:
+        if joint.runs < 1 or not 0 <= joint.start_share <= 1:
+            raise ValueError(
+                "joint.runs must be at least 1 and joint.start_share lie in [0, 1], got "
+                f"{joint.runs}, {joint.start_share}"
+            )
     if config.ract is None:
         return
     if not config.align.enabled:

@@ -199,8 +199,10 @@ class Recipe:
         if config.ract is not None:
             outputs = ("model.safetensors", "tower.safetensors", *CURVES)
             stages.append(self._stage("ract", outputs, self._ract_inputs, self._ract))
-        if config.joint is not None:
-            stages.append(self._stage("joint", ("model.safetensors", *CURVES), self._joint_inputs, self._joint))
+        before = stages[-1]
+        for index in range(len(config.joint)):
+            before = self._joint_stage(index, before)
+            stages.append(before)
         return stages
 
     def _stage(self, name: str, outputs: tuple[str, ...], inputs: Any, work: Any) -> Stage:
@@ -488,32 +490,37 @@ class Recipe:
 
     # ------------------------------------------------------------------------------------------- joint
 
-    def _joint_inputs(self) -> dict[str, Any]:
-        config = self.config.joint
-        assert config is not None
-        return {
-            **self._made_by("ract" if self.config.ract else "fit"),
-            **self.reference.inputs(),
-            "settings": to_json(config),
-            "pristine": hash_files(find_pictures(list(config.pristine))),
-            "positions": hash_file(config.positions_from) if config.positions_from else None,
-            "seed": self.config.seed,
-            "model": self.config.name,
-        }
+    def _joint_stage(self, index: int, before: Stage) -> Stage:
+        config, data = self.config.joint[index], self.config.data
+        first_run = sum(earlier.runs for earlier in self.config.joint[:index])
 
-    def _joint(self, folder: Path) -> None:
-        config, data = self.config.joint, self.config.data
-        assert config is not None
-        start = self._finished("ract" if self.config.ract else "fit").folder / "model.safetensors"
-        adapt(
-            start, data.labels, folder / "model.safetensors",
-            work_dir=folder, pristine=list(config.pristine), groups=config.groups,
-            positions_from=config.positions_from, root=data.images_root, score_range=data.score_range,
-            name=self.config.name, limit=data.limit, validation_fraction=data.validation_fraction,
-            settings=narrow(config, JointSettings, seed=self.config.seed), runs=config.runs,
-            mix_with=start if config.start_share else None, mix_share=config.start_share,
-            workers=self.config.workers, report=self.report,
-        )  # fmt: skip
+        def inputs() -> dict[str, Any]:
+            return {
+                **{f"{before.name}/{file}": digest for file, digest in before.hashes.items() if file not in CURVES},
+                **self.reference.inputs(),
+                "settings": to_json(config),
+                "pristine": hash_files(find_pictures(list(config.pristine))),
+                "positions": hash_file(config.positions_from) if config.positions_from else None,
+                "seed": self.config.seed,
+                "model": self.config.name,
+                **({"first_run": first_run} if first_run else {}),
+            }
+
+        def work(folder: Path) -> None:
+            start = before.folder / "model.safetensors"
+            adapt(
+                start, data.labels, folder / "model.safetensors",
+                work_dir=folder, pictures_dir=self.config.work_dir / "joint",
+                pristine=list(config.pristine), groups=config.groups,
+                positions_from=config.positions_from, root=data.images_root, score_range=data.score_range,
+                name=self.config.name, limit=data.limit, validation_fraction=data.validation_fraction,
+                settings=narrow(config, JointSettings, seed=self.config.seed), runs=config.runs, first_run=first_run,
+                mix_with=start if config.start_share else None, mix_share=config.start_share,
+                workers=self.config.workers, report=self.report,
+            )  # fmt: skip
+
+        name = f"joint-{index + 1}" if index else "joint"
+        return self._stage(name, ("model.safetensors", *CURVES), inputs, work)
 
     # ----------------------------------------------------------------------------------------- publish
 
