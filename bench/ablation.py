@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="variant to run (may be given several times; default: all)")
     options = parser.parse_args()
     full = read_config(options.config)
-    full = replace(full, ract=None, joint=None, tokens_dir=full.tokens_dir or full.work_dir / "tokens")
+    full = replace(full, ract=None, joint=(), tokens_dir=full.tokens_dir or full.work_dir / "tokens")
     if options.limit or options.steps:
         if options.work_dir is None:
             parser.error("--limit and --steps need a --work-dir: the configuration's holds another training")

@@ -357,4 +357,4 @@ def test_the_example_configuration_is_valid() -> None:
     assert config.compress.prototypes == 250
     assert config.ract is not None
     assert len(config.ract.data) == 2
-    assert [joint.image_size for joint in config.joint] == [336]
+    assert [joint.image_size for joint in config.joint] == [336, 336]
