@@ -496,7 +496,7 @@ class Recipe:
 
         def inputs() -> dict[str, Any]:
             return {
-                **{f"{before.name}/{file}": digest for file, digest in before.hashes.items() if file not in CURVES},
+                **self._made_by(before.name),
                 **self.reference.inputs(),
                 "settings": to_json(config),
                 "pristine": hash_files(find_pictures(list(config.pristine))),
