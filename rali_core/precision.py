@@ -64,7 +64,7 @@ def _first_block(tower: nn.Module) -> tuple[nn.Module | None, Tensor | None]:
     if isinstance(tower, ClipTower):
         return tower.transformer.resblocks[0], tower.positional_embedding
     if isinstance(tower, DinoTower):
-        return tower.trunk.blocks[0], tower.trunk.pos_embed
+        return tower.trunk.blocks[0], tower.trunk.keep_own(tower.trunk.pos_embed)
     return None, None
 
 

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import attention
+
+PatchPattern = Literal["all", "checkerboard"]
+"""Which patches a tower looks at: half of them in a finer grid tell more than all of a coarser one at the same cost."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Shape:
         layers: Number of blocks.
         heads: Attention heads of a block.
         hidden: Width between the two layers of a block's perceptron.
+        pattern: Which patches the blocks see.
     """
 
     image_size: int
@@ -41,6 +45,7 @@ class Shape:
     layers: int
     heads: int
     hidden: int
+    pattern: PatchPattern = "all"
 
     def __post_init__(self) -> None:
         numbers = (self.image_size, self.patch, self.width, self.layers, self.heads, self.hidden)
@@ -50,6 +55,14 @@ class Shape:
             raise ValueError(f"an image of {self.image_size} pixels has no patch of {self.patch}")
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be shared by {self.heads} heads")
+        if self.pattern not in get_args(PatchPattern):
+            raise ValueError(f"patch_pattern must be one of {', '.join(get_args(PatchPattern))}, got {self.pattern!r}")
+        grid = self.image_size // self.patch
+        if self.pattern == "checkerboard" and grid % 2 == 0:  # an even one would not be its own mirror image
+            raise ValueError(
+                f"a checkerboard needs an odd number of patches a side, got {grid}: image_size {self.image_size} and "
+                f"patches of {self.patch} pixels"
+            )
 
     @property
     def tokens(self) -> int:
@@ -86,12 +99,15 @@ def build_plain(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -
     name = settings.get("timm_model_name")
     if name is None:
         return _build_clip(embed_dim, settings, quick_gelu=quick_gelu)
-    others = {key: value for key, value in settings.items() if key not in ("timm_model_name", "image_size")}
+    others = {
+        key: value for key, value in settings.items() if key not in ("timm_model_name", "image_size", "patch_pattern")
+    }
     fixed = {"timm_pool", "timm_proj"} <= others.keys()
     if name not in DINOV2 or not fixed or any(DINOV2_SETTINGS.get(key, others) != others[key] for key in others):
         return None
     width, layers, heads = DINOV2[name]
-    return DinoTower(Shape(settings.get("image_size", 224), 14, width, layers, heads, 4 * width))
+    pattern = settings.get("patch_pattern", "all")
+    return DinoTower(Shape(settings.get("image_size", 224), 14, width, layers, heads, 4 * width, pattern))
 
 
 def _build_clip(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -> nn.Module | None:
@@ -328,6 +344,7 @@ class DinoTrunk(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
+        self.pattern = shape.pattern
         self.cls_token = nn.Parameter(torch.empty(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.empty(1, shape.tokens, shape.width))
         self.patch_embed = PatchEmbedding(shape)
@@ -341,8 +358,14 @@ class DinoTrunk(nn.Module):
     def _pos_embed(self, patches: Tensor) -> Tensor:
         return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
 
+    def keep_own(self, tokens: Tensor) -> Tensor:
+        """(B, N, W) tokens with the class token first to those of them that the tower looks at."""
+        if self.pattern == "all":
+            return tokens
+        return torch.cat([tokens[:, :1], tokens[:, 1::2]], dim=1)  # every second of an odd grid is a checkerboard
+
     def forward_features(self, inputs: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised input to (B, N, W) tokens after the last norm, the class token first."""
+        """(B, 3, S, S) normalised input to (B, N, W) tokens of all patches after the last norm; class token first."""
         tokens: Tensor = self.norm(self.blocks(self._pos_embed(self.patch_embed(inputs))))
         return tokens
 
@@ -352,7 +375,7 @@ class DinoTrunk(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) normalised input to (B, W) embeddings."""
-        tokens = self._pos_embed(self.patch_embed(inputs))
+        tokens = self.keep_own(self._pos_embed(self.patch_embed(inputs)))
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         last = cast(DinoBlock, self.blocks[-1])

@@ -83,6 +83,20 @@ def tiny_timm_file(tiny_info: ModelInfo, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def dino_file(tiny_info: ModelInfo, tmp_path: Path) -> Path:
+    """DINOv2's small tower for pictures of 42 pixels, with random weights whose blocks do something."""
+    vision = {"timm_model_name": "vit_small_patch14_dinov2", "timm_pool": "token", "timm_proj": "none"}
+    model = make_model(EncoderConfig(384, {**vision, "image_size": 42}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(0.5)
+    path = tmp_path / "dino.safetensors"
+    save_model(path, model, tiny_info)
+    return path
+
+
 @pytest.fixture(scope="session")
 def bundled_scorer() -> RaliScorer:
     return RaliScorer.from_pretrained(device="cpu")

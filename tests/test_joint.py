@@ -17,8 +17,8 @@ from rali_core.training.data import LabelledImage, read_labels
 from rali_core.training.distortions import DISTORTIONS
 from rali_core.training.drawings import draw_picture
 from rali_core.training.evaluate import Agreement, measure_agreement
-from rali_core.training.joint import JointSettings, ordered_losses, with_image_size
-from rali_core.training.ordered import OrderedGroup, cache_groups, plan_groups, render_group
+from rali_core.training.joint import JointSettings, fit_line, mirror_patches, ordered_losses, with_image_size
+from rali_core.training.ordered import OrderedGroup, cache_groups, cache_pictures, plan_groups, render_group
 from rali_core.training.tokens import LowerBlocks
 
 SMALL = JointSettings(
@@ -133,6 +133,79 @@ def test_kept_patches_are_those_of_the_whole_picture_and_the_class_token_stays(t
     torch.testing.assert_close(in_order, LowerBlocks(model.encoder, 3)(pixels), rtol=0, atol=1e-6)
 
 
+def test_a_tuned_model_can_look_at_a_checkerboard_of_patches_and_be_recalibrated(
+    labels: Path, dino_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(dino_file).model
+    assert with_image_size(model, 42, pattern="all").encoder_config == model.encoder_config
+    with pytest.raises(ValueError, match="a checkerboard needs an odd number of patches a side, got 4"):
+        with_image_size(model, 56, pattern="checkerboard")
+    arguments = [
+        "tune",
+        str(dino_file),
+        str(labels),
+        "--work-dir",
+        str(tmp_path / "w"),
+        "--image-size",
+        "70",
+        "--steps",
+        "2",
+    ]
+    arguments += ["--groups", "2", "--workers", "0", "--kept-patches", "0.3", "--patch-pattern", "checkerboard"]
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    assert main([*arguments, "-o", str(files[0])]) == 0
+    assert "recalibrated" not in capsys.readouterr().err
+    assert main([*arguments, "-o", str(files[1]), "--recalibrate"]) == 0
+    assert "recalibrated: " in capsys.readouterr().err  # or, should the two steps have taught it nothing, not
+    tuned, moved = (load_model(file).model for file in files)
+    assert tuned.encoder_config.vision_cfg["patch_pattern"] == "checkerboard"
+    pixels = torch.rand(8, 3, 70, 70, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before, after = tuned(pixels), moved(pixels)
+    line = read_metadata(files[1])["training"].get("recalibrated", {"slope": 1, "offset": 0})
+    torch.testing.assert_close(after, (before * line["slope"] + line["offset"]).clamp(0, 1), rtol=0, atol=1e-4)
+    assert with_image_size(moved, 70).encoder_config == moved.encoder_config, (
+        "the pattern stays unless another is asked for"
+    )
+
+
+def test_recalibrating_gives_slope_and_offset_and_leaves_ranks(tiny_timm_file: Path) -> None:
+    model = load_model(tiny_timm_file).model
+    noise = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3))
+    pictures = (noise * np.linspace(0.1, 1, 6)[:, None, None, None]).astype(np.uint8)
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        before = model(pixels)
+    scores = 0.5 * before.double().numpy() + 0.1
+    assert fit_line(model, pictures, -scores) is None
+    with torch.inference_mode():
+        assert torch.equal(model(pixels), before)
+    line = fit_line(model, pictures, scores)
+    assert line is not None
+    assert line["slope"] == pytest.approx(0.5, abs=0.02)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(pixels), 0.5 * before + 0.1, rtol=0, atol=5e-3)
+
+
+def test_larger_inputs_have_decoded_pictures_of_their_own(labels: Path, tmp_path: Path) -> None:
+    rows = read_labels(labels)[:3]
+    group = plan_groups([], [], count=2, seed=0)
+    assert cache_pictures(rows, tmp_path / "p.npy", workers=0, report=lambda _: None).shape == (3, 448, 448, 3)
+    assert cache_pictures(rows, tmp_path / "p.npy", size=518, workers=0, report=lambda _: None).shape == (
+        3,
+        518,
+        518,
+        3,
+    )
+    assert cache_groups(group, tmp_path / "g.npy", size=518, workers=0, report=lambda _: None).shape == (
+        2,
+        3,
+        518,
+        518,
+        3,
+    )
+
+
 def test_tuning_a_model_improves_it_repeats_itself_and_resumes(
     labels: Path, pristine: Path, tiny_timm_file: Path, tmp_path: Path
 ) -> None:
@@ -207,6 +280,29 @@ def test_tuning_a_model_improves_it_repeats_itself_and_resumes(
         )  # fmt: skip
 
 
+def test_scores_become_steadier_where_that_is_asked_for(
+    labels: Path, pristine: Path, tiny_timm_file: Path, tmp_path: Path
+) -> None:
+    moves = []
+    for weight in (0.0, 5.0):
+        settings = replace(SMALL, steps=40, whole_steps=0, groups_per_batch=8, order_weight=0.0, steady_weight=weight)
+        output, work_dir = tmp_path / f"{weight}.safetensors", tmp_path / f"{weight}"
+        adapt(
+            tiny_timm_file, labels, output, work_dir=work_dir, pristine=[pristine], groups=40, settings=settings,
+            validation_fraction=0.2, workers=0, report=lambda _: None,
+        )  # fmt: skip
+        model = load_model(output).model
+        group = np.load(work_dir / "groups.npy")[:, 0]
+        with torch.inference_mode():
+            pixels = torch.from_numpy(group).permute(0, 3, 1, 2) / 255
+            moves.append(float((model(pixels) - model(pixels.flip(-1))).abs().mean()))
+        entry = json.loads((work_dir / "log.jsonl").read_text().splitlines()[-1])
+        assert ("steady" in entry) == (weight > 0)
+    assert moves[1] < 0.7 * moves[0]
+    mirrored = mirror_patches(torch.tensor([[0, 5, 11]]), 16)
+    assert mirrored.tolist() == [[3, 6, 8]]
+
+
 def test_several_runs_are_averaged_and_can_be_added_to_a_finished_one(
     labels: Path, tiny_timm_file: Path, tmp_path: Path
 ) -> None:
@@ -247,14 +343,31 @@ def test_the_tune_command_makes_a_model(
     arguments += ["--frozen-blocks", "4"]
     assert main([*arguments, "--kept-patches", "0"]) == 1
     assert "kept_patches must lie in (0, 1], got 0.0" in capsys.readouterr().err
-    assert main([*arguments, "--name", "mine", "--kept-patches", "0.5", "--whole-steps", "1", "--runs", "2"]) == 0
+    assert (
+        main(
+            [
+                *arguments,
+                "--name",
+                "mine",
+                "--kept-patches",
+                "0.5",
+                "--whole-steps",
+                "1",
+                "--runs",
+                "2",
+                "--steady-weight",
+                "0.5",
+            ]
+        )
+        == 0
+    )
     assert "2 ordered groups" in capsys.readouterr().err
     metadata = read_metadata(output)
     assert metadata["name"] == "mine"
     assert metadata["preprocess"]["image_size"] == 96
     assert metadata["training"]["joint"]["runs"] == 2
     settings = metadata["training"]["joint"]["settings"]
-    assert (settings["kept_patches"], settings["whole_steps"]) == (0.5, 1)
+    assert (settings["kept_patches"], settings["whole_steps"], settings["steady_weight"]) == (0.5, 1, 0.5)
     assert main(["score", str(labels.parent / "0.png"), "--model", str(output)]) == 0
 
 

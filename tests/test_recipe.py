@@ -302,6 +302,15 @@ image_size = 96
 frozen_blocks = 5
 steps = 1
 groups = 2
+[[joint]]
+image_size = 464
+frozen_blocks = 5
+steps = 1
+batch_size = 4
+groups = 2
+kept_patches = 0.2
+first_run = 7
+recalibrate = true
 """
     text = SMALL.format(output="c.safetensors", work="w", epochs=1).replace("groups = 3", 'source = "score"') + more
     config = write_config(tmp_path / "c.toml", text)
@@ -312,18 +321,21 @@ groups = 2
     line = json.loads((tmp_path / "w" / "describe" / "descriptions.jsonl").read_text().splitlines()[0])
     assert line["source"] == "score"
     assert line["image"].endswith(".png")
+    capsys.readouterr()
     assert main(["train", str(config)]) == 0
+    said = "".join(capsys.readouterr())
     training = read_metadata(tmp_path / "c.safetensors")["training"]
     assert training["joint"]["settings"]["steps"] == 1
-    assert load_model(tmp_path / "c.safetensors").model.preprocess_config.image_size == 96
-    pictures = sorted(path.relative_to(tmp_path / "w").as_posix() for path in (tmp_path / "w").rglob("training.npy"))
-    assert pictures == ["joint/training.npy"]  # both use the same
+    assert load_model(tmp_path / "c.safetensors").model.preprocess_config.image_size == 464
+    pictures = sorted(path.relative_to(tmp_path / "w").as_posix() for path in (tmp_path / "w").rglob("training*.npy"))
+    assert pictures == ["joint/training-464.npy", "joint/training.npy"]  # the first two use the same
     runs = [
         torch.load(tmp_path / "w" / folder / "joint.pt", weights_only=True)["signature"]
-        for folder in ("joint", "joint/run-1", "joint-2")
+        for folder in ("joint", "joint/run-1", "joint-2", "joint-3")
     ]
-    assert ["'seed': 0" in runs[0], "'seed': 1" in runs[1], "'seed': 2" in runs[2]] == [True, True, True]
-    first = training["before"]["training"]
+    assert [f"'seed': {seed}" in run for seed, run in zip([0, 1, 2, 7], runs, strict=True)] == [True] * 4
+    assert ("recalibrated" in training) != ("not recalibrated" in said)
+    first = training["before"]["training"]["before"]["training"]
     assert first["joint"]["settings"]["steps"] == 2
     assert first["joint"]["runs"] == len(first["joint"]["log"]) == 2
     assert first["mixed"]["share"] == 0.5
@@ -332,7 +344,7 @@ groups = 2
     assert {name: figures["count"] for name, figures in before["domains"].items()} == {"reference": 17, "other": 8}
     assert list(training["recipe"]["data"]) == ["other", "reference"]
     assert training["recipe"]["data"]["other"]["images"] == {"training": 30, "validation": 8, "test": 12}
-    assert {"describe", "describe-other", "ract", "joint", "joint-2"} < set(training["recipe"]["stages"])
+    assert {"describe", "describe-other", "ract", "joint", "joint-2", "joint-3"} < set(training["recipe"]["stages"])
 
 
 @pytest.mark.usefixtures("labels", "tiny_timm_file", "tiny_file")
@@ -357,4 +369,4 @@ def test_the_example_configuration_is_valid() -> None:
     assert config.compress.prototypes == 250
     assert config.ract is not None
     assert len(config.ract.data) == 2
-    assert [joint.image_size for joint in config.joint] == [336, 336]
+    assert [joint.image_size for joint in config.joint] == [336, 336, 518, 518]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rali_core import encoder as encoder_module
 from rali_core.encoder import EncoderConfig, build_encoder
 from rali_core.patch_tokens import embed_patches
+from rali_core.training.tokens import LowerBlocks, UpperBlocks
 from rali_core.vision_transformer import ClipTower, DinoTower
 
 DINO = {"timm_model_name": "vit_small_patch14_dinov2", "timm_pool": "token", "timm_proj": "none", "image_size": 60}
@@ -93,6 +94,42 @@ def test_a_tower_of_another_kind_is_left_to_open_clip(settings: dict[str, Any]) 
 def test_an_impossible_shape_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_encoder(EncoderConfig(20, {**CLIP, **change}))
+
+
+def test_a_checkerboard_sees_every_second_patch_and_nothing_of_the_others() -> None:
+    config = EncoderConfig(384, {**DINO, "image_size": 70})
+    whole = build_encoder(config).double()
+    half = build_encoder(EncoderConfig(384, {**config.vision_cfg, "patch_pattern": "checkerboard"})).double()
+    half.load_state_dict(whole.state_dict())
+    pixels = torch.randn(2, 3, 70, 70, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    embedding = half(pixels)
+    embedding.square().sum().backward()
+    assert pixels.grad is not None
+    seen = pixels.grad.abs().sum(1).unfold(1, 14, 14).unfold(2, 14, 14).sum((-1, -2)) > 0
+    board = torch.tensor([[(row + column) % 2 == 0 for column in range(5)] for row in range(5)])
+    assert torch.equal(seen, board.expand(2, -1, -1))
+    kept = board.flatten().nonzero()[:, 0].expand(2, -1)
+    by_hand = UpperBlocks(whole, 0)(LowerBlocks(whole, 0)(pixels, kept))
+    torch.testing.assert_close(embedding, by_hand)
+    torch.testing.assert_close(UpperBlocks(half, 0)(LowerBlocks(half, 0)(pixels)), by_hand)
+    assert not torch.allclose(whole(pixels), embedding)
+    assert embed_patches(half, pixels).shape == (2, 5, 5, 384), "maps show all patches"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"patch_pattern": "checkerboard"},
+            "a checkerboard needs an odd number of patches a side, got 4: image_size 60",
+        ),
+        ({"patch_pattern": "stripes"}, "patch_pattern must be one of all, checkerboard, got 'stripes'"),
+        ({"patch_pattern": "checkerboard", "timm_pool": "avg"}, "open_clip cannot build a vision tower"),
+    ],
+)
+def test_a_pattern_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_encoder(EncoderConfig(384, {**DINO, **change}))
 
 
 def test_scoring_a_file_imports_nothing_that_it_does_not_need(

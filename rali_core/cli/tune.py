@@ -45,7 +45,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--kept-patches", type=float, metavar="SHARE",
                         help="share of the patches that a step sees, drawn at random (default: 1)")  # fmt: skip
     parser.add_argument("--whole-steps", type=int, metavar="N",
-                        help="the last so many steps see all patches (default: 0)")  # fmt: skip
+                        help="the last so many steps see all patches that the model looks at (default: 0)")  # fmt: skip
+    parser.add_argument("--patch-pattern", choices=["all", "checkerboard"],
+                        help="patches that the tuned model looks at (default: as the model does)")  # fmt: skip
+    parser.add_argument("--order-weight", type=float, metavar="WEIGHT",
+                        help="weight of the term that orders distorted pictures (default: 1)")  # fmt: skip
+    parser.add_argument("--steady-weight", type=float, metavar="WEIGHT",
+                        help="weight of moves of the score by mirroring and JPEG (default: 0)")  # fmt: skip
+    parser.add_argument("--recalibrate", action="store_true",
+                        help="fit slope and offset of the scores to the validation images at the end")  # fmt: skip
     parser.add_argument("--mix-with", metavar="FILE",
                         help="model file whose weights are mixed into the tuned ones at the end")  # fmt: skip
     parser.add_argument("--mix-share", type=float, default=0.5, metavar="SHARE",
@@ -69,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
         name: value
         for name in (
             "image_size", "frozen_blocks", "steps", "batch_size", "groups_per_batch", "learning_rate",
-            "head_learning_rate", "layer_decay", "kept_patches", "whole_steps", "seed",
+            "head_learning_rate", "layer_decay", "kept_patches", "whole_steps", "patch_pattern", "order_weight",
+            "steady_weight", "seed",
         )
         if (value := getattr(options, name)) is not None
     }  # fmt: skip
@@ -89,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
         mix_with=options.mix_with,
         mix_share=options.mix_share,
         runs=options.runs,
+        recalibrate=options.recalibrate,
         workers=options.workers,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )

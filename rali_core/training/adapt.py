@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from ..model import RaliModel
 from .backbones import load_backbone
 from .curves import draw_curves
 from .evaluate import Report
-from .joint import JointSettings, OrderedPictures, tune_jointly, with_image_size
-from .ordered import cache_groups, cache_pictures, plan_groups
+from .joint import JointSettings, OrderedPictures, fit_line, tune_jointly, with_image_size
+from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, plan_groups
 from .pipeline import measure_and_save, read_splits
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
@@ -43,6 +44,7 @@ def adapt(
     mix_share: float = 0.5,
     runs: int = 1,
     first_run: int = 0,
+    recalibrate: bool = False,
     workers: int = 1,
     report: Report = print,
 ) -> dict[str, Any]:
@@ -75,6 +77,8 @@ def adapt(
             when a finished training is repeated: only the new runs are trained.
         first_run: The first run's number, which is added to the settings' seed for its random choices (the split and
             the groups stay): for a training that goes on from another on the same pictures.
+        recalibrate: Fit slope and offset of the prototypes' scores to the validation images at the end. A model that
+            saw fewer patches in training than it looks at scores all pictures a little too high or too low.
         workers: Processes that decode and render; 0 does it in this one.
         report: Called with lines of text.
 
@@ -98,12 +102,14 @@ def adapt(
     if positions_from is not None:
         backbone = load_backbone(positions_from, image_size=settings.image_size)
         positions = backbone.state["trunk.pos_embed"]
-    model = with_image_size(loaded.model, settings.image_size, positions)
+    model = with_image_size(loaded.model, settings.image_size, positions, pattern=settings.patch_pattern)
     other = None
     if mix_with is not None:  # one that cannot be mixed is found out now, not after the training
         other = load_model(mix_with).model
         resized = other.preprocess_config.image_size != settings.image_size
-        other = with_image_size(other, settings.image_size, positions if resized else None)
+        other = with_image_size(
+            other, settings.image_size, positions if resized else None, pattern=settings.patch_pattern
+        )
         _check_alike(model, other)
     rows = read_splits(
         labels, root=root, score_range=score_range, limit=limit,
@@ -116,9 +122,13 @@ def adapt(
     kept.mkdir(parents=True, exist_ok=True)
     planned = plan_groups(pictures, training, count=groups, seed=settings.seed)
     report(f"{len(training)} training, {len(validation)} validation, {len(test)} test images, {groups} ordered groups")
-    ordered = OrderedPictures(planned, cache_groups(planned, kept / "groups.npy", workers=workers, report=report))
-    labelled = cache_pictures(training, kept / "training.npy", workers=workers, report=report)
-    held_out = cache_pictures(validation, kept / "validation.npy", workers=workers, report=report)
+    size = max(PICTURE_SIZE, settings.image_size)
+    suffix = ".npy" if size == PICTURE_SIZE else f"-{size}.npy"
+    cache = partial(cache_pictures, size=size, workers=workers, report=report)
+    rendered = cache_groups(planned, kept / f"groups{suffix}", size=size, workers=workers, report=report)
+    ordered = OrderedPictures(planned, rendered)
+    labelled, held_out = cache(training, kept / f"training{suffix}"), cache(validation, kept / f"validation{suffix}")
+    human = np.array([row.score for row in validation])
     start, logs = model, []
     for index in range(runs):
         folder = work_dir / f"run-{index}" if index else work_dir
@@ -129,7 +139,7 @@ def adapt(
             labelled,
             np.array([row.score for row in training]),
             ordered,
-            validation=(held_out, np.array([row.score for row in validation])),
+            validation=(held_out, human),
             settings=replace(settings, seed=settings.seed + first_run + index),
             checkpoint=folder / "joint.pt",
             report=report,
@@ -142,6 +152,11 @@ def adapt(
             model = tuned
     if other is not None:
         mix(model, other, mix_share)
+    line = fit_line(model, held_out, human) if recalibrate else None
+    if line is not None:
+        report(f"recalibrated: {line['slope']:.3f} x score {line['offset']:+.3f}")
+    elif recalibrate:
+        report("not recalibrated: the scores do not rise with the human ones of the validation images")
     story = {
         "joint": {
             "settings": asdict(settings),
@@ -151,6 +166,7 @@ def adapt(
             "log": [log[-1] for log in logs if log],
         },
         **({"mixed": {"sha256": hash_file(mix_with), "share": mix_share}} if mix_with is not None else {}),
+        **({"recalibrated": line} if line is not None else {}),
         "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": loaded.info.training},
     }
     return measure_and_save(
@@ -180,7 +196,7 @@ def mix(model: RaliModel, other: RaliModel, share: float) -> None:
 def write_log(log: list[dict[str, float]], folder: Path) -> None:
     """Write what `tune_jointly` logged as `log.jsonl` and `curves.png`."""
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-    terms = ["loss", "smooth L1", "1 - PLCC", "order", "anchor"]
+    terms = [name for name in log[-1] if name != "step"] if log else ["loss"]
     draw_curves(log, folder / "curves.png", [("training loss", terms[:1]), ("on human scores", terms[1:3]),
                                             ("on ordered distortions", terms[3:])])  # fmt: skip
 

@@ -191,14 +191,19 @@ class JointConfig(JointSettings):
         pristine: Folders of undistorted pictures.
         positions_from: Pretrained tower whose position embeddings are taken, where `image_size` differs.
         runs: Trainings from the same start, whose weights are averaged.
+        first_run: Number of the first of them, which is added to the seed for its random choices; by default they are
+            counted through all sections.
         start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
+        recalibrate: Fit slope and offset of the scores to the validation images after that.
     """
 
     groups: int = 2600
     pristine: tuple[Path, ...] = ()
     positions_from: Path | None = None
     runs: int = 1
+    first_run: int | None = None
     start_share: float = 0.0
+    recalibrate: bool = False
 
 
 @dataclass(frozen=True)

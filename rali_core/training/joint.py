@@ -8,6 +8,7 @@ any style must not score low, and a strongly distorted one not high. The PCA sta
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
+from ..vision_transformer import PatchPattern
 from .evaluate import Agreement, Report, measure_agreement
 from .losses import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
 from .ordered import GENTLE, OrderedGroup
@@ -32,6 +35,8 @@ PRISTINE_FLOOR = 0.62
 """An undistorted pristine picture should score at least this."""
 DISTORTED_CEILING = (0.80, 0.10)
 """From level 3 on, a distorted picture should score at most the first number minus the second times its level."""
+STEADY_QUALITY = 95
+"""JPEG quality that should not move a score."""
 SMALLEST_CROP = 0.8
 """Random crops keep at least this share of the side, half of the steps see whole pictures."""
 
@@ -54,10 +59,13 @@ class JointSettings:
         plcc_weight: Weight of 1 - PLCC.
         order_weight: Weight of the ordering term.
         anchor_weight: Weight of the term on pristine and on strongly distorted pictures.
+        steady_weight: Weight of the term that asks for the same score of an undistorted picture of a group and of its
+            mirror image, saved as JPEG at quality 95.
         average_decay: Decay of the moving average of the weights, which is what comes out.
-        kept_patches: Share of the patches that a step sees, in (0, 1]; a random part of each picture (PatchDropout, Liu
-            et al., WACV 2023). Half of them cost less than half of the time.
-        whole_steps: The last so many steps see all patches.
+        patch_pattern: Which patches the tuned model looks at, `"all"` or `"checkerboard"`; None leaves that as it is.
+        kept_patches: Share of all patches that a step sees, in (0, 1): a random part of each picture (PatchDropout, Liu
+            et al., WACV 2023). Half of them cost less than half of the time. 1 for those that the model looks at.
+        whole_steps: The last so many steps see the patches that the model looks at.
         seed: Seed of every random choice.
     """
 
@@ -74,7 +82,9 @@ class JointSettings:
     plcc_weight: float = 0.5
     order_weight: float = 1.0
     anchor_weight: float = 0.5
+    steady_weight: float = 0.0
     average_decay: float = 0.985
+    patch_pattern: PatchPattern | None = None
     kept_patches: float = 1.0
     whole_steps: int = 0
     seed: int = 0
@@ -93,7 +103,9 @@ class OrderedPictures:
     pixels: NDArray[np.uint8]
 
 
-def with_image_size(model: RaliModel, image_size: int, positions: Tensor | None = None) -> RaliModel:
+def with_image_size(
+    model: RaliModel, image_size: int, positions: Tensor | None = None, *, pattern: PatchPattern | None = None
+) -> RaliModel:
     """The same model for another input size; position embeddings are resampled.
 
     Args:
@@ -101,17 +113,19 @@ def with_image_size(model: RaliModel, image_size: int, positions: Tensor | None 
         image_size: Side of the new input in pixels.
         positions: (1, 1 + g * g, D) position embeddings to use instead, such as those of the pretrained tower, whose
             own grid was finer.
+        pattern: Which patches the new model looks at; None for the model's own choice. Only DINOv2's towers have one.
 
     Raises:
-        ValueError: The tower is of another kind, or `positions` do not fit.
+        ValueError: The tower is of another kind, or `positions` or `pattern` do not fit.
     """
     from timm.layers import resample_abs_pos_embed
 
     trunk: Any = timm_trunk(model.encoder)
     config = model.preprocess_config
-    encoder_config = replace(
-        model.encoder_config, vision_cfg={**model.encoder_config.vision_cfg, "image_size": image_size}
-    )
+    vision = {**model.encoder_config.vision_cfg, "image_size": image_size}
+    if pattern is not None and pattern != vision.get("patch_pattern", "all"):
+        vision["patch_pattern"] = pattern
+    encoder_config = replace(model.encoder_config, vision_cfg=vision)
     result = RaliModel(
         encoder_config,
         PreprocessConfig(image_size, config.mean, config.std, config.eight_bit),
@@ -294,6 +308,9 @@ def _step(
         ]
         kept = _choose_patches(patches, share, groups, random)  # one choice for the pictures that are compared
         tokens.append(embed(grouped, None if kept is None else kept.repeat_interleave(3, dim=0)))
+        if settings.steady_weight:
+            copies = [_reencode(np.ascontiguousarray(picture[:, ::-1])) for picture in grouped[::3]]
+            tokens.append(embed(copies, None if kept is None else mirror_patches(kept, patches)))
     with training_autocast():
         predicted = upper(torch.cat(tokens)).float()
     human = torch.from_numpy(scores[chosen]).float()
@@ -302,9 +319,14 @@ def _step(
     loss = error + settings.plcc_weight * correlation
     parts = {"smooth L1": error, "1 - PLCC": correlation}
     if groups:
-        order_term, anchor = ordered_losses(predicted[batch:].view(-1, 3), [ordered.groups[i] for i in picked])
+        in_groups = predicted[batch : batch + 3 * groups].view(-1, 3)
+        order_term, anchor = ordered_losses(in_groups, [ordered.groups[i] for i in picked])
         loss = loss + settings.order_weight * order_term + settings.anchor_weight * anchor
         parts |= {"order": order_term, "anchor": anchor}
+        if settings.steady_weight:
+            steady = (predicted[batch + 3 * groups :] - in_groups[:, 0]).abs().mean()
+            loss = loss + settings.steady_weight * steady
+            parts["steady"] = steady
     return loss, {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in parts.items()}}
 
 
@@ -314,6 +336,20 @@ def _choose_patches(patches: int, share: float, count: int, random: np.random.Ge
         return None
     order = random.permuted(np.tile(np.arange(patches), (count, 1)), axis=1)
     return torch.from_numpy(order[:, : max(1, round(share * patches))])
+
+
+def mirror_patches(kept: Tensor, patches: int) -> Tensor:
+    """Indexes of the same places in the mirror image, (count, n)."""
+    side = math.isqrt(patches)
+    return kept // side * side + (side - 1 - kept % side)
+
+
+def _reencode(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture after JPEG at `STEADY_QUALITY`."""
+    with io.BytesIO() as memory:
+        Image.fromarray(picture).save(memory, format="JPEG", quality=STEADY_QUALITY)
+        with Image.open(memory) as file:
+            return np.array(file.convert("RGB"))
 
 
 def _augment(pictures: list[NDArray[np.uint8]], random: np.random.Generator) -> list[NDArray[np.uint8]]:
@@ -388,15 +424,43 @@ def _write_checkpoint(
     temporary.replace(path)
 
 
+def fit_line(model: RaliModel, pictures: NDArray[np.uint8], scores: NDArray[np.float64]) -> dict[str, float] | None:
+    """Give a model's scores the slope and the offset that fit human scores best (least squares), in place.
+
+    The score is a weighted mean of the prototypes' scores, so they take both, within [0, 1]; ranks stay.
+
+    Args:
+        model: The model; its prototypes' scores are changed.
+        pictures: (N, H, H, 3) uint8.
+        scores: (N,) their human scores in [0, 1].
+
+    Returns:
+        `slope` and `offset`; None, and nothing changed, where the model's scores do not rise with the human ones.
+    """
+    lower = LowerBlocks(model.encoder, 0).eval()
+    predicted = _predict(_Upper(model, 0), _make_embedder(lower, model.preprocess_config), pictures)
+    slope, offset = (float(value) for value in np.polyfit(predicted, scores, 1))
+    if not slope > 0:
+        return None
+    with torch.no_grad():
+        model.head.scores.mul_(slope).add_(offset).clamp_(0.0, 1.0)
+    return {"slope": slope, "offset": offset}
+
+
 def _validate(
     upper: _Upper,
     embed: Embed,
     pictures: NDArray[np.uint8],
     scores: NDArray[np.float64],
 ) -> Agreement:
+    return measure_agreement(_predict(upper, embed, pictures), scores)
+
+
+def _predict(upper: _Upper, embed: Embed, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     predicted = []
     for start in range(0, len(pictures), 16):
         tokens = embed(list(pictures[start : start + 16]), None)
         with torch.no_grad(), training_autocast():
             predicted.append(upper(tokens).float())
-    return measure_agreement(torch.cat(predicted).numpy(), scores)
+    result: NDArray[np.float32] = torch.cat(predicted).numpy()
+    return result

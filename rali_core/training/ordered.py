@@ -23,7 +23,7 @@ from .drawings import draw_picture
 from .evaluate import Report
 
 PICTURE_SIZE = 448
-"""Side in pixels at which pictures are kept for training; the tower's input is made from them."""
+"""Side in pixels at which pictures are kept for training, unless the tower takes larger ones."""
 DISTORTED_SIZE_LARGE = 640
 """Some pictures are distorted at this side and then reduced, as large pictures are before they are scored."""
 DRAWN_SHARE, PRISTINE_SHARE = 0.10, 0.55
@@ -81,31 +81,36 @@ def plan_groups(pristine: list[Path], labelled: list[LabelledImage], *, count: i
     return groups
 
 
-def render_group(group: OrderedGroup) -> NDArray[np.uint8]:
+def render_group(group: OrderedGroup, size: int = PICTURE_SIZE) -> NDArray[np.uint8]:
     """Make the three pictures of a group.
 
+    Args:
+        group: What to make.
+        size: Side S of the pictures in pixels.
+
     Returns:
-        (3, S, S, 3) uint8, S = `PICTURE_SIZE`: undistorted, weak, strong.
+        (3, S, S, 3) uint8: undistorted, weak, strong.
     """
     random = np.random.default_rng(group.seed)
     if group.source.startswith("drawing:"):
-        image = draw_picture(int(group.source.removeprefix("drawing:")), size=PICTURE_SIZE)
+        image = draw_picture(int(group.source.removeprefix("drawing:")), size=size)
     else:
         with Image.open(group.source) as file:
-            image = _square_crop(to_rgb(file), random)
+            image = _square_crop(to_rgb(file), random, size)
     pictures = [image] + [
         distort(image, group.distortion, level, seed=group.seed) for level in (group.weak, group.strong)
     ]
-    return np.stack([np.asarray(_resize(picture, PICTURE_SIZE)) for picture in pictures])
+    return np.stack([np.asarray(_resize(picture, size)) for picture in pictures])
 
 
-def _square_crop(image: Image.Image, random: np.random.Generator) -> Image.Image:
+def _square_crop(image: Image.Image, random: np.random.Generator, size: int) -> Image.Image:
     shorter = min(image.size)
-    side = shorter if shorter <= 520 else int(random.uniform(480, shorter))
+    smallest = max(480, size)
+    side = shorter if shorter <= smallest + 40 else int(random.uniform(smallest, shorter))
     left, top = int(random.integers(image.width - side + 1)), int(random.integers(image.height - side + 1))
     image = image.crop((left, top, left + side, top + side))
-    if random.random() < 0.7 or side <= PICTURE_SIZE:
-        return _resize(image, PICTURE_SIZE)
+    if random.random() < 0.7 or side <= size:
+        return _resize(image, size)
     return _resize(image, DISTORTED_SIZE_LARGE) if side > 700 else image
 
 
@@ -114,19 +119,19 @@ def _resize(image: Image.Image, side: int) -> Image.Image:
 
 
 class _Groups(Dataset[NDArray[np.uint8]]):
-    def __init__(self, groups: list[OrderedGroup]) -> None:
-        self.groups = groups
+    def __init__(self, groups: list[OrderedGroup], size: int) -> None:
+        self.groups, self.size = groups, size
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return render_group(self.groups[index])
+        return render_group(self.groups[index], self.size)
 
 
 class _Labelled(Dataset[NDArray[np.uint8]]):
-    def __init__(self, rows: list[LabelledImage]) -> None:
-        self.rows = rows
+    def __init__(self, rows: list[LabelledImage], size: int) -> None:
+        self.rows, self.size = rows, size
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -136,37 +141,39 @@ class _Labelled(Dataset[NDArray[np.uint8]]):
             image = to_rgb(file)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        return np.asarray(_resize(image.crop((left, top, left + side, top + side)), PICTURE_SIZE))
+        return np.asarray(_resize(image.crop((left, top, left + side, top + side)), self.size))
 
 
 def cache_groups(
-    groups: list[OrderedGroup], path: Path, *, workers: int = 1, report: Report = print
+    groups: list[OrderedGroup], path: Path, *, size: int = PICTURE_SIZE, workers: int = 1, report: Report = print
 ) -> NDArray[np.uint8]:
     """Render all groups once into a memory-mapped file; what is already on disk is kept.
 
     Args:
         groups: From `plan_groups`.
         path: `.npy` file of (G, 3, S, S, 3) uint8; progress stands beside it as `.json`.
+        size: Side S of the pictures in pixels.
         workers: Processes that render; 0 renders in this one.
         report: Called with a line of text now and then.
     """
     key = [asdict(group) for group in groups]
-    return _cache(_Groups(groups), (3, PICTURE_SIZE, PICTURE_SIZE, 3), path, key, "groups", workers, report)
+    return _cache(_Groups(groups, size), (3, size, size, 3), path, key, "groups", workers, report)
 
 
 def cache_pictures(
-    rows: list[LabelledImage], path: Path, *, workers: int = 1, report: Report = print
+    rows: list[LabelledImage], path: Path, *, size: int = PICTURE_SIZE, workers: int = 1, report: Report = print
 ) -> NDArray[np.uint8]:
     """Decode the middle square of all labelled images once into a memory-mapped file of (N, S, S, 3) uint8.
 
     Args:
         rows: Labelled images.
         path: `.npy` file; progress stands beside it as `.json`.
+        size: Side S of the pictures in pixels.
         workers: Processes that decode; 0 decodes in this one.
         report: Called with a line of text now and then.
     """
     key = [str(row.path) for row in rows]
-    return _cache(_Labelled(rows), (PICTURE_SIZE, PICTURE_SIZE, 3), path, key, "pictures", workers, report)
+    return _cache(_Labelled(rows, size), (size, size, 3), path, key, "pictures", workers, report)
 
 
 def _cache(
@@ -179,7 +186,7 @@ def _cache(
     report: Report,
 ) -> NDArray[np.uint8]:
     count: int = len(dataset)  # type: ignore[arg-type]
-    state_path, wanted = path.with_suffix(".json"), json.loads(json.dumps({"key": key, "count": count}))
+    state_path, wanted = path.with_suffix(".json"), json.loads(json.dumps({"key": key, "count": count, "shape": shape}))
     done = 0
     if path.is_file() and state_path.is_file():
         state = json.loads(state_path.read_text())

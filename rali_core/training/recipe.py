@@ -492,7 +492,9 @@ class Recipe:
 
     def _joint_stage(self, index: int, before: Stage) -> Stage:
         config, data = self.config.joint[index], self.config.data
-        first_run = sum(earlier.runs for earlier in self.config.joint[:index])
+        first_run = config.first_run
+        if first_run is None:
+            first_run = sum(earlier.runs for earlier in self.config.joint[:index])
 
         def inputs() -> dict[str, Any]:
             return {
@@ -516,7 +518,7 @@ class Recipe:
                 name=self.config.name, limit=data.limit, validation_fraction=data.validation_fraction,
                 settings=narrow(config, JointSettings, seed=self.config.seed), runs=config.runs, first_run=first_run,
                 mix_with=start if config.start_share else None, mix_share=config.start_share,
-                workers=self.config.workers, report=self.report,
+                recalibrate=config.recalibrate, workers=self.config.workers, report=self.report,
             )  # fmt: skip
 
         name = f"joint-{index + 1}" if index else "joint"

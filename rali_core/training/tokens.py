@@ -117,12 +117,17 @@ class LowerBlocks(nn.Module):
         self.blocks = blocks
 
     def forward(self, inputs: Tensor, kept: Tensor | None = None) -> Tensor:
-        """(B, 3, S, S) normalised input to (B, tokens, width); with `kept`, (B, n) indexes, of those patches only."""
+        """(B, 3, S, S) normalised input to (B, tokens, width).
+
+        With `kept`, (B, n) indexes, of those patches only; else of all that the tower itself looks at.
+        """
         tokens = self.trunk.norm_pre(self.trunk.patch_drop(self.trunk._pos_embed(self.trunk.patch_embed(inputs))))
         if kept is not None:
             first = self.trunk.num_prefix_tokens
             patches = tokens[:, first:].gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
             tokens = torch.cat([tokens[:, :first], patches], dim=1)
+        elif hasattr(self.trunk, "keep_own"):
+            tokens = self.trunk.keep_own(tokens)
         for block in self.trunk.blocks[: self.blocks]:
             tokens = block(tokens)
         result: Tensor = tokens
