@@ -8,7 +8,6 @@ No human scores are needed: each picture is distorted at five known levels, and 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from rali_core.images import to_rgb
 from rali_core.scorer import RaliScorer
 from rali_core.training.adapt import find_pictures
-from rali_core.training.distortions import DISTORTIONS, LEVELS, distort
+from rali_core.training.distortions import DISTORTIONS, LEVELS, distort, recode
 from rali_core.training.drawings import draw_picture
 from rali_core.training.ordered import GENTLE
 
@@ -66,7 +65,7 @@ def measure(scorer: RaliScorer, pictures: list[Image.Image]) -> dict[str, float]
         print(f"{kind}: {right[kind]:.3f}", file=sys.stderr, flush=True)
     flips = np.abs(scorer.score([picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]).scores
                    - undistorted)  # fmt: skip
-    recoded = np.abs(scorer.score([_recode(picture, 95) for picture in pictures]).scores - undistorted)
+    recoded = np.abs(scorer.score([recode(picture, "JPEG", quality=95) for picture in pictures]).scores - undistorted)
     strict = [value for kind, value in right.items() if kind not in GENTLE]
     return {
         "count": len(pictures),
@@ -87,13 +86,6 @@ def _open(path: Path) -> Image.Image:
         image = to_rgb(file)
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BICUBIC)
     return image
-
-
-def _recode(image: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    with Image.open(buffer) as file:
-        return file.convert("RGB")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch.nn import functional
 from .attention import attention
 
 PatchPattern = Literal["all", "checkerboard"]
-"""Which patches a tower looks at: half of them in a finer grid tell more than all of a coarser one at the same cost."""
+"""Which patches a tower looks at: half of a fine grid costs little more than all of a coarse one."""
 
 
 @dataclass(frozen=True)

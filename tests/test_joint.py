@@ -140,18 +140,9 @@ def test_a_tuned_model_can_look_at_a_checkerboard_of_patches_and_be_recalibrated
     assert with_image_size(model, 42, pattern="all").encoder_config == model.encoder_config
     with pytest.raises(ValueError, match="a checkerboard needs an odd number of patches a side, got 4"):
         with_image_size(model, 56, pattern="checkerboard")
-    arguments = [
-        "tune",
-        str(dino_file),
-        str(labels),
-        "--work-dir",
-        str(tmp_path / "w"),
-        "--image-size",
-        "70",
-        "--steps",
-        "2",
-    ]
-    arguments += ["--groups", "2", "--workers", "0", "--kept-patches", "0.3", "--patch-pattern", "checkerboard"]
+    arguments = ["tune", str(dino_file), str(labels), "--work-dir", str(tmp_path / "w")]
+    arguments += ["--image-size", "70", "--steps", "2", "--groups", "2", "--workers", "0"]
+    arguments += ["--kept-patches", "0.3", "--patch-pattern", "checkerboard"]
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     assert main([*arguments, "-o", str(files[0])]) == 0
     assert "recalibrated" not in capsys.readouterr().err
@@ -190,20 +181,12 @@ def test_recalibrating_gives_slope_and_offset_and_leaves_ranks(tiny_timm_file: P
 def test_larger_inputs_have_decoded_pictures_of_their_own(labels: Path, tmp_path: Path) -> None:
     rows = read_labels(labels)[:3]
     group = plan_groups([], [], count=2, seed=0)
-    assert cache_pictures(rows, tmp_path / "p.npy", workers=0, report=lambda _: None).shape == (3, 448, 448, 3)
-    assert cache_pictures(rows, tmp_path / "p.npy", size=518, workers=0, report=lambda _: None).shape == (
-        3,
-        518,
-        518,
-        3,
-    )
-    assert cache_groups(group, tmp_path / "g.npy", size=518, workers=0, report=lambda _: None).shape == (
-        2,
-        3,
-        518,
-        518,
-        3,
-    )
+    pictures = [
+        cache_pictures(rows, tmp_path / "p.npy", size=size, workers=0, report=lambda _: None) for size in (448, 518)
+    ]
+    assert [part.shape for part in pictures] == [(3, 448, 448, 3), (3, 518, 518, 3)]
+    rendered = cache_groups(group, tmp_path / "g.npy", size=518, workers=0, report=lambda _: None)
+    assert rendered.shape == (2, 3, 518, 518, 3)
 
 
 def test_tuning_a_model_improves_it_repeats_itself_and_resumes(
@@ -343,24 +326,8 @@ def test_the_tune_command_makes_a_model(
     arguments += ["--frozen-blocks", "4"]
     assert main([*arguments, "--kept-patches", "0"]) == 1
     assert "kept_patches must lie in (0, 1], got 0.0" in capsys.readouterr().err
-    assert (
-        main(
-            [
-                *arguments,
-                "--name",
-                "mine",
-                "--kept-patches",
-                "0.5",
-                "--whole-steps",
-                "1",
-                "--runs",
-                "2",
-                "--steady-weight",
-                "0.5",
-            ]
-        )
-        == 0
-    )
+    arguments += ["--name", "mine", "--kept-patches", "0.5", "--whole-steps", "1", "--runs", "2"]
+    assert main([*arguments, "--steady-weight", "0.5"]) == 0
     assert "2 ordered groups" in capsys.readouterr().err
     metadata = read_metadata(output)
     assert metadata["name"] == "mine"

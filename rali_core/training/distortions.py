@@ -118,7 +118,8 @@ def distort(image: Image.Image, kind: Distortion, level: int, *, seed: int = 0) 
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
 
-def _recode(image: Image.Image, container: str, **options: Any) -> Image.Image:
+def recode(image: Image.Image, container: str, **options: Any) -> Image.Image:
+    """An RGB image after one of Pillow's formats, with its options, such as `quality` of `"JPEG"`."""
     buffer = io.BytesIO()
     image.save(buffer, container, **options)
     with Image.open(buffer) as decoded:
@@ -150,11 +151,11 @@ def _diffuse_colour(image: Image.Image, level: int) -> Image.Image:
 _ON_IMAGES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
     "blur": lambda image, level: image.filter(ImageFilter.GaussianBlur(BLUR_SIGMA[level])),
     "smear": lambda image, level: image.filter(ImageFilter.MedianFilter(SMEAR_WINDOW[level])),
-    "jpeg": lambda image, level: _recode(image, "JPEG", quality=JPEG_QUALITY[level]),
-    "jpeg2000": lambda image, level: _recode(
+    "jpeg": lambda image, level: recode(image, "JPEG", quality=JPEG_QUALITY[level]),
+    "jpeg2000": lambda image, level: recode(
         image, "JPEG2000", irreversible=True, quality_mode="rates", quality_layers=[JPEG2000_RATE[level]]
     ),
-    "webp": lambda image, level: _recode(image, "WEBP", quality=WEBP_QUALITY[level]),
+    "webp": lambda image, level: recode(image, "WEBP", quality=WEBP_QUALITY[level]),
     "low_resolution": lambda image, level: _shrink_and_enlarge(
         image, LOW_RESOLUTION_FACTOR[level], Image.Resampling.BICUBIC, Image.Resampling.BICUBIC
     ),

@@ -8,7 +8,6 @@ any style must not score low, and a strongly distorted one not high. The PCA sta
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from torch.nn import functional
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
 from ..vision_transformer import PatchPattern
+from .distortions import recode
 from .evaluate import Agreement, Report, measure_agreement
 from .losses import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
 from .ordered import GENTLE, OrderedGroup
@@ -309,7 +309,8 @@ def _step(
         kept = _choose_patches(patches, share, groups, random)  # one choice for the pictures that are compared
         tokens.append(embed(grouped, None if kept is None else kept.repeat_interleave(3, dim=0)))
         if settings.steady_weight:
-            copies = [_reencode(np.ascontiguousarray(picture[:, ::-1])) for picture in grouped[::3]]
+            mirrored_copies = [Image.fromarray(np.ascontiguousarray(picture[:, ::-1])) for picture in grouped[::3]]
+            copies = [np.array(recode(copy, "JPEG", quality=STEADY_QUALITY)) for copy in mirrored_copies]
             tokens.append(embed(copies, None if kept is None else mirror_patches(kept, patches)))
     with training_autocast():
         predicted = upper(torch.cat(tokens)).float()
@@ -342,14 +343,6 @@ def mirror_patches(kept: Tensor, patches: int) -> Tensor:
     """Indexes of the same places in the mirror image, (count, n)."""
     side = math.isqrt(patches)
     return kept // side * side + (side - 1 - kept % side)
-
-
-def _reencode(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture after JPEG at `STEADY_QUALITY`."""
-    with io.BytesIO() as memory:
-        Image.fromarray(picture).save(memory, format="JPEG", quality=STEADY_QUALITY)
-        with Image.open(memory) as file:
-            return np.array(file.convert("RGB"))
 
 
 def _augment(pictures: list[NDArray[np.uint8]], random: np.random.Generator) -> list[NDArray[np.uint8]]:
