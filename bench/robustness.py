@@ -13,17 +13,26 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from rali_core.images import to_rgb
 from rali_core.scorer import RaliScorer
 from rali_core.training.adapt import find_pictures
-from rali_core.training.distortions import DISTORTIONS, LEVELS, distort, recode
+from rali_core.training.distortions import DISTORTIONS, LEVELS, Distortion, distort, recode
 from rali_core.training.drawings import draw_picture
 from rali_core.training.ordered import GENTLE
 
 LARGEST_SIDE = 768
 """Larger pictures are reduced to this before they are distorted."""
+USUAL: frozenset[Distortion] = frozenset({
+    "blur", "lens_blur", "motion_blur", "noise", "chroma_noise", "poisson_noise", "impulse_noise", "speckle_noise",
+    "jpeg", "webp", "low_resolution", "upscaler", "checkerboard", "oversharpen", "saturation_high", "brighten",
+    "darken", "banding",
+})  # fmt: skip
+"""What pictures meet most: blur, noise, JPEG, WebP, enlarging, sharpening, saturation, exposure, banding, upscalers."""
+STRONG = 4
+"""From this level on, a distorted picture should score lower than any undistorted one."""
 FIRST_DRAWING = 2**31
 """Training draws its seeds below 2**30."""
 
@@ -56,12 +65,16 @@ def measure(scorer: RaliScorer, pictures: list[Image.Image]) -> dict[str, float]
     """Figures of one set: pair accuracy over all types and by type, largest and mean moves of the score."""
     undistorted = scorer.score(pictures).scores
     right: dict[str, float] = {}
+    across: list[NDArray[np.bool_]] = []
     for kind in DISTORTIONS:
         distorted = [
             scorer.score([distort(picture, kind, level, seed=7) for picture in pictures]).scores
             for level in range(1, LEVELS + 1)
         ]
         right[kind] = float((np.diff(np.stack([undistorted, *distorted]), axis=0) < 0).mean())
+        if kind not in GENTLE:
+            strong = np.concatenate(distorted[STRONG - 1 :])
+            across.append(undistorted[:, None] > strong[None, :])
         print(f"{kind}: {right[kind]:.3f}", file=sys.stderr, flush=True)
     flips = np.abs(scorer.score([picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]).scores
                    - undistorted)  # fmt: skip
@@ -71,6 +84,8 @@ def measure(scorer: RaliScorer, pictures: list[Image.Image]) -> dict[str, float]
         "count": len(pictures),
         "adjacent pairs, all types": float(np.mean(list(right.values()))),
         "adjacent pairs, without gentle types": float(np.mean(strict)),
+        "adjacent pairs, usual types": float(np.mean([right[kind] for kind in USUAL])),
+        "undistorted above strongly distorted, any two": float(np.mean(across)),
         **{f"  {kind}": value for kind, value in sorted(right.items(), key=lambda item: item[1])},
         "flip, largest move": float(flips.max()),
         "flip, mean move": float(flips.mean()),

@@ -327,7 +327,7 @@ def test_the_tune_command_makes_a_model(
     assert main([*arguments, "--kept-patches", "0"]) == 1
     assert "kept_patches must lie in (0, 1], got 0.0" in capsys.readouterr().err
     arguments += ["--name", "mine", "--kept-patches", "0.5", "--whole-steps", "1", "--runs", "2"]
-    assert main([*arguments, "--steady-weight", "0.5"]) == 0
+    assert main([*arguments, "--steady-weight", "0.5", "--first-run", "7"]) == 0
     assert "2 ordered groups" in capsys.readouterr().err
     metadata = read_metadata(output)
     assert metadata["name"] == "mine"
@@ -335,6 +335,9 @@ def test_the_tune_command_makes_a_model(
     assert metadata["training"]["joint"]["runs"] == 2
     settings = metadata["training"]["joint"]["settings"]
     assert (settings["kept_patches"], settings["whole_steps"], settings["steady_weight"]) == (0.5, 1, 0.5)
+    checkpoints = [torch.load(tmp_path / "w" / run / "joint.pt", weights_only=True) for run in (".", "run-1")]
+    assert ["'seed': 7" in state["signature"] for state in checkpoints] == [True, False]
+    assert "'seed': 8" in checkpoints[1]["signature"]
     assert main(["score", str(labels.parent / "0.png"), "--model", str(output)]) == 0
 
 

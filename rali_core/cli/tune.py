@@ -60,6 +60,9 @@ def add_parser(subparsers: Any) -> None:
                         help="share of them (default: 0.5)")  # fmt: skip
     parser.add_argument("--runs", type=int, default=1, metavar="N",
                         help="trainings with seeds of their own, whose weights are averaged (default: 1)")  # fmt: skip
+    parser.add_argument("--first-run", type=int, default=0, metavar="N",
+                        help="number of the first of them, which is added to the seed of its random choices but the "
+                        "split and the distorted pictures (default: 0)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode images (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
@@ -98,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         mix_with=options.mix_with,
         mix_share=options.mix_share,
         runs=options.runs,
+        first_run=options.first_run,
         recalibrate=options.recalibrate,
         workers=options.workers,
         report=lambda line: print(line, file=sys.stderr, flush=True),
