@@ -346,6 +346,16 @@ recalibrate = true
     assert training["recipe"]["data"]["other"]["images"] == {"training": 30, "validation": 8, "test": 12}
     assert {"describe", "describe-other", "ract", "joint", "joint-2", "joint-3"} < set(training["recipe"]["stages"])
 
+    # the test images are looked at for the model that is published, and for no other
+    assert training["figures"]["test"]["count"] == 11
+    for earlier in (training["before"]["training"], first, before):
+        assert set(earlier["figures"]) == {"validation"}
+    shorter = text[: text.rindex("[[joint]]")].replace("c.safetensors", "shorter.safetensors")
+    assert main(["train", str(write_config(config, shorter))]) == 0
+    published = read_metadata(tmp_path / "shorter.safetensors")["training"]
+    assert published["joint"] == training["before"]["training"]["joint"]
+    assert published["figures"]["test"]["count"] == 11
+
 
 @pytest.mark.usefixtures("labels", "tiny_timm_file", "tiny_file")
 def test_training_says_at_once_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ def adapt(
     runs: int = 1,
     first_run: int = 0,
     recalibrate: bool = False,
+    measure_test: bool = True,
     workers: int = 1,
     report: Report = print,
 ) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def adapt(
             the groups stay): for a training that goes on from another on the same pictures.
         recalibrate: Fit slope and offset of the prototypes' scores to the validation images at the end. A model that
             saw fewer patches in training than it looks at scores all pictures a little too high or too low.
+        measure_test: False leaves out the test images, for a model that another training goes on from.
         workers: Processes that decode and render; 0 does it in this one.
         report: Called with lines of text.
 
@@ -172,7 +174,7 @@ def adapt(
     return measure_and_save(
         model, output,
         name=name or output.stem, licence=loaded.info.licence, source=loaded.info.source,
-        labels=labels, rows=rows, story=story, report=report,
+        labels=labels, rows=rows, story=story, measure_test=measure_test, report=report,
     )  # fmt: skip
 
 

@@ -73,6 +73,7 @@ def measure_and_save(
     labels: str | Path,
     rows: Splits,
     story: dict[str, Any],
+    measure_test: bool = True,
     report: Report,
 ) -> dict[str, Any]:
     """Calibrate on the validation images, measure on these and on the test images, and write the model file.
@@ -86,6 +87,7 @@ def measure_and_save(
         labels: Table of the images, for its name and hash.
         rows: Training, validation and test images; fewer than three test images are not measured.
         story: What else the `training` metadata shall tell.
+        measure_test: False for a model that another training goes on from: then the test images are not looked at.
         report: Called with lines of text.
 
     Returns:
@@ -97,10 +99,8 @@ def measure_and_save(
     scorer = RaliScorer(model, ModelInfo(name, licence))
     validation_scores = _score_rows(scorer, validation_rows)
     figures = {"validation": measure_agreement(validation_scores, _scores(validation_rows)).to_dict()}
-    if len(test_rows) >= 3:
-        test = measure_agreement(_score_rows(scorer, test_rows), _scores(test_rows), resamples=1000)
-        figures["test"] = test.to_dict()
-        report("test split without flagged near-duplicates:\n" + format_agreement(test))
+    if measure_test and len(test_rows) >= 3:
+        figures["test"] = measure_on_test(scorer, test_rows, report=report)
     training = {
         **story,
         "labels_sha256": hash_file(labels),
@@ -121,6 +121,13 @@ def measure_and_save(
     save_model(output, model, info)
     report(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return training
+
+
+def measure_on_test(scorer: RaliScorer, rows: list[LabelledImage], *, report: Report) -> dict[str, Any]:
+    """Figures of a model on at least three test images, as plain JSON types; also reported as a table."""
+    agreement = measure_agreement(_score_rows(scorer, rows), _scores(rows), resamples=1000)
+    report("test split without flagged near-duplicates:\n" + format_agreement(agreement))
+    return agreement.to_dict()
 
 
 def assemble(source: Backbone, tower: nn.Module, head: PrototypeHead, *, coverage: Coverage) -> RaliModel:

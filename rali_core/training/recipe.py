@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..encoder import build_encoder
 from ..hashing import hash_file
+from ..scorer import RaliScorer
 from .adapt import adapt, find_pictures
 from .align import AlignSettings, DescribedViews, align, make_projection
 from .backbones import Backbone, load_backbone
@@ -41,7 +42,7 @@ from .describe.score_only import ScoreDescriber
 from .evaluate import Report
 from .joint import JointSettings
 from .ordered import OrderedGroup, plan_groups
-from .pipeline import Splits, assemble, measure_and_save, read_splits
+from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_splits
 from .provenance import git_commit, hash_files
 from .ract import Domain, compress_domains, fit_domains, make_validation, measure_domains
 from .rendered import describe_groups, list_pictures, render_groups
@@ -485,8 +486,13 @@ class Recipe:
         measure_and_save(
             model, folder / "model.safetensors",
             name=self.config.name, licence=self.backbone.source["licence"], source={"backbone": self.backbone.source},
-            labels=self.config.data.labels, rows=self.reference.rows, story=story, report=self.report,
+            labels=self.config.data.labels, rows=self.reference.rows, story=story,
+            measure_test=self._is_last(folder), report=self.report,
         )  # fmt: skip
+
+    def _is_last(self, folder: Path) -> bool:
+        """Whether a stage's model becomes the output; only that one is measured on the test images."""
+        return folder == self.stages[-1].folder
 
     # ------------------------------------------------------------------------------------------- joint
 
@@ -518,7 +524,8 @@ class Recipe:
                 name=self.config.name, limit=data.limit, validation_fraction=data.validation_fraction,
                 settings=narrow(config, JointSettings, seed=self.config.seed), runs=config.runs, first_run=first_run,
                 mix_with=start if config.start_share else None, mix_share=config.start_share,
-                recalibrate=config.recalibrate, workers=self.config.workers, report=self.report,
+                recalibrate=config.recalibrate, measure_test=self._is_last(folder), workers=self.config.workers,
+                report=self.report,
             )  # fmt: skip
 
         name = f"joint-{index + 1}" if index else "joint"
@@ -532,6 +539,9 @@ class Recipe:
         with safe_open(last, framework="pt") as file:
             metadata: dict[str, str] = file.metadata()
         training: dict[str, Any] = {**json.loads(metadata["training"]), "recipe": self.story()}
+        test = self.reference.rows[2]
+        if "test" not in training["figures"] and len(test) >= 3:  # made when there was a stage after it
+            training["figures"]["test"] = measure_on_test(RaliScorer.from_pretrained(last), test, report=self.report)
         output = self.config.output
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_suffix(".partial")
