@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes, or another that they start, share the processors
@@ -79,7 +80,8 @@ def tiny_file(tiny_model: RaliModel, tiny_info: ModelInfo, tmp_path: Path) -> Pa
 @pytest.fixture
 def tiny_timm_file(tiny_info: ModelInfo, tmp_path: Path) -> Path:
     path = tmp_path / "tiny-timm.safetensors"
-    save_model(path, make_model(EncoderConfig(embed_dim=64, vision_cfg=dict(TINY_TIMM))), tiny_info)
+    info = replace(tiny_info, source={"backbone": {"name": "a tower"}}, training={"images": 3})
+    save_model(path, make_model(EncoderConfig(embed_dim=64, vision_cfg=dict(TINY_TIMM))), info)
     return path
 
 

@@ -232,6 +232,11 @@ def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
     }
     assert recipe["git_commit"] == git_commit()
     assert recipe["seed"] == 0
+    started_from = read_metadata(tiny_timm_file)
+    assert recipe["start"]["sha256"] == hash_file(tiny_timm_file)
+    assert recipe["start"]["training"] == started_from["training"]
+    assert started_from["source"]
+    assert read_metadata(model)["source"] == started_from["source"]
     assert training["figures"]["validation"]["count"] == 17
     assert (tmp_path / "work-a" / "align" / "curves.png").stat().st_size > 5000
 

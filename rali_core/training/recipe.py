@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import __version__
+from ..checkpoint import read_metadata
 from ..encoder import build_encoder
 from ..hashing import hash_file
 from ..scorer import RaliScorer
@@ -542,6 +543,9 @@ class Recipe:
         test = self.reference.rows[2]
         if "test" not in training["figures"] and len(test) >= 3:  # made when there was a stage after it
             training["figures"]["test"] = measure_on_test(RaliScorer.from_pretrained(last), test, report=self.report)
+        start = self._start()
+        if start is not None:
+            metadata["source"] = json.dumps({**json.loads(metadata["source"]), **start["source"]}, sort_keys=True)
         output = self.config.output
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_suffix(".partial")
@@ -550,6 +554,14 @@ class Recipe:
         temporary.replace(output)
         self.report(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
         return training
+
+    def _start(self) -> dict[str, Any] | None:
+        """Where the tower is that of a RALI model file: that model's own story and source."""
+        file = self.config.backbone.file
+        if file.suffix != ".safetensors":
+            return None
+        told = read_metadata(file)
+        return {"sha256": hash_file(file), **{name: told[name] for name in ("name", "training", "source")}}
 
     def story(self) -> dict[str, Any]:
         """The recipe for the model file: configuration, code, data, and what each stage made."""
@@ -568,6 +580,7 @@ class Recipe:
             "config": to_json(self.config),
             "seed": self.config.seed,
             "git_commit": git_commit(),
+            "start": self._start(),
             "data": {data.name: data.story() for data in (self.reference, *self.others)},
             "text_tower": self._text_tower_story() if self.config.align.enabled else None,
             "stages": stages,
