@@ -543,7 +543,7 @@ class Recipe:
         test = self.reference.rows[2]
         if "test" not in training["figures"] and len(test) >= 3:  # made when there was a stage after it
             training["figures"]["test"] = measure_on_test(RaliScorer.from_pretrained(last), test, report=self.report)
-        start = self._start()
+        start = training["recipe"]["start"]
         if start is not None:
             metadata["source"] = json.dumps({**json.loads(metadata["source"]), **start["source"]}, sort_keys=True)
         output = self.config.output
@@ -561,7 +561,8 @@ class Recipe:
         if file.suffix != ".safetensors":
             return None
         told = read_metadata(file)
-        return {"sha256": hash_file(file), **{name: told[name] for name in ("name", "training", "source")}}
+        story = {name: told[name] for name in ("name", "training", "source")}
+        return {**story, "sha256": self.backbone.source["sha256"]}
 
     def story(self) -> dict[str, Any]:
         """The recipe for the model file: configuration, code, data, and what each stage made."""
