@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from .encoder import EncoderConfig, build_encoder
 from .head import PrototypeHead
 from .preprocess import Coverage, PreprocessConfig, preprocess
+from .vision_transformer import ClipTower, DinoTower
 
 
 class RaliModel(nn.Module):
@@ -58,9 +61,18 @@ class RaliModel(nn.Module):
         return preprocess(pixels, self.preprocess_config, coverage=coverage or self.coverage)
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """(N, 3, S, S) encoder input to (N, D) un-normalised embeddings, in the encoder's dtype."""
+        """(N, 3, S, S) encoder input to (N, D) un-normalised embeddings, in the encoder's dtype.
+
+        On a CPU a plain tower gets as many at a time as are fastest there, `Shape.inputs_per_pass`.
+        """
         dtype = next(self.encoder.parameters()).dtype
-        embedding = self.encoder(inputs.to(dtype))
+        passes = 1
+        if inputs.device.type == "cpu" and isinstance(self.encoder, ClipTower | DinoTower):
+            passes = max(1, math.ceil(len(inputs) / self.encoder.shape.inputs_per_pass(dtype.itemsize)))
+        return torch.cat([self._embed_once(part.to(dtype)) for part in inputs.tensor_split(passes)])
+
+    def _embed_once(self, inputs: Tensor) -> Tensor:
+        embedding = self.encoder(inputs)
         pooled: Tensor = embedding[0] if isinstance(embedding, tuple) else embedding  # output_tokens gives a pair
         return pooled
 

@@ -25,6 +25,10 @@ PatchPattern = Literal["all", "checkerboard"]
 """Which patches a tower looks at: half of a fine grid costs little more than all of a coarse one."""
 
 
+CPU_PASS_BYTES = 24 * 2**20
+"""Above 32 MiB the C library takes memory from the system and gives it back for every intermediate result."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a plain vision transformer is made of.
@@ -68,6 +72,19 @@ class Shape:
     def tokens(self) -> int:
         """Patches and the class token; pixels at the right and lower edge that fill no patch are left out."""
         return (self.image_size // self.patch) ** 2 + 1
+
+    @property
+    def seen_tokens(self) -> int:
+        """Those of them that the blocks see."""
+        return self.tokens if self.pattern == "all" else self.tokens // 2 + 1
+
+    def inputs_per_pass(self, element_bytes: int) -> int:
+        """How many inputs at a time suit a CPU: the widest intermediate result stays within `CPU_PASS_BYTES`.
+
+        Args:
+            element_bytes: Size of a number of the tower's dtype.
+        """
+        return max(1, CPU_PASS_BYTES // (self.seen_tokens * max(self.hidden, 3 * self.width) * element_bytes))
 
 
 DINOV2 = {
@@ -242,6 +259,7 @@ class ClipTower(nn.Module):
 
     def __init__(self, shape: Shape, embed_dim: int, *, quick_gelu: bool) -> None:
         super().__init__()
+        self.shape = shape
         self.output_tokens = False
         self.conv1 = nn.Conv2d(3, shape.width, shape.patch, stride=shape.patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(shape.width))
@@ -391,6 +409,7 @@ class DinoTower(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
+        self.shape = shape
         self.trunk = DinoTrunk(shape)
         self.head = nn.Sequential()
 

@@ -7,6 +7,7 @@ from rali_core.constants import CLIP_MEAN, CLIP_STD, OFFICIAL_OPEN_CLIP_NAME
 from rali_core.encoder import EncoderConfig, build_encoder
 from rali_core.model import RaliModel
 from rali_core.preprocess import PreprocessConfig
+from rali_core.vision_transformer import ClipTower, DinoTower, Shape
 
 
 def test_the_official_tower_has_the_published_shape_and_no_text_tower() -> None:
@@ -77,3 +78,27 @@ def test_tower_and_preprocessing_must_agree_on_the_size() -> None:
     config = EncoderConfig(16, {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8})
     with pytest.raises(ValueError, match="the tower takes 32 pixels, the preprocessing makes 64"):
         RaliModel(config, PreprocessConfig(64, CLIP_MEAN, CLIP_STD), pca_dim=4, prototypes=3)
+
+
+def test_on_a_cpu_a_plain_tower_gets_a_few_inputs_at_a_time(
+    tiny_model: RaliModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = tiny_model.encoder
+    assert isinstance(tower, ClipTower)
+    size = tiny_model.preprocess_config.image_size
+    inputs = torch.randn(7, 3, size, size, generator=torch.Generator().manual_seed(0))
+    seen: list[int] = []
+    tower.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    whole = tiny_model.embed(inputs)
+    widest = tower.shape.seen_tokens * max(tower.shape.hidden, 3 * tower.shape.width) * 4
+    monkeypatch.setattr("rali_core.vision_transformer.CPU_PASS_BYTES", 3 * widest)
+    torch.testing.assert_close(tiny_model.embed(inputs), whole, atol=1e-6, rtol=1e-6)
+    assert seen == [7, 3, 2, 2]
+
+
+def test_the_bundled_towers_batch_of_eight_is_cut_in_two_in_float32_only() -> None:
+    shape = Shape(518, 14, 384, 12, 6, 1536, "checkerboard")
+    tower = DinoTower(shape)
+    inputs = torch.zeros(1, 3, 518, 518)
+    assert shape.seen_tokens == tower.trunk.keep_own(tower.trunk._pos_embed(tower.trunk.patch_embed(inputs))).shape[1]
+    assert (shape.inputs_per_pass(4), shape.inputs_per_pass(2)) == (5, 11)
