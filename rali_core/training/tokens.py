@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..images import load_image
 from ..preprocess import PreprocessConfig, preprocess
+from ..vision_transformer import DinoBlock
 from .backbones import Backbone
 from .data import LabelledImage
 from .evaluate import Report
@@ -145,8 +146,10 @@ class UpperBlocks(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, tokens, width) to the class token's (B, D) embedding."""
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens = block(tokens)
+        last: Any = self.blocks[-1]  # of a tower of our own, it computes nothing that only other tokens need
+        tokens = last(tokens, first_only=True) if isinstance(last, DinoBlock) else last(tokens)
         embedding: Tensor = self.norm(tokens)[:, 0]
         return embedding
 
