@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from rali_core.training.compress import compress
 from rali_core.training.data import read_labels, split_validation
 from rali_core.training.distortions import DISTORTIONS, LEVELS, distort
 from rali_core.training.evaluate import draw_scatter, measure_agreement
-from rali_core.training.fit import build_head, fit_head
+from rali_core.training.fit import Teacher, build_head, fit_head, regress_scores
 from rali_core.training.joint import JointSettings
 from rali_core.training.joint import _build_optimizer as joint_optimizer
 from rali_core.training.joint import _Upper as Upper
@@ -270,6 +271,44 @@ def test_fitting_improves_on_the_compressed_head() -> None:
     assert after.srcc > before.srcc
     assert head.scores.min() >= 0
     assert head.scores.max() <= 1
+
+
+def test_a_regression_as_teacher_keeps_wrong_labels_out_of_the_head() -> None:
+    embeddings, clean = quality_embeddings(800, 24, 4)
+    unseen, unseen_scores = quality_embeddings(300, 24, 5)
+    random = np.random.default_rng(0)
+    wrong = random.random(800) < 0.15
+    scores = np.where(wrong, random.random(800), clean)
+    head = build_head(compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0))
+    errors, said = {}, {}
+    teachers: tuple[Teacher, ...] = ("none", "svr")
+    for teacher in teachers:
+        fitted, lines = copy.deepcopy(head), list[str]()
+        fit_head(
+            fitted, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
+            validation=(torch.from_numpy(unseen), unseen_scores), epochs=40, batch_size=64, learning_rate=3e-3,
+            teacher=teacher, seed=0, report=lines.append,
+        )  # fmt: skip
+        with torch.inference_mode():
+            errors[teacher] = measure_agreement(fitted(torch.from_numpy(unseen)).numpy(), unseen_scores).mae
+        said[teacher] = lines
+    assert errors["svr"] < 0.95 * errors["none"]
+    assert not any("teacher" in line for line in said["none"])
+    assert said["svr"][0].startswith("teacher: validation SRCC 0.")
+
+
+def test_the_teacher_predicts_scores_for_seen_and_unseen_embeddings() -> None:
+    embeddings, scores = quality_embeddings(400, 24, 4)
+    unseen, unseen_scores = quality_embeddings(300, 24, 5)
+    head = build_head(compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0))
+    seen, further = regress_scores(
+        head, torch.from_numpy(embeddings), torch.from_numpy(scores).float(), torch.from_numpy(unseen),
+        penalty=0.3, epsilon=0.03, gamma=0.25,
+    )  # fmt: skip
+    for predicted, human in ((seen, scores), (further, unseen_scores)):
+        assert predicted.shape == human.shape
+        assert 0 <= float(predicted.min()) <= float(predicted.max()) <= 1
+        assert measure_agreement(predicted.numpy(), human).srcc > 0.8
 
 
 def test_the_plcc_loss_is_one_minus_the_correlation() -> None:

@@ -3,12 +3,14 @@
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.3: mean squared error; prototypes, their scores and,
 optionally, the PCA and the temperature are tuned. Here that is done on embeddings that are computed once, with
 AdamW and a cosine schedule; the prototypes' scores are kept inside [0, 1], so that every score is. Our own additions,
-all off by default: terms on the correlation and on the order, and further data sets on scales of their own (`ract.py`).
+all off by default: targets from a support vector regression, terms on the correlation and on the order, and further
+data sets on scales of their own (`ract.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,12 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..head import PrototypeHead
+from ..head import PrototypeHead, project
 from .compress import CompressedHead
 from .evaluate import Report, measure_agreement
 from .losses import plcc_loss, rank_loss
 
 WEIGHT_DECAY = 1e-4
+
+Teacher = Literal["none", "svr"]
+"""What the prototypes learn from: the human scores, or a support vector regression on these."""
 
 
 def build_head(compressed: CompressedHead) -> PrototypeHead:
@@ -45,6 +50,10 @@ def fit_head(
     fit_projection: bool = False,
     plcc_weight: float = 0.0,
     rank_weight: float = 0.0,
+    teacher: Teacher = "none",
+    teacher_penalty: float = 0.3,
+    teacher_epsilon: float = 0.03,
+    teacher_gamma: float = 0.25,
     others: Sequence[tuple[Tensor, Tensor]] = (),
     others_weight: float = 0.0,
     seed: int,
@@ -63,6 +72,10 @@ def fit_head(
         fit_projection: Tune the PCA's components and scale too.
         plcc_weight: Weight of 1 - PLCC within the batch.
         rank_weight: Weight of the ranking term, `losses.rank_loss`.
+        teacher: `"svr"` puts what `regress_scores` predicts for the training views in the place of their human scores.
+        teacher_penalty: Its C.
+        teacher_epsilon: Half the width of its tube, in units of the scores.
+        teacher_gamma: Its gamma.
         others: ((N_i, D) embeddings, (N_i,) human scores) of further data sets, each on a scale of its own. Only
             correlations within each set are used, never a score itself.
         others_weight: Weight of the mean of 1 - PLCC over these sets, one batch of each per step.
@@ -72,6 +85,13 @@ def fit_head(
     Returns:
         The same head.
     """
+    if teacher == "svr":
+        scores, predicted_validation = regress_scores(
+            head, embeddings, scores, validation[0], penalty=teacher_penalty, epsilon=teacher_epsilon,
+            gamma=teacher_gamma,
+        )  # fmt: skip
+        agreement = measure_agreement(predicted_validation.numpy(), validation[1])
+        report(f"teacher: validation SRCC {agreement.srcc:.4f} PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}")
     generator = torch.Generator().manual_seed(seed)
     head.components.requires_grad_(fit_projection)
     head.scale.requires_grad_(fit_projection)
@@ -105,6 +125,49 @@ def fit_head(
             f"PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}, tau {1 / float(head.logit_scale.detach()):.4f}"
         )
     return head.requires_grad_(True).eval()
+
+
+def regress_scores(
+    head: PrototypeHead,
+    embeddings: Tensor,
+    scores: Tensor,
+    others: Tensor,
+    *,
+    penalty: float,
+    epsilon: float,
+    gamma: float,
+) -> tuple[Tensor, Tensor]:
+    """Predict human scores by a support vector regression on what the head's prototypes are compared with.
+
+    Some human scores of a data set are far off (sharp photographs called poor, say), and prototypes follow them once
+    they are fitted for long enough. This regression's loss grows linearly with such an error, not with its square, and
+    its kernel, exp(-gamma |z - z'|^2) between unit vectors, hardly falls off for a small gamma: it is smooth.
+
+    Source: Smola and Schoelkopf, "A tutorial on support vector regression", Statistics and Computing, 2004; learning
+    from another model's predictions is distillation (Hinton et al., arXiv 1503.02531). scikit-learn does the work; its
+    time grows with the square of N or more.
+
+    Args:
+        head: Its mean, scale and components make (N, P) unit vectors of the embeddings.
+        embeddings: (N, D) of the training views.
+        scores: (N,) their human scores in [0, 1].
+        others: (M, D) further embeddings.
+        penalty: C, how much an error costs.
+        epsilon: Errors up to this cost nothing.
+        gamma: Of the Gaussian kernel.
+
+    Returns:
+        (N,) and (M,) predictions in [0, 1], float32.
+    """
+    from sklearn.svm import SVR
+
+    with torch.no_grad():
+        points, further = (
+            project(values, head.mean, head.scale, head.components).numpy() for values in (embeddings, others)
+        )
+    regression = SVR(C=penalty, epsilon=epsilon, gamma=gamma).fit(points, scores.numpy())
+    first, second = (torch.from_numpy(regression.predict(values)).float().clamp(0, 1) for values in (points, further))
+    return first, second
 
 
 def _correlate_others(

@@ -18,7 +18,7 @@ both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +134,7 @@ def fit_domains(
     return fit_head(
         build_head(compressed), embeddings, torch.from_numpy(scores).float(),
         validation=(domains[0].embed_validation(upper), domains[0].validation_scores),
-        epochs=config.epochs, batch_size=config.batch_size, learning_rate=config.learning_rate,
-        fit_projection=config.fit_projection, plcc_weight=config.plcc_weight, rank_weight=config.rank_weight,
+        **asdict(config),
         others=[(features, torch.from_numpy(values).float()) for features, values in others],
         others_weight=others_weight, seed=seed, report=report,
     )  # fmt: skip
