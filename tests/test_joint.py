@@ -13,12 +13,14 @@ from rali_core.checkpoint import load_model, read_metadata
 from rali_core.cli import main
 from rali_core.scorer import RaliScorer
 from rali_core.training.adapt import adapt, find_pictures
+from rali_core.training.config import CompressConfig, FitConfig
 from rali_core.training.data import LabelledImage, read_labels
 from rali_core.training.distortions import DISTORTIONS
 from rali_core.training.drawings import draw_picture
 from rali_core.training.evaluate import Agreement, measure_agreement
 from rali_core.training.joint import JointSettings, fit_line, mirror_patches, ordered_losses, with_image_size
 from rali_core.training.ordered import OrderedGroup, cache_groups, cache_pictures, plan_groups, render_group
+from rali_core.training.refit import refit_head
 from rali_core.training.tokens import LowerBlocks
 
 SMALL = JointSettings(
@@ -344,3 +346,40 @@ def test_the_tune_command_makes_a_model(
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no pictures in"):
         find_pictures([tmp_path])
+
+
+def test_a_new_head_is_made_of_the_tuned_towers_own_embeddings(tiny_timm_file: Path) -> None:
+    model = load_model(tiny_timm_file).model
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (30, 64, 64, 3), dtype=np.uint8) // np.arange(1, 31)[:, None, None, None]
+    pictures, scores = pictures.astype(np.uint8), random.random(30)
+    tower = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    said: list[str] = []
+    refit_head(
+        model, pictures, scores, validation=(pictures[:6], scores[:6]),
+        compressing=CompressConfig(pca_dim=16, prototypes=30, temperature=1e-3), fitting=FitConfig(epochs=0), seed=0,
+        report=said.append,
+    )  # fmt: skip
+    assert all(torch.equal(tensor, tower[name]) for name, tensor in model.encoder.state_dict().items())
+    assert model.head.prototypes.shape == (30, 16)
+    assert said == ["new head: 30 prototypes of dimension 16"]
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():  # every picture is its own prototype
+        agreement = measure_agreement(model(pixels).numpy(), scores)
+    assert agreement.srcc > 0.9
+
+
+def test_tuning_can_end_with_a_new_head(labels: Path, dino_file: Path, tmp_path: Path) -> None:
+    arguments = ["tune", str(dino_file), str(labels), "--work-dir", str(tmp_path / "w"), "--image-size", "42"]
+    arguments += ["--steps", "1", "--groups", "0", "--workers", "0"]
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    assert main([*arguments, "-o", str(files[0])]) == 0
+    assert main([*arguments, "-o", str(files[1]), "--new-head", "--recalibrate"]) == 0
+    tuned, renewed = (load_model(file).model for file in files)
+    weights = renewed.encoder.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tuned.encoder.state_dict().items())
+    training = [read_metadata(file)["training"] for file in files]
+    assert "new head" not in training[0]
+    assert training[1]["new head"]["fit"]["epochs"] == FitConfig().epochs
+    assert tuned.head.components.shape != renewed.head.components.shape  # fewer images than the settings' dimensions
+    assert training[1]["figures"]["validation"]["count"] == training[0]["figures"]["validation"]["count"]

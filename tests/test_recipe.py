@@ -315,6 +315,7 @@ batch_size = 4
 groups = 2
 kept_patches = 0.2
 first_run = 7
+new_head = true
 recalibrate = true
 """
     text = SMALL.format(output="c.safetensors", work="w", epochs=1).replace("groups = 3", 'source = "score"') + more
@@ -340,7 +341,9 @@ recalibrate = true
     ]
     assert [f"'seed': {seed}" in run for seed, run in zip([0, 1, 2, 7], runs, strict=True)] == [True] * 4
     assert ("recalibrated" in training) != ("not recalibrated" in said)
+    assert training["new head"]["compress"] == training["recipe"]["config"]["compress"]
     first = training["before"]["training"]["before"]["training"]
+    assert "new head" not in first
     assert first["joint"]["settings"]["steps"] == 2
     assert first["joint"]["runs"] == len(first["joint"]["log"]) == 2
     assert first["mixed"]["share"] == 0.5

@@ -52,6 +52,8 @@ def add_parser(subparsers: Any) -> None:
                         help="weight of the term that orders distorted pictures (default: 1)")  # fmt: skip
     parser.add_argument("--steady-weight", type=float, metavar="WEIGHT",
                         help="weight of moves of the score by mirroring and JPEG (default: 0)")  # fmt: skip
+    parser.add_argument("--new-head", action="store_true",
+                        help="make PCA and prototypes anew from the tuned tower, and fit them")  # fmt: skip
     parser.add_argument("--recalibrate", action="store_true",
                         help="fit slope and offset of the scores to the validation images at the end")  # fmt: skip
     parser.add_argument("--mix-with", metavar="FILE",
@@ -74,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from ..training.adapt import adapt
+    from ..training.config import CompressConfig, FitConfig
     from ..training.joint import JointSettings
 
     given = {
@@ -102,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
         mix_share=options.mix_share,
         runs=options.runs,
         first_run=options.first_run,
+        refit=(CompressConfig(), FitConfig()) if options.new_head else None,
         recalibrate=options.recalibrate,
         workers=options.workers,
         report=lambda line: print(line, file=sys.stderr, flush=True),

@@ -15,11 +15,13 @@ from ..checkpoint import load_model
 from ..hashing import hash_file
 from ..model import RaliModel
 from .backbones import load_backbone
+from .config import CompressConfig, FitConfig
 from .curves import draw_curves
 from .evaluate import Report
 from .joint import JointSettings, OrderedPictures, fit_line, tune_jointly, with_image_size
 from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, plan_groups
 from .pipeline import measure_and_save, read_splits
+from .refit import refit_head
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 
@@ -44,6 +46,7 @@ def adapt(
     mix_share: float = 0.5,
     runs: int = 1,
     first_run: int = 0,
+    refit: tuple[CompressConfig, FitConfig] | None = None,
     recalibrate: bool = False,
     measure_test: bool = True,
     workers: int = 1,
@@ -78,6 +81,7 @@ def adapt(
             when a finished training is repeated: only the new runs are trained.
         first_run: The first run's number, which is added to the settings' seed for its random choices (the split and
             the groups stay): for a training that goes on from another on the same pictures.
+        refit: Settings of stages 2 and 3, for a head that is made anew from the tuned tower; None keeps the tuned head.
         recalibrate: Fit slope and offset of the prototypes' scores to the validation images at the end. A model that
             saw fewer patches in training than it looks at scores all pictures a little too high or too low.
         measure_test: False leaves out the test images, for a model that another training goes on from.
@@ -130,7 +134,7 @@ def adapt(
     rendered = cache_groups(planned, kept / f"groups{suffix}", size=size, workers=workers, report=report)
     ordered = OrderedPictures(planned, rendered)
     labelled, held_out = cache(training, kept / f"training{suffix}"), cache(validation, kept / f"validation{suffix}")
-    human = np.array([row.score for row in validation])
+    scores, human = (np.array([row.score for row in part]) for part in (training, validation))
     start, logs = model, []
     for index in range(runs):
         folder = work_dir / f"run-{index}" if index else work_dir
@@ -139,7 +143,7 @@ def adapt(
         log = tune_jointly(
             tuned,
             labelled,
-            np.array([row.score for row in training]),
+            scores,
             ordered,
             validation=(held_out, human),
             settings=replace(settings, seed=settings.seed + first_run + index),
@@ -154,6 +158,11 @@ def adapt(
             model = tuned
     if other is not None:
         mix(model, other, mix_share)
+    if refit is not None:
+        refit_head(
+            model, labelled, scores, validation=(held_out, human), compressing=refit[0], fitting=refit[1],
+            seed=settings.seed, report=report,
+        )  # fmt: skip
     line = fit_line(model, held_out, human) if recalibrate else None
     if line is not None:
         report(f"recalibrated: {line['slope']:.3f} x score {line['offset']:+.3f}")
@@ -168,6 +177,7 @@ def adapt(
             "log": [log[-1] for log in logs if log],
         },
         **({"mixed": {"sha256": hash_file(mix_with), "share": mix_share}} if mix_with is not None else {}),
+        **({"new head": {"compress": asdict(refit[0]), "fit": asdict(refit[1])}} if refit is not None else {}),
         **({"recalibrated": line} if line is not None else {}),
         "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": loaded.info.training},
     }

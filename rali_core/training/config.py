@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from ..preprocess import Coverage
 from .align import AlignSettings
+from .fit import Teacher
 from .joint import JointSettings
 from .tokens import ViewKind
 
@@ -157,6 +158,10 @@ class FitConfig:
         fit_projection: Tune the PCA too.
         plcc_weight: Weight of 1 - PLCC.
         rank_weight: Weight of the ranking term.
+        teacher: `"svr"`: the prototypes learn what a support vector regression on the embeddings makes of the scores.
+        teacher_penalty: Its C.
+        teacher_epsilon: Errors up to this, in units of the scores, cost it nothing.
+        teacher_gamma: Gamma of its Gaussian kernel, between unit vectors.
     """
 
     epochs: int = 6
@@ -165,6 +170,10 @@ class FitConfig:
     fit_projection: bool = False
     plcc_weight: float = 0.0
     rank_weight: float = 0.0
+    teacher: Teacher = "none"
+    teacher_penalty: float = 0.3
+    teacher_epsilon: float = 0.03
+    teacher_gamma: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,8 @@ class JointConfig(JointSettings):
         first_run: Number of the first of them, which is added to the seed for its random choices; by default they are
             counted through all sections.
         start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
-        recalibrate: Fit slope and offset of the scores to the validation images after that.
+        new_head: Make the head anew from the tuned tower after that, with the settings of `[compress]` and `[fit]`.
+        recalibrate: Fit slope and offset of the scores to the validation images at last.
     """
 
     groups: int = 2600
@@ -203,6 +213,7 @@ class JointConfig(JointSettings):
     runs: int = 1
     first_run: int | None = None
     start_share: float = 0.0
+    new_head: bool = False
     recalibrate: bool = False
 
 
@@ -352,6 +363,12 @@ def check(config: TrainConfig) -> None:
     if describe.seeds < 1 or describe.groups < 0:
         raise ValueError(
             f"describe.seeds must be at least 1 and describe.groups 0, got {describe.seeds}, {describe.groups}"
+        )
+    fit = config.fit
+    if fit.teacher_penalty <= 0 or fit.teacher_gamma <= 0 or fit.teacher_epsilon < 0:
+        raise ValueError(
+            "fit.teacher_penalty and fit.teacher_gamma must be positive, fit.teacher_epsilon at least 0, got "
+            f"{fit.teacher_penalty}, {fit.teacher_gamma}, {fit.teacher_epsilon}"
         )
     if describe.source == "qinsight" and describe.model is None:
         raise ValueError('describe.source = "qinsight" needs describe.model, a folder or a name on the hub')

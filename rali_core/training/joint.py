@@ -417,6 +417,25 @@ def _write_checkpoint(
     temporary.replace(path)
 
 
+def embed_pictures(model: RaliModel, pictures: NDArray[np.uint8], *, report: Report | None = None) -> Tensor:
+    """(N, H, H, 3) uint8 pictures to (N, D) float32 embeddings, without gradient and in training's arithmetic.
+
+    Args:
+        model: The model.
+        pictures: Square; another size than the tower's is resized.
+        report: Called with a line of text now and then.
+    """
+    embed = _make_embedder(LowerBlocks(model.encoder, 0).eval(), model.preprocess_config)
+    upper, embeddings = UpperBlocks(model.encoder, 0).eval(), []
+    for start in range(0, len(pictures), 16):
+        tokens = embed(list(pictures[start : start + 16]), None)
+        with torch.no_grad(), training_autocast():
+            embeddings.append(upper(tokens).float())
+        if report is not None and (start // 16 + 1) % 100 == 0:
+            report(f"embeddings: {start + 16} of {len(pictures)} pictures")
+    return torch.cat(embeddings)
+
+
 def fit_line(model: RaliModel, pictures: NDArray[np.uint8], scores: NDArray[np.float64]) -> dict[str, float] | None:
     """Give a model's scores the slope and the offset that fit human scores best (least squares), in place.
 

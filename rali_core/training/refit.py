@@ -1,0 +1,53 @@
+"""A new head for a tower that was tuned: stages 2 and 3 of RALI once more.
+
+The prototypes of a head that is only tuned along with the tower stay near where the untuned tower had its embeddings.
+On the bundled model a new head was worth more than any other step of its size; docs/training.md has the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..model import RaliModel
+from .compress import compress
+from .config import CompressConfig, FitConfig
+from .evaluate import Report
+from .fit import build_head, fit_head
+from .joint import embed_pictures
+
+
+def refit_head(
+    model: RaliModel,
+    pictures: NDArray[np.uint8],
+    scores: NDArray[np.float64],
+    *,
+    validation: tuple[NDArray[np.uint8], NDArray[np.float64]],
+    compressing: CompressConfig,
+    fitting: FitConfig,
+    seed: int,
+    report: Report = print,
+) -> None:
+    """Make PCA, prototypes, their scores and the temperature anew, in place; the tower stays as it is.
+
+    Args:
+        model: The model.
+        pictures: (N, H, H, 3) uint8 labelled pictures.
+        scores: (N,) their human scores in [0, 1].
+        validation: Pictures and scores that are only reported on.
+        compressing: Settings of stage 2.
+        fitting: Settings of stage 3.
+        seed: Seed of K-means and of the order.
+        report: Called with lines of text.
+    """
+    embeddings = embed_pictures(model, pictures, report=report)
+    held_out = embed_pictures(model, validation[0])
+    compressed = compress(embeddings.numpy(), scores, **asdict(compressing), seed=seed)
+    report(f"new head: {len(compressed.prototypes)} prototypes of dimension {compressed.prototypes.shape[1]}")
+    model.head = fit_head(
+        build_head(compressed), embeddings, torch.from_numpy(scores).float(), validation=(held_out, validation[1]),
+        **asdict(fitting), seed=seed, report=report,
+    )  # fmt: skip
