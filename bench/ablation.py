@@ -37,8 +37,10 @@ def make_variants(full: TrainConfig) -> dict[str, TrainConfig]:
         "without bins": replace(full, compress=replace(full.compress, bins=1)),
         "without fitting": replace(full, fit=replace(full.fit, epochs=0)),
         "without alignment": replace(
-            full, work_dir=folder / "unaligned", align=replace(full.align, enabled=False)
+            full, work_dir=folder / "unaligned", align=replace(full.align, enabled=False),
         ),
+        "without the teacher": replace(full, fit=replace(full.fit, teacher="none")),
+        "without the order of known distortions": replace(full, fit=replace(full.fit, order_weight=0.0)),
         "one description of each image": replace(
             full, work_dir=folder / "one-seed", data=replace(full.data, descriptions=described),
             describe=replace(full.describe, source="file", seeds=1),
@@ -54,8 +56,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def measure(config: TrainConfig) -> Agreement:
-    """Run a variant's stages, make and fit its head, and measure it on the validation images."""
+def measure(config: TrainConfig, full: Recipe) -> Agreement:
+    """Run a variant's stages, make and fit its head, and measure it on the validation images.
+
+    The pictures at known levels of distortion that the fitting may use are those of the full recipe.
+    """
     recipe = Recipe(config, report=say)
     recipe.run([*(["describe"] if config.align.enabled else []), "align"])
     domain = recipe.domain(recipe.reference)
@@ -66,7 +71,8 @@ def measure(config: TrainConfig) -> Agreement:
         upper, [domain], config=config.compress, folder=folder, seed=config.seed, report=say
     )  # fmt: skip
     head = fit_domains(
-        upper, compressed, [domain], config=config.fit, folder=folder, seed=config.seed, report=say
+        upper, compressed, [domain], config=config.fit, ordered=full.ordered(upper), folder=folder, seed=config.seed,
+        report=say,
     )  # fmt: skip
     with torch.inference_mode():
         predicted = head(domain.embed_validation(upper)).numpy()
@@ -101,7 +107,7 @@ def main() -> None:
     file = full.work_dir / "ablation" / "ablation.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
     for name in options.only or variants:
-        agreement = measure(variants[name])
+        agreement = measure(variants[name], Recipe(full, report=say))
         results[name] = {"settings": to_json(variants[name]), **agreement.to_dict()}
         file.write_text(json.dumps(results, indent=1))
         say(f"{name}: SRCC {agreement.srcc:.4f} PLCC {agreement.plcc:.4f}")

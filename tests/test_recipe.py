@@ -62,6 +62,8 @@ def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> No
         (HEAD + SECTIONS + '[describe]\nsource = "magic"\n', "describe.source must be one of 'measured', 'qinsight', 'file', 'score', got 'magic'"),
         (HEAD + SECTIONS + '[describe]\nsource = "qinsight"\n', "needs describe.model"),
         (HEAD + SECTIONS + '[describe]\nsource = "file"\n', "needs data.descriptions"),
+        (HEAD + SECTIONS + "[fit]\nteacher_gamma = 0\n", "must be positive, .*, got 0.3, 0.0, 0.03"),
+        (HEAD + SECTIONS + "[fit]\norder_weight = 1\n", "set describe.groups, and leave align enabled"),
         (HEAD + SECTIONS + "[ract]\n", r"\[\[ract\.data\]\] must be there, each with another name"),
         (HEAD.replace("mine.safetensors", "mine.pt") + SECTIONS, "ends in .safetensors, got mine.pt"),
         ("name = \n", "is not TOML"),
@@ -199,6 +201,9 @@ batch_size = 16
 """
 
 
+TAUGHT = 'teacher = "svr"\norder_weight = 0.01\n'
+
+
 def small_config(folder: Path, name: str, *, epochs: int = 10, more: str = "") -> Path:
     text = SMALL.format(output=f"{name}.safetensors", work=f"work-{name}", epochs=epochs) + more
     return write_config(folder / f"{name}.toml", text)
@@ -251,11 +256,13 @@ def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
     capsys.readouterr()
     assert main(["train", str(config)]) == 0
     assert capsys.readouterr().err.count("finished already") == 5
-    small_config(tmp_path, "a", epochs=1)
+    small_config(tmp_path, "a", epochs=1, more=TAUGHT)
     assert main(["train", str(config)]) == 0
     said = capsys.readouterr().err
     assert said.count("finished already") == 4
-    assert "fit: made anew, for these changed: settings" in said
+    assert "teacher: validation SRCC " in said
+    assert read_metadata(model)["training"]["recipe"]["config"]["fit"]["order_weight"] == 0.01
+    assert "fit: made anew, for these changed: describe-groups/descriptions.jsonl, settings" in said
     assert load_file(model)["head.scores"].tolist() != first["head.scores"].tolist()
     assert torch.equal(load_file(model)["head.components"], first["head.components"])
 
@@ -267,9 +274,9 @@ def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
         monkeypatch.setattr(sys, "argv", [str(script), str(config)])
         runpy.run_path(str(script), run_name="__main__")
     shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == 2 * (2 + 7)
-    assert shown[:9] == shown[9:]
-    assert len(set(shown[2:9])) == 7
+    assert len(shown) == 2 * (2 + 9)
+    assert shown[:11] == shown[11:]
+    assert len(set(shown[2:11])) == 9
     assert {path: hash_file(path) for path in made} == made
     results = json.loads((tmp_path / "work-a" / "ablation" / "ablation.json").read_text())
     assert results["full"]["srcc"] == pytest.approx(

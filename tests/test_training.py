@@ -23,6 +23,7 @@ from rali_core.training.joint import JointSettings
 from rali_core.training.joint import _build_optimizer as joint_optimizer
 from rali_core.training.joint import _Upper as Upper
 from rali_core.training.losses import plcc_loss, rank_loss
+from rali_core.training.ordered import OrderedGroup
 from rali_core.training.tokens import View, plan_views, render_view
 
 # ---------------------------------------------------------------------------------------------- data
@@ -295,6 +296,28 @@ def test_a_regression_as_teacher_keeps_wrong_labels_out_of_the_head() -> None:
     assert errors["svr"] < 0.95 * errors["none"]
     assert not any("teacher" in line for line in said["none"])
     assert said["svr"][0].startswith("teacher: validation SRCC 0.")
+
+
+def test_the_order_of_known_distortions_can_be_fitted_beside_the_scores() -> None:
+    embeddings, scores = quality_embeddings(400, 24, 4)
+    head = build_head(compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0))
+    # triples of which the scores say that they get better, and the groups that they get worse
+    rising = np.argsort(scores)[:399].reshape(3, 133)[:, :40].T
+    triples = torch.from_numpy(embeddings[rising])
+    groups = [OrderedGroup("x.png", True, "noise", 1, 3, seed=0)] * 40
+    share = {}
+    for weight in (0.0, 1.0):
+        fitted = copy.deepcopy(head)
+        fit_head(
+            fitted, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
+            validation=(torch.from_numpy(embeddings), scores), epochs=10, batch_size=64, learning_rate=3e-3,
+            order_weight=weight, ordered=(triples, groups), seed=0, report=lambda _: None,
+        )  # fmt: skip
+        with torch.inference_mode():
+            ordered = fitted(triples.flatten(0, 1)).view(-1, 3).diff(dim=1) < 0
+        share[weight] = float(ordered.float().mean())
+    assert share[0.0] < 0.1
+    assert share[1.0] > 0.2
 
 
 def test_the_teacher_predicts_scores_for_seen_and_unseen_embeddings() -> None:

@@ -161,7 +161,7 @@ def adapt(
     if refit is not None:
         refit_head(
             model, labelled, scores, validation=(held_out, human), compressing=refit[0], fitting=refit[1],
-            seed=settings.seed, report=report,
+            ordered=ordered, seed=settings.seed, report=report,
         )  # fmt: skip
     line = fit_line(model, held_out, human) if recalibrate else None
     if line is not None:

@@ -3,8 +3,8 @@
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.3: mean squared error; prototypes, their scores and,
 optionally, the PCA and the temperature are tuned. Here that is done on embeddings that are computed once, with
 AdamW and a cosine schedule; the prototypes' scores are kept inside [0, 1], so that every score is. Our own additions,
-all off by default: targets from a support vector regression, terms on the correlation and on the order, and further
-data sets on scales of their own (`ract.py`).
+all off by default: targets from a support vector regression, terms on the correlation, on the order of human scores and
+on that of known distortions, and further data sets on scales of their own (`ract.py`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ from torch.nn import functional
 from ..head import PrototypeHead, project
 from .compress import CompressedHead
 from .evaluate import Report, measure_agreement
+from .joint import ordered_losses
 from .losses import plcc_loss, rank_loss
+from .ordered import OrderedGroup
 
 WEIGHT_DECAY = 1e-4
+GROUPS_PER_STEP = 32
+
+Ordered = tuple[Tensor, list[OrderedGroup]]
+"""(G, 3, D) embeddings of the undistorted picture, the weak and the strong distortion, and the G groups."""
 
 Teacher = Literal["none", "svr"]
 """What the prototypes learn from: the human scores, or a support vector regression on these."""
@@ -54,6 +60,8 @@ def fit_head(
     teacher_penalty: float = 0.3,
     teacher_epsilon: float = 0.03,
     teacher_gamma: float = 0.25,
+    order_weight: float = 0.0,
+    ordered: Ordered | None = None,
     others: Sequence[tuple[Tensor, Tensor]] = (),
     others_weight: float = 0.0,
     seed: int,
@@ -76,6 +84,8 @@ def fit_head(
         teacher_penalty: Its C.
         teacher_epsilon: Half the width of its tube, in units of the scores.
         teacher_gamma: Its gamma.
+        order_weight: Weight of the term that asks for the order of known distortions, `joint.ordered_losses`.
+        ordered: Pictures for that term.
         others: ((N_i, D) embeddings, (N_i,) human scores) of further data sets, each on a scale of its own. Only
             correlations within each set are used, never a score itself.
         others_weight: Weight of the mean of 1 - PLCC over these sets, one batch of each per step.
@@ -110,6 +120,8 @@ def fit_head(
                 loss = loss + plcc_weight * plcc_loss(predicted, human)
             if rank_weight:
                 loss = loss + rank_weight * rank_loss(predicted, human)
+            if order_weight and ordered is not None:
+                loss = loss + order_weight * _order_some(head, ordered, generator)
             if others_weight and others:
                 loss = loss + others_weight * _correlate_others(head, others, batch_size, generator)
             optimizer.zero_grad()
@@ -168,6 +180,13 @@ def regress_scores(
     regression = SVR(C=penalty, epsilon=epsilon, gamma=gamma).fit(points, scores.numpy())
     first, second = (torch.from_numpy(regression.predict(values)).float().clamp(0, 1) for values in (points, further))
     return first, second
+
+
+def _order_some(head: PrototypeHead, ordered: Ordered, generator: torch.Generator) -> Tensor:
+    embeddings, groups = ordered
+    index = torch.randperm(len(groups), generator=generator)[:GROUPS_PER_STEP]
+    scores = head(embeddings[index].flatten(0, 1)).view(-1, 3)
+    return ordered_losses(scores, [groups[i] for i in index.tolist()])[0]
 
 
 def _correlate_others(

@@ -32,7 +32,7 @@ from .compress import CompressedHead, compress
 from .config import CompressConfig, FitConfig
 from .contrast import TextProjection
 from .evaluate import Report, measure_agreement
-from .fit import build_head, fit_head
+from .fit import Ordered, build_head, fit_head
 from .tokens import UpperBlocks, cache_embeddings, iterate_embeddings
 
 
@@ -111,6 +111,7 @@ def fit_domains(
     *,
     config: FitConfig,
     others_weight: float = 0.0,
+    ordered: Ordered | None = None,
     folder: Path,
     seed: int,
     report: Report = print,
@@ -123,6 +124,7 @@ def fit_domains(
         domains: The reference set, then the others.
         config: Settings.
         others_weight: Weight of 1 - PLCC within each other set.
+        ordered: Pictures at known levels of a distortion, for the settings' `order_weight`.
         folder: For the embeddings.
         seed: Seed of the order.
         report: Called with lines of text.
@@ -134,7 +136,7 @@ def fit_domains(
     return fit_head(
         build_head(compressed), embeddings, torch.from_numpy(scores).float(),
         validation=(domains[0].embed_validation(upper), domains[0].validation_scores),
-        **asdict(config),
+        **asdict(config), ordered=ordered,
         others=[(features, torch.from_numpy(values).float()) for features, values in others],
         others_weight=others_weight, seed=seed, report=report,
     )  # fmt: skip

@@ -41,11 +41,12 @@ from .describe.records import image_name, read_descriptions
 from .describe.run import Task, describe_all, failures_path
 from .describe.score_only import ScoreDescriber
 from .evaluate import Report
+from .fit import Ordered
 from .joint import JointSettings
 from .ordered import OrderedGroup, plan_groups
 from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_splits
 from .provenance import git_commit, hash_files
-from .ract import Domain, compress_domains, fit_domains, make_validation, measure_domains
+from .ract import Domain, compress_domains, embed_views, fit_domains, make_validation, measure_domains
 from .rendered import describe_groups, list_pictures, render_groups
 from .stages import Stage, run_stages
 from .text import MINILM_PACKAGE, TextTower, embed_texts, load_clip_text_tower, load_sentence_tower
@@ -391,6 +392,13 @@ class Recipe:
         views = [kind for kind in self.config.align.views if kind in FIT_VIEWS]
         return self._describe_views(rows, names, views, folder / "descriptions.jsonl", "groups", digest)
 
+    def ordered(self, upper: UpperBlocks) -> Ordered | None:
+        """Embeddings of the pictures at known levels of distortion; None where the fitting does not use them."""
+        if not self.config.fit.order_weight:
+            return None
+        count = 3 * len(self.groups)  # the undistorted pictures' other views come after them
+        return embed_views(upper, self._described_groups().tokens, count).unflatten(0, (-1, 3)), self.groups
+
     def _describe_views(
         self,
         rows: list[LabelledImage],
@@ -436,15 +444,16 @@ class Recipe:
     def _fit_inputs(self) -> dict[str, Any]:
         config = self.config
         settings = {"settings": to_json(config.fit), "seed": config.seed, "model": [config.name, config.coverage]}
-        return {**self._made_by("align", "compress"), **self.reference.inputs(), **settings}
+        made = self._made_by("align", "compress", *(["describe-groups"] if config.fit.order_weight else []))
+        return {**made, **self.reference.inputs(), **settings}
 
     def _fit(self, folder: Path) -> None:
         tower = self.aligned_tower()
         upper = UpperBlocks(tower, self.config.backbone.frozen_blocks).eval()
         head = fit_domains(
             upper, load_compressed(self._finished("compress").folder / "head.safetensors"),
-            [self.domain(self.reference)], config=self.config.fit, folder=self.tokens_folder, seed=self.config.seed,
-            report=self.report,
+            [self.domain(self.reference)], config=self.config.fit, ordered=self.ordered(upper),
+            folder=self.tokens_folder, seed=self.config.seed, report=self.report,
         )  # fmt: skip
         self._save(assemble(self.backbone, tower, head, coverage=self.config.coverage), folder, {"stage": "fit"})
 

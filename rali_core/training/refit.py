@@ -17,7 +17,7 @@ from .compress import compress
 from .config import CompressConfig, FitConfig
 from .evaluate import Report
 from .fit import build_head, fit_head
-from .joint import embed_pictures
+from .joint import OrderedPictures, embed_pictures
 
 
 def refit_head(
@@ -28,6 +28,7 @@ def refit_head(
     validation: tuple[NDArray[np.uint8], NDArray[np.float64]],
     compressing: CompressConfig,
     fitting: FitConfig,
+    ordered: OrderedPictures | None = None,
     seed: int,
     report: Report = print,
 ) -> None:
@@ -40,6 +41,7 @@ def refit_head(
         validation: Pictures and scores that are only reported on.
         compressing: Settings of stage 2.
         fitting: Settings of stage 3.
+        ordered: Pictures for its `order_weight`.
         seed: Seed of K-means and of the order.
         report: Called with lines of text.
     """
@@ -47,7 +49,11 @@ def refit_head(
     held_out = embed_pictures(model, validation[0])
     compressed = compress(embeddings.numpy(), scores, **asdict(compressing), seed=seed)
     report(f"new head: {len(compressed.prototypes)} prototypes of dimension {compressed.prototypes.shape[1]}")
+    known = None
+    if fitting.order_weight and ordered is not None and ordered.groups:
+        flat = embed_pictures(model, ordered.pixels.reshape(-1, *ordered.pixels.shape[2:]))
+        known = (flat.unflatten(0, (-1, 3)), ordered.groups)
     model.head = fit_head(
         build_head(compressed), embeddings, torch.from_numpy(scores).float(), validation=(held_out, validation[1]),
-        **asdict(fitting), seed=seed, report=report,
+        **asdict(fitting), ordered=known, seed=seed, report=report,
     )  # fmt: skip
