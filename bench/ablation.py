@@ -40,7 +40,9 @@ def make_variants(full: TrainConfig) -> dict[str, TrainConfig]:
             full, work_dir=folder / "unaligned", align=replace(full.align, enabled=False),
         ),
         "without the teacher": replace(full, fit=replace(full.fit, teacher="none")),
-        "without the order of known distortions": replace(full, fit=replace(full.fit, order_weight=0.0)),
+        "without known distortions in fitting": replace(
+            full, fit=replace(full.fit, order_weight=0.0, steady_weight=0.0)
+        ),
         "one description of each image": replace(
             full, work_dir=folder / "one-seed", data=replace(full.data, descriptions=described),
             describe=replace(full.describe, source="file", seeds=1),

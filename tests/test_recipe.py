@@ -201,7 +201,7 @@ batch_size = 16
 """
 
 
-TAUGHT = 'teacher = "svr"\norder_weight = 0.01\n'
+TAUGHT = 'teacher = "svr"\norder_weight = 0.01\nsteady_weight = 0.02\n'
 
 
 def small_config(folder: Path, name: str, *, epochs: int = 10, more: str = "") -> Path:
@@ -261,6 +261,7 @@ def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
     said = capsys.readouterr().err
     assert said.count("finished already") == 4
     assert "teacher: validation SRCC " in said
+    assert "3 undistorted pictures, mirrored and saved as JPEG" in said
     assert read_metadata(model)["training"]["recipe"]["config"]["fit"]["order_weight"] == 0.01
     assert "fit: made anew, for these changed: describe-groups/descriptions.jsonl, settings" in said
     assert load_file(model)["head.scores"].tolist() != first["head.scores"].tolist()

@@ -18,7 +18,7 @@ from rali_core.training.compress import compress
 from rali_core.training.data import read_labels, split_validation
 from rali_core.training.distortions import DISTORTIONS, LEVELS, distort
 from rali_core.training.evaluate import draw_scatter, measure_agreement
-from rali_core.training.fit import Teacher, build_head, fit_head, regress_scores
+from rali_core.training.fit import OrderedEmbeddings, Teacher, build_head, fit_head, regress_scores
 from rali_core.training.joint import JointSettings
 from rali_core.training.joint import _build_optimizer as joint_optimizer
 from rali_core.training.joint import _Upper as Upper
@@ -311,13 +311,32 @@ def test_the_order_of_known_distortions_can_be_fitted_beside_the_scores() -> Non
         fit_head(
             fitted, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
             validation=(torch.from_numpy(embeddings), scores), epochs=10, batch_size=64, learning_rate=3e-3,
-            order_weight=weight, ordered=(triples, groups), seed=0, report=lambda _: None,
+            order_weight=weight, ordered=OrderedEmbeddings(groups, triples), seed=0, report=lambda _: None,
         )  # fmt: skip
         with torch.inference_mode():
             ordered = fitted(triples.flatten(0, 1)).view(-1, 3).diff(dim=1) < 0
         share[weight] = float(ordered.float().mean())
     assert share[0.0] < 0.1
     assert share[1.0] > 0.2
+
+
+def test_scores_of_mirrored_copies_can_be_held_together_by_the_fitting() -> None:
+    embeddings, scores = quality_embeddings(400, 24, 4)
+    head = build_head(compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0))
+    triples = torch.from_numpy(embeddings[:120]).view(40, 3, 24)
+    copies = triples[:, 0] + 0.3 * torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
+    ordered = OrderedEmbeddings([OrderedGroup("x.png", True, "noise", 1, 3, seed=0)] * 40, triples, copies)
+    moves = {}
+    for weight in (0.0, 0.5):
+        fitted = copy.deepcopy(head)
+        fit_head(
+            fitted, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
+            validation=(torch.from_numpy(embeddings), scores), epochs=10, batch_size=64, learning_rate=3e-3,
+            steady_weight=weight, ordered=ordered, seed=0, report=lambda _: None,
+        )  # fmt: skip
+        with torch.inference_mode():
+            moves[weight] = float((fitted(triples[:, 0]) - fitted(copies)).abs().mean())
+    assert moves[0.5] < 0.6 * moves[0.0]
 
 
 def test_the_teacher_predicts_scores_for_seen_and_unseen_embeddings() -> None:

@@ -163,6 +163,7 @@ class FitConfig:
         teacher_epsilon: Errors up to this, in units of the scores, cost it nothing.
         teacher_gamma: Gamma of its Gaussian kernel, between unit vectors.
         order_weight: Weight of the order of known distortions, on the pictures of `describe.groups`.
+        steady_weight: Weight of moves of these pictures' scores by mirroring and JPEG.
     """
 
     epochs: int = 6
@@ -176,6 +177,12 @@ class FitConfig:
     teacher_epsilon: float = 0.03
     teacher_gamma: float = 0.25
     order_weight: float = 0.0
+    steady_weight: float = 0.0
+
+    @property
+    def uses_groups(self) -> bool:
+        """Whether pictures at known levels of a distortion take part."""
+        return bool(self.order_weight or self.steady_weight)
 
 
 @dataclass(frozen=True)
@@ -372,8 +379,11 @@ def check(config: TrainConfig) -> None:
             "fit.teacher_penalty and fit.teacher_gamma must be positive, fit.teacher_epsilon at least 0, got "
             f"{fit.teacher_penalty}, {fit.teacher_gamma}, {fit.teacher_epsilon}"
         )
-    if fit.order_weight and not (describe.groups and config.align.enabled):
-        raise ValueError("fit.order_weight needs pictures to be ordered: set describe.groups, and leave align enabled")
+    if fit.uses_groups and not (describe.groups and config.align.enabled):
+        raise ValueError(
+            "fit.order_weight and fit.steady_weight need distorted pictures: set describe.groups, and leave align "
+            "enabled"
+        )
     if describe.source == "qinsight" and describe.model is None:
         raise ValueError('describe.source = "qinsight" needs describe.model, a folder or a name on the hub')
     if describe.source == "file" and config.data.descriptions is None:

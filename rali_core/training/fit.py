@@ -10,6 +10,7 @@ on that of known distortions, and further data sets on scales of their own (`rac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -28,11 +29,24 @@ from .ordered import OrderedGroup
 WEIGHT_DECAY = 1e-4
 GROUPS_PER_STEP = 32
 
-Ordered = tuple[Tensor, list[OrderedGroup]]
-"""(G, 3, D) embeddings of the undistorted picture, the weak and the strong distortion, and the G groups."""
 
 Teacher = Literal["none", "svr"]
 """What the prototypes learn from: the human scores, or a support vector regression on these."""
+
+
+@dataclass(frozen=True)
+class OrderedEmbeddings:
+    """Pictures at known levels of a distortion, as embeddings.
+
+    Attributes:
+        groups: G groups.
+        embeddings: (G, 3, D) of the undistorted picture, the weak and the strong distortion.
+        copies: (G, D) of the undistorted pictures' copies by `joint.steady_copy`; None where they are not needed.
+    """
+
+    groups: list[OrderedGroup]
+    embeddings: Tensor
+    copies: Tensor | None = None
 
 
 def build_head(compressed: CompressedHead) -> PrototypeHead:
@@ -61,7 +75,8 @@ def fit_head(
     teacher_epsilon: float = 0.03,
     teacher_gamma: float = 0.25,
     order_weight: float = 0.0,
-    ordered: Ordered | None = None,
+    steady_weight: float = 0.0,
+    ordered: OrderedEmbeddings | None = None,
     others: Sequence[tuple[Tensor, Tensor]] = (),
     others_weight: float = 0.0,
     seed: int,
@@ -85,7 +100,9 @@ def fit_head(
         teacher_epsilon: Half the width of its tube, in units of the scores.
         teacher_gamma: Its gamma.
         order_weight: Weight of the term that asks for the order of known distortions, `joint.ordered_losses`.
-        ordered: Pictures for that term.
+        steady_weight: Weight of the mean absolute difference between the scores of undistorted pictures and of their
+            mirror images saved as JPEG.
+        ordered: Pictures for these two terms.
         others: ((N_i, D) embeddings, (N_i,) human scores) of further data sets, each on a scale of its own. Only
             correlations within each set are used, never a score itself.
         others_weight: Weight of the mean of 1 - PLCC over these sets, one batch of each per step.
@@ -120,8 +137,9 @@ def fit_head(
                 loss = loss + plcc_weight * plcc_loss(predicted, human)
             if rank_weight:
                 loss = loss + rank_weight * rank_loss(predicted, human)
-            if order_weight and ordered is not None:
-                loss = loss + order_weight * _order_some(head, ordered, generator)
+            if ordered is not None and (order_weight or steady_weight):
+                order, steady = _order_some(head, ordered, generator)
+                loss = loss + order_weight * order + steady_weight * steady
             if others_weight and others:
                 loss = loss + others_weight * _correlate_others(head, others, batch_size, generator)
             optimizer.zero_grad()
@@ -182,11 +200,13 @@ def regress_scores(
     return first, second
 
 
-def _order_some(head: PrototypeHead, ordered: Ordered, generator: torch.Generator) -> Tensor:
-    embeddings, groups = ordered
-    index = torch.randperm(len(groups), generator=generator)[:GROUPS_PER_STEP]
-    scores = head(embeddings[index].flatten(0, 1)).view(-1, 3)
-    return ordered_losses(scores, [groups[i] for i in index.tolist()])[0]
+def _order_some(head: PrototypeHead, ordered: OrderedEmbeddings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    index = torch.randperm(len(ordered.groups), generator=generator)[:GROUPS_PER_STEP]
+    scores = head(ordered.embeddings[index].flatten(0, 1)).view(-1, 3)
+    order = ordered_losses(scores, [ordered.groups[i] for i in index.tolist()])[0]
+    if ordered.copies is None:
+        return order, order.new_zeros(())
+    return order, (scores[:, 0] - head(ordered.copies[index])).abs().mean()
 
 
 def _correlate_others(

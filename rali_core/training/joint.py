@@ -309,9 +309,12 @@ def _step(
         kept = _choose_patches(patches, share, groups, random)  # one choice for the pictures that are compared
         tokens.append(embed(grouped, None if kept is None else kept.repeat_interleave(3, dim=0)))
         if settings.steady_weight:
-            mirrored_copies = [Image.fromarray(np.ascontiguousarray(picture[:, ::-1])) for picture in grouped[::3]]
-            copies = [np.array(recode(copy, "JPEG", quality=STEADY_QUALITY)) for copy in mirrored_copies]
-            tokens.append(embed(copies, None if kept is None else mirror_patches(kept, patches)))
+            tokens.append(
+                embed(
+                    [steady_copy(picture) for picture in grouped[::3]],
+                    None if kept is None else mirror_patches(kept, patches),
+                )
+            )
     with training_autocast():
         predicted = upper(torch.cat(tokens)).float()
     human = torch.from_numpy(scores[chosen]).float()
@@ -337,6 +340,12 @@ def _choose_patches(patches: int, share: float, count: int, random: np.random.Ge
         return None
     order = random.permuted(np.tile(np.arange(patches), (count, 1)), axis=1)
     return torch.from_numpy(order[:, : max(1, round(share * patches))])
+
+
+def steady_copy(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mirror image of an (H, W, 3) picture, saved as JPEG: it should have the same score."""
+    mirrored = Image.fromarray(np.ascontiguousarray(picture[:, ::-1]))
+    return np.array(recode(mirrored, "JPEG", quality=STEADY_QUALITY))
 
 
 def mirror_patches(kept: Tensor, patches: int) -> Tensor:

@@ -32,7 +32,7 @@ from .compress import CompressedHead, compress
 from .config import CompressConfig, FitConfig
 from .contrast import TextProjection
 from .evaluate import Report, measure_agreement
-from .fit import Ordered, build_head, fit_head
+from .fit import OrderedEmbeddings, build_head, fit_head
 from .tokens import UpperBlocks, cache_embeddings, iterate_embeddings
 
 
@@ -111,7 +111,7 @@ def fit_domains(
     *,
     config: FitConfig,
     others_weight: float = 0.0,
-    ordered: Ordered | None = None,
+    ordered: OrderedEmbeddings | None = None,
     folder: Path,
     seed: int,
     report: Report = print,
@@ -124,7 +124,7 @@ def fit_domains(
         domains: The reference set, then the others.
         config: Settings.
         others_weight: Weight of 1 - PLCC within each other set.
-        ordered: Pictures at known levels of a distortion, for the settings' `order_weight`.
+        ordered: Pictures at known levels of a distortion, for terms of the settings on them.
         folder: For the embeddings.
         seed: Seed of the order.
         report: Called with lines of text.

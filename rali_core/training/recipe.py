@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from .. import __version__
 from ..checkpoint import read_metadata
 from ..encoder import build_encoder
 from ..hashing import hash_file
+from ..preprocess import preprocess
 from ..scorer import RaliScorer
 from .adapt import adapt, find_pictures
 from .align import AlignSettings, DescribedViews, align, make_projection
@@ -41,10 +43,11 @@ from .describe.records import image_name, read_descriptions
 from .describe.run import Task, describe_all, failures_path
 from .describe.score_only import ScoreDescriber
 from .evaluate import Report
-from .fit import Ordered
-from .joint import JointSettings
+from .fit import OrderedEmbeddings
+from .joint import JointSettings, steady_copy
 from .ordered import OrderedGroup, plan_groups
 from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_splits
+from .precision import training_autocast
 from .provenance import git_commit, hash_files
 from .ract import Domain, compress_domains, embed_views, fit_domains, make_validation, measure_domains
 from .rendered import describe_groups, list_pictures, render_groups
@@ -392,12 +395,27 @@ class Recipe:
         views = [kind for kind in self.config.align.views if kind in FIT_VIEWS]
         return self._describe_views(rows, names, views, folder / "descriptions.jsonl", "groups", digest)
 
-    def ordered(self, upper: UpperBlocks) -> Ordered | None:
+    def ordered(self, upper: UpperBlocks) -> OrderedEmbeddings | None:
         """Embeddings of the pictures at known levels of distortion; None where the fitting does not use them."""
-        if not self.config.fit.order_weight:
+        settings = self.config.fit
+        if not settings.uses_groups:
             return None
         count = 3 * len(self.groups)  # the undistorted pictures' other views come after them
-        return embed_views(upper, self._described_groups().tokens, count).unflatten(0, (-1, 3)), self.groups
+        embeddings = embed_views(upper, self._described_groups().tokens, count).unflatten(0, (-1, 3))
+        return OrderedEmbeddings(self.groups, embeddings, self._embed_copies(upper) if settings.steady_weight else None)
+
+    def _embed_copies(self, upper: UpperBlocks) -> Tensor:
+        """(G, D) embeddings of the undistorted pictures' mirror images saved as JPEG."""
+        files = list_pictures(self.groups, self._finished("describe-groups").folder / "pictures")[::3]
+        self.report(f"{len(files)} undistorted pictures, mirrored and saved as JPEG")
+        embeddings = []
+        for file in files:
+            with Image.open(file) as picture:
+                copy = steady_copy(np.array(picture.convert("RGB")))
+            pixels = torch.from_numpy(copy).permute(2, 0, 1).float().div(255).unsqueeze(0)
+            with torch.inference_mode(), training_autocast():
+                embeddings.append(upper(self._lower(preprocess(pixels, self.backbone.preprocess)[0])).float())
+        return torch.cat([part.clone() for part in embeddings])
 
     def _describe_views(
         self,
@@ -444,7 +462,7 @@ class Recipe:
     def _fit_inputs(self) -> dict[str, Any]:
         config = self.config
         settings = {"settings": to_json(config.fit), "seed": config.seed, "model": [config.name, config.coverage]}
-        made = self._made_by("align", "compress", *(["describe-groups"] if config.fit.order_weight else []))
+        made = self._made_by("align", "compress", *(["describe-groups"] if config.fit.uses_groups else []))
         return {**made, **self.reference.inputs(), **settings}
 
     def _fit(self, folder: Path) -> None:

@@ -16,8 +16,8 @@ from ..model import RaliModel
 from .compress import compress
 from .config import CompressConfig, FitConfig
 from .evaluate import Report
-from .fit import build_head, fit_head
-from .joint import OrderedPictures, embed_pictures
+from .fit import OrderedEmbeddings, build_head, fit_head
+from .joint import OrderedPictures, embed_pictures, steady_copy
 
 
 def refit_head(
@@ -41,7 +41,7 @@ def refit_head(
         validation: Pictures and scores that are only reported on.
         compressing: Settings of stage 2.
         fitting: Settings of stage 3.
-        ordered: Pictures for its `order_weight`.
+        ordered: Pictures for its terms on them.
         seed: Seed of K-means and of the order.
         report: Called with lines of text.
     """
@@ -50,9 +50,12 @@ def refit_head(
     compressed = compress(embeddings.numpy(), scores, **asdict(compressing), seed=seed)
     report(f"new head: {len(compressed.prototypes)} prototypes of dimension {compressed.prototypes.shape[1]}")
     known = None
-    if fitting.order_weight and ordered is not None and ordered.groups:
+    if fitting.uses_groups and ordered is not None and ordered.groups:
         flat = embed_pictures(model, ordered.pixels.reshape(-1, *ordered.pixels.shape[2:]))
-        known = (flat.unflatten(0, (-1, 3)), ordered.groups)
+        copies = np.stack([steady_copy(group[0]) for group in ordered.pixels]) if fitting.steady_weight else None
+        known = OrderedEmbeddings(
+            ordered.groups, flat.unflatten(0, (-1, 3)), None if copies is None else embed_pictures(model, copies)
+        )
     model.head = fit_head(
         build_head(compressed), embeddings, torch.from_numpy(scores).float(), validation=(held_out, validation[1]),
         **asdict(fitting), ordered=known, seed=seed, report=report,
