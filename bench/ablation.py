@@ -108,8 +108,9 @@ def main() -> None:
         parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(variants)}")
     file = full.work_dir / "ablation" / "ablation.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
+    recipe = Recipe(full, report=say)
     for name in options.only or variants:
-        agreement = measure(variants[name], Recipe(full, report=say))
+        agreement = measure(variants[name], recipe)
         results[name] = {"settings": to_json(variants[name]), **agreement.to_dict()}
         file.write_text(json.dumps(results, indent=1))
         say(f"{name}: SRCC {agreement.srcc:.4f} PLCC {agreement.plcc:.4f}")

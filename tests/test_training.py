@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from rali_core.checkpoint import load_model
+from rali_core.head import PrototypeHead
 from rali_core.training.backbones import load_backbone
 from rali_core.training.compress import compress
 from rali_core.training.data import read_labels, split_validation
@@ -298,6 +300,14 @@ def test_a_regression_as_teacher_keeps_wrong_labels_out_of_the_head() -> None:
     assert said["svr"][0].startswith("teacher: validation SRCC 0.")
 
 
+def fit_copy(head: PrototypeHead, embeddings: np.ndarray, scores: np.ndarray, **terms: Any) -> PrototypeHead:
+    return fit_head(
+        copy.deepcopy(head), torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
+        validation=(torch.from_numpy(embeddings), scores), epochs=10, batch_size=64, learning_rate=3e-3,
+        seed=0, report=lambda _: None, **terms,
+    )  # fmt: skip
+
+
 def test_the_order_of_known_distortions_can_be_fitted_beside_the_scores() -> None:
     embeddings, scores = quality_embeddings(400, 24, 4)
     head = build_head(compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0))
@@ -307,12 +317,7 @@ def test_the_order_of_known_distortions_can_be_fitted_beside_the_scores() -> Non
     groups = [OrderedGroup("x.png", True, "noise", 1, 3, seed=0)] * 40
     share = {}
     for weight in (0.0, 1.0):
-        fitted = copy.deepcopy(head)
-        fit_head(
-            fitted, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
-            validation=(torch.from_numpy(embeddings), scores), epochs=10, batch_size=64, learning_rate=3e-3,
-            order_weight=weight, ordered=OrderedEmbeddings(groups, triples), seed=0, report=lambda _: None,
-        )  # fmt: skip
+        fitted = fit_copy(head, embeddings, scores, order_weight=weight, ordered=OrderedEmbeddings(groups, triples))
         with torch.inference_mode():
             ordered = fitted(triples.flatten(0, 1)).view(-1, 3).diff(dim=1) < 0
         share[weight] = float(ordered.float().mean())
@@ -328,12 +333,7 @@ def test_scores_of_mirrored_copies_can_be_held_together_by_the_fitting() -> None
     ordered = OrderedEmbeddings([OrderedGroup("x.png", True, "noise", 1, 3, seed=0)] * 40, triples, copies)
     moves = {}
     for weight in (0.0, 0.5):
-        fitted = copy.deepcopy(head)
-        fit_head(
-            fitted, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
-            validation=(torch.from_numpy(embeddings), scores), epochs=10, batch_size=64, learning_rate=3e-3,
-            steady_weight=weight, ordered=ordered, seed=0, report=lambda _: None,
-        )  # fmt: skip
+        fitted = fit_copy(head, embeddings, scores, steady_weight=weight, ordered=ordered)
         with torch.inference_mode():
             moves[weight] = float((fitted(triples[:, 0]) - fitted(copies)).abs().mean())
     assert moves[0.5] < 0.6 * moves[0.0]

@@ -435,14 +435,7 @@ def embed_pictures(model: RaliModel, pictures: NDArray[np.uint8], *, report: Rep
         report: Called with a line of text now and then.
     """
     embed = _make_embedder(LowerBlocks(model.encoder, 0).eval(), model.preprocess_config)
-    upper, embeddings = UpperBlocks(model.encoder, 0).eval(), []
-    for start in range(0, len(pictures), 16):
-        tokens = embed(list(pictures[start : start + 16]), None)
-        with torch.no_grad(), training_autocast():
-            embeddings.append(upper(tokens).float())
-        if report is not None and (start // 16 + 1) % 100 == 0:
-            report(f"embeddings: {start + 16} of {len(pictures)} pictures")
-    return torch.cat(embeddings)
+    return _run(UpperBlocks(model.encoder, 0).eval(), embed, pictures, report=report)
 
 
 def fit_line(model: RaliModel, pictures: NDArray[np.uint8], scores: NDArray[np.float64]) -> dict[str, float] | None:
@@ -478,10 +471,17 @@ def _validate(
 
 
 def _predict(upper: _Upper, embed: Embed, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    predicted = []
+    result: NDArray[np.float32] = _run(upper, embed, pictures).numpy()
+    return result
+
+
+def _run(upper: nn.Module, embed: Embed, pictures: NDArray[np.uint8], *, report: Report | None = None) -> Tensor:
+    """What `upper` makes of all pictures, float32, a few at a time and without gradient."""
+    results = []
     for start in range(0, len(pictures), 16):
         tokens = embed(list(pictures[start : start + 16]), None)
         with torch.no_grad(), training_autocast():
-            predicted.append(upper(tokens).float())
-    result: NDArray[np.float32] = torch.cat(predicted).numpy()
-    return result
+            results.append(upper(tokens).float())
+        if report is not None and (start // 16 + 1) % 100 == 0:
+            report(f"embeddings: {start + 16} of {len(pictures)} pictures")
+    return torch.cat(results)

@@ -413,9 +413,9 @@ class Recipe:
             with Image.open(file) as picture:
                 copy = steady_copy(np.array(picture.convert("RGB")))
             pixels = torch.from_numpy(copy).permute(2, 0, 1).float().div(255).unsqueeze(0)
-            with torch.inference_mode(), training_autocast():
+            with torch.no_grad(), training_autocast():
                 embeddings.append(upper(self._lower(preprocess(pixels, self.backbone.preprocess)[0])).float())
-        return torch.cat([part.clone() for part in embeddings])
+        return torch.cat(embeddings)
 
     def _describe_views(
         self,
