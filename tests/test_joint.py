@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rali_core.checkpoint import load_model, read_metadata
+from rali_core.checkpoint import load_model, read_metadata, save_model
 from rali_core.cli import main
+from rali_core.hashing import hash_file
 from rali_core.scorer import RaliScorer
 from rali_core.training.adapt import adapt, find_pictures
 from rali_core.training.config import CompressConfig, FitConfig
@@ -315,6 +316,40 @@ def test_several_runs_are_averaged_and_can_be_added_to_a_finished_one(
     torch.testing.assert_close(mean[name], (both["."][name] + both["run-1"][name]) / 2)
     with pytest.raises(ValueError, match="runs must be at least 1, got 0"):
         weights("runs", runs=0)
+
+
+def test_a_tuned_model_can_learn_from_a_teachers_scores(labels: Path, tiny_timm_file: Path, tmp_path: Path) -> None:
+    backwards = load_model(tiny_timm_file)
+    with torch.no_grad():
+        backwards.model.head.scores.copy_(1 - backwards.model.head.scores)
+    teacher = tmp_path / "teacher.safetensors"
+    save_model(teacher, backwards.model, replace(backwards.info, name="teacher"))
+    paths = [row.path for row in read_labels(labels) if row.split == "train"]
+    taught = RaliScorer.from_pretrained(teacher, device="cpu").score(paths).scores
+    lines: list[str] = []
+
+    def tune(folder: str, share: float) -> Path:
+        output = tmp_path / f"{share}.safetensors"
+        adapt(
+            tiny_timm_file, labels, output, work_dir=tmp_path / folder, groups=0, validation_fraction=0.2,
+            settings=replace(SMALL, steps=80), teachers=[teacher], teacher_share=share, workers=0, report=lines.append,
+        )  # fmt: skip
+        return output
+
+    def distance(file: Path) -> float:
+        return float(np.abs(RaliScorer.from_pretrained(file, device="cpu").score(paths).scores - taught).mean())
+
+    follows, ignores = tune("follows", 1.0), tune("ignores", 0.0)
+    assert distance(follows) < 0.6 * distance(ignores)
+    assert read_metadata(follows)["training"]["teachers"] == {"sha256": [hash_file(teacher)], "share": 1.0}
+    said = f"teacher {hash_file(teacher)[:8]} scores 67 pictures"
+    assert lines.count(said) == 2
+    tune("follows", 1.0)
+    assert lines.count(said) == 2, "they are kept"
+    with pytest.raises(ValueError, match="belongs to a run with other settings"):
+        tune("follows", 0.5)  # other targets
+    with pytest.raises(ValueError, match=r"teacher_share must lie in \[0, 1\], got -1"):
+        tune("other", -1.0)
 
 
 def test_the_tune_command_makes_a_model(

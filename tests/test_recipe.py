@@ -49,6 +49,8 @@ def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> No
         ("nmae = 1\n" + HEAD + SECTIONS, r"c\.toml: unknown key\(s\) at the top: nmae; there are name, output, work_dir, backbone, data,"),
         (HEAD + SECTIONS + "[align]\nstep = 3\n", r"unknown key\(s\) in \[align\]: step; there are steps, batch_size, .*text_tower"),
         (HEAD + SECTIONS + "[joint]\nruns = 0\n", r"joint.runs must be at least 1 and joint.start_share lie in .* got 0"),
+        (HEAD + SECTIONS + "[joint]\nteacher_share = 2.0\n", r"joint\.teacher_share must lie in \[0, 1\], got 2"),
+        (HEAD + SECTIONS + '[joint]\nmix_with = "a"\n', r"joint\.mix_with names weights to mix in, but joint\.start_share, .*0"),
         (HEAD + SECTIONS + "[joint]\nseed = 3\n", r"unknown key\(s\) in \[joint\]: seed; there are image_size"),
         (HEAD + SECTIONS + '[ract]\n[[ract.data]]\nlabel = "x"\n', r"unknown key\(s\) in \[ract\.data\]: label; there are labels"),
         (HEAD, r"missing key\(s\) at the top: backbone, data"),

@@ -56,6 +56,11 @@ def add_parser(subparsers: Any) -> None:
                         help="make PCA and prototypes anew from the tuned tower, and fit them")  # fmt: skip
     parser.add_argument("--recalibrate", action="store_true",
                         help="fit slope and offset of the scores to the validation images at the end")  # fmt: skip
+    parser.add_argument("--teacher", action="append", default=[], metavar="FILE",
+                        help="model file whose scores of the images are mixed into the human ones (may be given "
+                        "several times: their mean)")  # fmt: skip
+    parser.add_argument("--teacher-share", type=float, default=0.5, metavar="SHARE",
+                        help="share of them (default: 0.5)")  # fmt: skip
     parser.add_argument("--mix-with", metavar="FILE",
                         help="model file whose weights are mixed into the tuned ones at the end")  # fmt: skip
     parser.add_argument("--mix-share", type=float, default=0.5, metavar="SHARE",
@@ -103,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
         settings=replace(JointSettings(), **given),
         mix_with=options.mix_with,
         mix_share=options.mix_share,
+        teachers=options.teacher,
+        teacher_share=options.teacher_share,
         runs=options.runs,
         first_run=options.first_run,
         refit=(CompressConfig(), FitConfig()) if options.new_head else None,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checkpoint import load_model
 from ..hashing import hash_file
@@ -17,8 +19,9 @@ from ..model import RaliModel
 from .backbones import load_backbone
 from .config import CompressConfig, FitConfig
 from .curves import draw_curves
+from .data import LabelledImage
 from .evaluate import Report
-from .joint import JointSettings, OrderedPictures, fit_line, tune_jointly, with_image_size
+from .joint import JointSettings, OrderedPictures, fit_line, predict_pictures, tune_jointly, with_image_size
 from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, plan_groups
 from .pipeline import measure_and_save, read_splits
 from .refit import refit_head
@@ -44,6 +47,8 @@ def adapt(
     settings: JointSettings | None = None,
     mix_with: str | Path | None = None,
     mix_share: float = 0.5,
+    teachers: Sequence[str | Path] = (),
+    teacher_share: float = 0.5,
     runs: int = 1,
     first_run: int = 0,
     refit: tuple[CompressConfig, FitConfig] | None = None,
@@ -76,6 +81,10 @@ def adapt(
             on other pictures than those of the training (WiSE-FT, Wortsman et al., CVPR 2022). May be changed when a
             finished run is repeated.
         mix_share: Share of that model's weights, in [0, 1].
+        teachers: Model files, of any architecture, whose mean scores of the training images are mixed into the human
+            ones, which are noisy: the model learns from both (Hinton et al., arXiv 1503.02531; Li et al., ICCV 2017).
+            Their scores are kept in `work_dir/teachers/`.
+        teacher_share: Share of the teachers' scores, in [0, 1].
         runs: Trainings from the same start, each with the next seed, whose weights are averaged before that ("model
             soup", Wortsman et al., ICML 2022). All but the first leave their files in `work_dir/run-N/`. May be raised
             when a finished training is repeated: only the new runs are trained.
@@ -99,11 +108,13 @@ def adapt(
     output, work_dir = Path(output), Path(work_dir)
     if output.suffix != ".safetensors":
         raise ValueError(f"a model file's name ends in .safetensors, got {output.name}")
-    if not 0 <= mix_share <= 1:
-        raise ValueError(f"mix_share must lie in [0, 1], got {mix_share}")
+    for share_name, share in (("mix_share", mix_share), ("teacher_share", teacher_share)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{share_name} must lie in [0, 1], got {share}")
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}")
     loaded = load_model(model_file)
+    judges = {hash_file(path): load_model(path).model for path in teachers}  # a bad file is found out now
     positions = None
     if positions_from is not None:
         backbone = load_backbone(positions_from, image_size=settings.image_size)
@@ -135,6 +146,13 @@ def adapt(
     ordered = OrderedPictures(planned, rendered)
     labelled, held_out = cache(training, kept / f"training{suffix}"), cache(validation, kept / f"validation{suffix}")
     scores, human = (np.array([row.score for row in part]) for part in (training, validation))
+    targets = scores
+    if judges:
+        judged = [
+            _score_pictures(judge, sha256, labelled, training, work_dir / "teachers", report=report)
+            for sha256, judge in judges.items()
+        ]
+        targets = (1 - teacher_share) * scores + teacher_share * np.mean(judged, axis=0)
     start, logs = model, []
     for index in range(runs):
         folder = work_dir / f"run-{index}" if index else work_dir
@@ -143,7 +161,7 @@ def adapt(
         log = tune_jointly(
             tuned,
             labelled,
-            scores,
+            targets,
             ordered,
             validation=(held_out, human),
             settings=replace(settings, seed=settings.seed + first_run + index),
@@ -177,6 +195,7 @@ def adapt(
             "log": [log[-1] for log in logs if log],
         },
         **({"mixed": {"sha256": hash_file(mix_with), "share": mix_share}} if mix_with is not None else {}),
+        **({"teachers": {"sha256": list(judges), "share": teacher_share}} if judges else {}),
         **({"new head": {"compress": asdict(refit[0]), "fit": asdict(refit[1])}} if refit is not None else {}),
         **({"recalibrated": line} if line is not None else {}),
         "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": loaded.info.training},
@@ -186,6 +205,30 @@ def adapt(
         name=name or output.stem, licence=loaded.info.licence, source=loaded.info.source,
         labels=labels, rows=rows, story=story, measure_test=measure_test, report=report,
     )  # fmt: skip
+
+
+def _score_pictures(
+    model: RaliModel,
+    sha256: str,
+    pictures: NDArray[np.uint8],
+    rows: list[LabelledImage],
+    folder: Path,
+    *,
+    report: Report,
+) -> NDArray[np.float64]:
+    """(N,) scores of all pictures, kept in the folder for the next start."""
+    folder.mkdir(exist_ok=True)
+    path, note = folder / f"{sha256[:16]}.npy", folder / f"{sha256[:16]}.json"
+    key = {"teacher": sha256, "pictures": list(pictures.shape), "images": [str(row.path) for row in rows]}
+    if path.is_file() and note.is_file() and json.loads(note.read_text()) == key:
+        kept: NDArray[np.float64] = np.load(path).astype(np.float64)
+        return kept
+    report(f"teacher {sha256[:8]} scores {len(pictures)} pictures")
+    note.unlink(missing_ok=True)
+    predicted = predict_pictures(model, pictures, report=report)
+    np.save(path, predicted)
+    note.write_text(json.dumps(key))
+    return predicted.astype(np.float64)
 
 
 def _check_alike(model: RaliModel, other: RaliModel) -> None:

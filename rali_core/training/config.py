@@ -211,7 +211,10 @@ class JointConfig(JointSettings):
         runs: Trainings from the same start, whose weights are averaged.
         first_run: Number of the first of them, which is added to the seed for its random choices; by default they are
             counted through all sections.
+        teachers: Model files whose mean scores of the training images are mixed into the human ones.
+        teacher_share: Share of the teachers' scores, in [0, 1].
         start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
+        mix_with: Model file of the same architecture that takes the place of the weights before this stage in that.
         new_head: Make the head anew from the tuned tower after that, with the settings of `[compress]` and `[fit]`.
         recalibrate: Fit slope and offset of the scores to the validation images at last.
     """
@@ -221,7 +224,10 @@ class JointConfig(JointSettings):
     positions_from: Path | None = None
     runs: int = 1
     first_run: int | None = None
+    teachers: tuple[Path, ...] = ()
+    teacher_share: float = 0.5
     start_share: float = 0.0
+    mix_with: Path | None = None
     new_head: bool = False
     recalibrate: bool = False
 
@@ -396,6 +402,10 @@ def check(config: TrainConfig) -> None:
                 "joint.runs must be at least 1 and joint.start_share lie in [0, 1], got "
                 f"{joint.runs}, {joint.start_share}"
             )
+        if not 0 <= joint.teacher_share <= 1:
+            raise ValueError(f"joint.teacher_share must lie in [0, 1], got {joint.teacher_share}")
+        if joint.mix_with is not None and not joint.start_share:
+            raise ValueError("joint.mix_with names weights to mix in, but joint.start_share, their share, is 0")
     if config.ract is None:
         return
     if not config.align.enabled:

@@ -8,6 +8,7 @@ any style must not score low, and a strongly distorted one not high. The PCA sta
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -210,7 +211,8 @@ def tune_jointly(
     optimizer, peaks = _build_optimizer(upper, settings)
     average = {name: tensor.clone() for name, tensor in upper.state_dict().items()}
     log: list[dict[str, float]] = []
-    first, signature = 0, f"{asdict(settings)} {pictures.shape} {len(ordered.groups)}"
+    digest = hashlib.sha256(scores.astype(np.float32).tobytes()).hexdigest()[:16]
+    first, signature = 0, f"{asdict(settings)} {pictures.shape} {digest} {len(ordered.groups)}"
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         if state["signature"] != signature:
@@ -438,6 +440,20 @@ def embed_pictures(model: RaliModel, pictures: NDArray[np.uint8], *, report: Rep
     return _run(UpperBlocks(model.encoder, 0).eval(), embed, pictures, report=report)
 
 
+def predict_pictures(
+    model: RaliModel, pictures: NDArray[np.uint8], *, report: Report | None = None
+) -> NDArray[np.float32]:
+    """(N, H, H, 3) uint8 pictures to (N,) float32 scores, without gradient and in training's arithmetic.
+
+    Args:
+        model: The model.
+        pictures: Square; another size than the tower's is resized.
+        report: Called with a line of text now and then.
+    """
+    embed = _make_embedder(LowerBlocks(model.encoder, 0).eval(), model.preprocess_config)
+    return _predict(_Upper(model, 0), embed, pictures, report=report)
+
+
 def fit_line(model: RaliModel, pictures: NDArray[np.uint8], scores: NDArray[np.float64]) -> dict[str, float] | None:
     """Give a model's scores the slope and the offset that fit human scores best (least squares), in place.
 
@@ -451,8 +467,7 @@ def fit_line(model: RaliModel, pictures: NDArray[np.uint8], scores: NDArray[np.f
     Returns:
         `slope` and `offset`; None, and nothing changed, where the model's scores do not rise with the human ones.
     """
-    lower = LowerBlocks(model.encoder, 0).eval()
-    predicted = _predict(_Upper(model, 0), _make_embedder(lower, model.preprocess_config), pictures)
+    predicted = predict_pictures(model, pictures)
     slope, offset = (float(value) for value in np.polyfit(predicted, scores, 1))
     if not slope > 0:
         return None
@@ -470,8 +485,10 @@ def _validate(
     return measure_agreement(_predict(upper, embed, pictures), scores)
 
 
-def _predict(upper: _Upper, embed: Embed, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = _run(upper, embed, pictures).numpy()
+def _predict(
+    upper: _Upper, embed: Embed, pictures: NDArray[np.uint8], *, report: Report | None = None
+) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = _run(upper, embed, pictures, report=report).numpy()
     return result
 
 
