@@ -288,9 +288,8 @@ def test_one_command_leads_from_scores_to_a_model_that_scores_and_does_so_again(
     assert results["one description of each image"]["settings"]["describe"]["seeds"] == 1
 
 
-@pytest.mark.usefixtures("tiny_timm_file")
 def test_all_stages_run_one_by_one_and_the_last_model_keeps_the_story(
-    labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labels: Path, tiny_timm_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [f"{row.path.name},{1 + 4 * row.score},{row.split}" for row in read_labels(labels)]
     (tmp_path / "data" / "other.csv").write_text("image,mos,split\n" + "\n".join(rows))
@@ -317,6 +316,8 @@ image_size = 96
 frozen_blocks = 5
 steps = 1
 groups = 2
+teachers = ["tiny-timm.safetensors"]
+teacher_share = 0.25
 [[joint]]
 image_size = 464
 frozen_blocks = 5
@@ -352,6 +353,7 @@ recalibrate = true
     assert [f"'seed': {seed}" in run for seed, run in zip([0, 1, 2, 7], runs, strict=True)] == [True] * 4
     assert ("recalibrated" in training) != ("not recalibrated" in said)
     assert training["new head"]["compress"] == training["recipe"]["config"]["compress"]
+    assert training["before"]["training"]["teachers"] == {"sha256": [hash_file(tiny_timm_file)], "share": 0.25}
     first = training["before"]["training"]["before"]["training"]
     assert "new head" not in first
     assert first["joint"]["settings"]["steps"] == 2
@@ -373,6 +375,13 @@ recalibrate = true
     published = read_metadata(tmp_path / "shorter.safetensors")["training"]
     assert published["joint"] == training["before"]["training"]["joint"]
     assert published["figures"]["test"]["count"] == 11
+
+    # weights of another model instead of the start's
+    mixed = text[: text.index("[[joint]]\nimage_size = 96")].replace("c.safetensors", "mixed.safetensors")
+    mixed = mixed.replace("start_share = 0.5", 'start_share = 1.0\nmix_with = "shorter.safetensors"')
+    assert main(["train", str(write_config(config, mixed))]) == 0
+    theirs, ours = (load_model(tmp_path / f"{name}.safetensors").model.head for name in ("shorter", "mixed"))
+    assert torch.equal(ours.prototypes, theirs.prototypes)
 
 
 @pytest.mark.usefixtures("labels", "tiny_timm_file", "tiny_file")

@@ -500,5 +500,5 @@ def _run(upper: nn.Module, embed: Embed, pictures: NDArray[np.uint8], *, report:
         with torch.no_grad(), training_autocast():
             results.append(upper(tokens).float())
         if report is not None and (start // 16 + 1) % 100 == 0:
-            report(f"embeddings: {start + 16} of {len(pictures)} pictures")
+            report(f"{start + 16} of {len(pictures)} pictures went through the model")
     return torch.cat(results)
