@@ -81,9 +81,9 @@ def adapt(
             on other pictures than those of the training (WiSE-FT, Wortsman et al., CVPR 2022). May be changed when a
             finished run is repeated.
         mix_share: Share of that model's weights, in [0, 1].
-        teachers: Model files, of any architecture, whose mean scores of the training images are mixed into the human
-            ones, which are noisy: the model learns from both (Hinton et al., arXiv 1503.02531; Li et al., ICCV 2017).
-            Their scores are kept in `work_dir/teachers/`.
+        teachers: Model files, with timm vision transformers for towers as the model itself, whose mean scores of the
+            training images are mixed into the human ones, which are noisy: the model learns from both (Hinton et al.,
+            arXiv 1503.02531; Li et al., ICCV 2017). Their scores are kept in `work_dir/teachers/`.
         teacher_share: Share of the teachers' scores, in [0, 1].
         runs: Trainings from the same start, each with the next seed, whose weights are averaged before that ("model
             soup", Wortsman et al., ICML 2022). All but the first leave their files in `work_dir/run-N/`. May be raised
