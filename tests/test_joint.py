@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from rali_core.checkpoint import load_model, read_metadata, save_model
@@ -15,7 +17,7 @@ from rali_core.hashing import hash_file
 from rali_core.scorer import RaliScorer
 from rali_core.training.adapt import adapt, find_pictures
 from rali_core.training.config import CompressConfig, FitConfig
-from rali_core.training.data import LabelledImage, read_labels
+from rali_core.training.data import LabelledImage, read_labels, split_validation
 from rali_core.training.distortions import DISTORTIONS
 from rali_core.training.drawings import draw_picture
 from rali_core.training.evaluate import Agreement, measure_agreement
@@ -350,6 +352,45 @@ def test_a_tuned_model_can_learn_from_a_teachers_scores(labels: Path, tiny_timm_
         tune("follows", 0.5)  # other targets
     with pytest.raises(ValueError, match=r"teacher_share must lie in \[0, 1\], got -1"):
         tune("other", -1.0)
+
+
+def test_teachers_may_be_asked_about_some_images_only(
+    labels: Path, tiny_timm_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, NDArray[np.float64]] = {}
+
+    def keep_targets(*arguments: Any, **_: Any) -> list[dict[str, float]]:
+        seen["targets"] = arguments[2]
+        return []
+
+    monkeypatch.setattr("rali_core.training.adapt.tune_jointly", keep_targets)
+    rows = [row for row in read_labels(labels) if row.split == "train"]
+    training, _ = split_validation(rows, fraction=0.2, seed=SMALL.seed)
+    last = training[-1].path.name
+    lines: list[str] = []
+
+    def tune(pattern: str) -> dict[str, Any]:
+        return adapt(
+            tiny_timm_file, labels, tmp_path / "out.safetensors", work_dir=tmp_path / "work", groups=0,
+            validation_fraction=0.2, settings=SMALL, teachers=[tiny_timm_file], teacher_share=0.75,
+            teacher_images=pattern, workers=0, report=lines.append,
+        )  # fmt: skip
+
+    training_story = tune(last[:-4].upper() + ".*")
+    human = np.array([row.score for row in training])
+    np.testing.assert_array_equal(seen["targets"][:-1], human[:-1])
+    score = load_scores(tmp_path / "work" / "teachers")
+    assert seen["targets"][-1] == pytest.approx(0.25 * human[-1] + 0.75 * score)
+    assert any(line.endswith("scores 1 pictures") for line in lines)
+    assert training_story["teachers"]["images"] == last[:-4].upper() + ".*"
+    with pytest.raises(ValueError, match="none of 67 training images has a name like 'ss02"):
+        tune("ss02*")
+
+
+def load_scores(folder: Path) -> float:
+    (file,) = folder.glob("*.npy")
+    (score,) = np.load(file)
+    return float(score)
 
 
 def test_the_tune_command_makes_a_model(

@@ -61,6 +61,8 @@ def add_parser(subparsers: Any) -> None:
                         "several times: their mean)")  # fmt: skip
     parser.add_argument("--teacher-share", type=float, default=0.5, metavar="SHARE",
                         help="share of them (default: 0.5)")  # fmt: skip
+    parser.add_argument("--teacher-images", metavar="PATTERN",
+                        help="ask them only about images with such file names, as 'ss02*' (default: all)")  # fmt: skip
     parser.add_argument("--mix-with", metavar="FILE",
                         help="model file whose weights are mixed into the tuned ones at the end")  # fmt: skip
     parser.add_argument("--mix-share", type=float, default=0.5, metavar="SHARE",
@@ -110,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
         mix_share=options.mix_share,
         teachers=options.teacher,
         teacher_share=options.teacher_share,
+        teacher_images=options.teacher_images,
         runs=options.runs,
         first_run=options.first_run,
         refit=(CompressConfig(), FitConfig()) if options.new_head else None,

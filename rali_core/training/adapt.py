@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def adapt(
     mix_share: float = 0.5,
     teachers: Sequence[str | Path] = (),
     teacher_share: float = 0.5,
+    teacher_images: str | None = None,
     runs: int = 1,
     first_run: int = 0,
     refit: tuple[CompressConfig, FitConfig] | None = None,
@@ -85,6 +87,8 @@ def adapt(
             training images are mixed into the human ones, which are noisy: the model learns from both (Hinton et al.,
             arXiv 1503.02531; Li et al., ICCV 2017). Their scores are kept in `work_dir/teachers/`.
         teacher_share: Share of the teachers' scores, in [0, 1].
+        teacher_images: Pattern of file names with `*` and `?`, in small or capital letters, such as `"ss02*"`: the
+            teachers are asked about these images only, and all others keep their human scores. None means all.
         runs: Trainings from the same start, each with the next seed, whose weights are averaged before that ("model
             soup", Wortsman et al., ICML 2022). All but the first leave their files in `work_dir/run-N/`. May be raised
             when a finished training is repeated: only the new runs are trained.
@@ -102,7 +106,8 @@ def adapt(
 
     Raises:
         FileNotFoundError: A file or folder is missing.
-        ValueError: They do not fit, or there are fewer than 20 training images.
+        ValueError: They do not fit, no image's name is like `teacher_images`, or there are fewer than 20 training
+            images.
     """
     settings = settings or JointSettings()
     output, work_dir = Path(output), Path(work_dir)
@@ -133,6 +138,7 @@ def adapt(
         validation_fraction=validation_fraction, seed=settings.seed,
     )  # fmt: skip
     training, validation, test = rows
+    asked = _choose_images(training, teacher_images)
     pictures = find_pictures(pristine or [])
     work_dir.mkdir(parents=True, exist_ok=True)
     kept = Path(pictures_dir) if pictures_dir is not None else work_dir
@@ -149,10 +155,11 @@ def adapt(
     targets = scores
     if judges:
         judged = [
-            _score_pictures(judge, sha256, labelled, training, work_dir / "teachers", report=report)
+            _score_pictures(judge, sha256, labelled, training, asked, work_dir / "teachers", report=report)
             for sha256, judge in judges.items()
         ]
-        targets = (1 - teacher_share) * scores + teacher_share * np.mean(judged, axis=0)
+        targets = scores.copy()
+        targets[asked] = (1 - teacher_share) * scores[asked] + teacher_share * np.mean(judged, axis=0)
     start, logs = model, []
     for index in range(runs):
         folder = work_dir / f"run-{index}" if index else work_dir
@@ -195,7 +202,7 @@ def adapt(
             "log": [log[-1] for log in logs if log],
         },
         **({"mixed": {"sha256": hash_file(mix_with), "share": mix_share}} if mix_with is not None else {}),
-        **({"teachers": {"sha256": list(judges), "share": teacher_share}} if judges else {}),
+        **({"teachers": _teachers_story(list(judges), teacher_share, teacher_images)} if judges else {}),
         **({"new head": {"compress": asdict(refit[0]), "fit": asdict(refit[1])}} if refit is not None else {}),
         **({"recalibrated": line} if line is not None else {}),
         "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": loaded.info.training},
@@ -207,25 +214,45 @@ def adapt(
     )  # fmt: skip
 
 
+def _choose_images(rows: list[LabelledImage], pattern: str | None) -> NDArray[np.int64]:
+    """Places of the rows whose file names match."""
+    if pattern is None:
+        return np.arange(len(rows))
+    chosen = [place for place, row in enumerate(rows) if fnmatchcase(row.path.name.lower(), pattern.lower())]
+    if not chosen:
+        raise ValueError(
+            f"teacher_images: none of {len(rows)} training images has a name like {pattern!r}; the first is "
+            f"{rows[0].path.name}"
+        )
+    return np.array(chosen)
+
+
+def _teachers_story(teachers: list[str], share: float, images: str | None) -> dict[str, Any]:
+    return {"sha256": teachers, "share": share, **({"images": images} if images is not None else {})}
+
+
 def _score_pictures(
     model: RaliModel,
     sha256: str,
     pictures: NDArray[np.uint8],
     rows: list[LabelledImage],
+    asked: NDArray[np.int64],
     folder: Path,
     *,
     report: Report,
 ) -> NDArray[np.float64]:
-    """(N,) scores of all pictures, kept in the folder for the next start."""
+    """(M,) scores of the M pictures that are asked about, kept in the folder for the next start."""
     folder.mkdir(exist_ok=True)
     path, note = folder / f"{sha256[:16]}.npy", folder / f"{sha256[:16]}.json"
-    key = {"teacher": sha256, "pictures": list(pictures.shape), "images": [str(row.path) for row in rows]}
+    shape = [len(asked), *pictures.shape[1:]]
+    key = {"teacher": sha256, "pictures": shape, "images": [str(rows[place].path) for place in asked]}
     if path.is_file() and note.is_file() and json.loads(note.read_text()) == key:
         kept: NDArray[np.float64] = np.load(path).astype(np.float64)
         return kept
-    report(f"teacher {sha256[:8]} scores {len(pictures)} pictures")
+    report(f"teacher {sha256[:8]} scores {len(asked)} pictures")
     note.unlink(missing_ok=True)
-    predicted = predict_pictures(model, pictures, report=report)
+    chosen = pictures if len(asked) == len(pictures) else pictures[asked]
+    predicted = predict_pictures(model, chosen, report=report)
     np.save(path, predicted)
     note.write_text(json.dumps(key))
     return predicted.astype(np.float64)

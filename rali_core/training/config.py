@@ -213,6 +213,7 @@ class JointConfig(JointSettings):
             counted through all sections.
         teachers: Model files whose mean scores of the training images are mixed into the human ones.
         teacher_share: Share of the teachers' scores, in [0, 1].
+        teacher_images: Pattern of the file names of images that they are asked about, such as `"ss02*"`; without, all.
         start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
         mix_with: Model file of the same architecture that takes the place of the weights before this stage in that.
         new_head: Make the head anew from the tuned tower after that, with the settings of `[compress]` and `[fit]`.
@@ -226,6 +227,7 @@ class JointConfig(JointSettings):
     first_run: int | None = None
     teachers: tuple[Path, ...] = ()
     teacher_share: float = 0.5
+    teacher_images: str | None = None
     start_share: float = 0.0
     mix_with: Path | None = None
     new_head: bool = False

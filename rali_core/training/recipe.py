@@ -554,7 +554,7 @@ class Recipe:
                 name=self.config.name, limit=data.limit, validation_fraction=data.validation_fraction,
                 settings=narrow(config, JointSettings, seed=self.config.seed), runs=config.runs, first_run=first_run,
                 mix_with=(config.mix_with or start) if config.start_share else None, mix_share=config.start_share,
-                teachers=config.teachers, teacher_share=config.teacher_share,
+                teachers=config.teachers, teacher_share=config.teacher_share, teacher_images=config.teacher_images,
                 refit=(self.config.compress, self.config.fit) if config.new_head else None,
                 recalibrate=config.recalibrate, measure_test=self._is_last(folder), workers=self.config.workers,
                 report=self.report,
