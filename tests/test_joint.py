@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rali_core.cli import main
 from rali_core.hashing import hash_file
 from rali_core.scorer import RaliScorer
 from rali_core.training.adapt import adapt, find_pictures
-from rali_core.training.config import CompressConfig, FitConfig
+from rali_core.training.config import TAUGHT, CompressConfig, FitConfig
 from rali_core.training.data import LabelledImage, read_labels, split_validation
 from rali_core.training.distortions import DISTORTIONS
 from rali_core.training.drawings import draw_picture
@@ -456,6 +456,6 @@ def test_tuning_can_end_with_a_new_head(labels: Path, dino_file: Path, tmp_path:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in tuned.encoder.state_dict().items())
     training = [read_metadata(file)["training"] for file in files]
     assert "new head" not in training[0]
-    assert training[1]["new head"]["fit"]["epochs"] == FitConfig().epochs
+    assert training[1]["new head"]["fit"] == asdict(TAUGHT)
     assert tuned.head.components.shape != renewed.head.components.shape  # fewer images than the settings' dimensions
     assert training[1]["figures"]["validation"]["count"] == training[0]["figures"]["validation"]["count"]

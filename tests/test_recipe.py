@@ -325,6 +325,7 @@ steps = 1
 batch_size = 4
 groups = 2
 kept_patches = 0.2
+limit = 40
 first_run = 7
 new_head = true
 recalibrate = true
@@ -353,6 +354,7 @@ recalibrate = true
     assert [f"'seed': {seed}" in run for seed, run in zip([0, 1, 2, 7], runs, strict=True)] == [True] * 4
     assert ("recalibrated" in training) != ("not recalibrated" in said)
     assert training["new head"]["compress"] == training["recipe"]["config"]["compress"]
+    assert training["images"]["training"] == 40 < training["before"]["training"]["images"]["training"]
     assert training["before"]["training"]["teachers"] == {"sha256": [hash_file(tiny_timm_file)], "share": 0.25}
     first = training["before"]["training"]["before"]["training"]
     assert "new head" not in first

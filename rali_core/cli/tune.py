@@ -53,7 +53,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--steady-weight", type=float, metavar="WEIGHT",
                         help="weight of moves of the score by mirroring and JPEG (default: 0)")  # fmt: skip
     parser.add_argument("--new-head", action="store_true",
-                        help="make PCA and prototypes anew from the tuned tower, and fit them")  # fmt: skip
+                        help="make PCA and prototypes anew from the tuned tower, and fit them to what a support vector "
+                        "regression makes of the scores")  # fmt: skip
     parser.add_argument("--recalibrate", action="store_true",
                         help="fit slope and offset of the scores to the validation images at the end")  # fmt: skip
     parser.add_argument("--teacher", action="append", default=[], metavar="FILE",
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from ..training.adapt import adapt
-    from ..training.config import CompressConfig, FitConfig
+    from ..training.config import TAUGHT, CompressConfig
     from ..training.joint import JointSettings
 
     given = {
@@ -115,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
         teacher_images=options.teacher_images,
         runs=options.runs,
         first_run=options.first_run,
-        refit=(CompressConfig(), FitConfig()) if options.new_head else None,
+        refit=(CompressConfig(), TAUGHT) if options.new_head else None,
         recalibrate=options.recalibrate,
         workers=options.workers,
         report=lambda line: print(line, file=sys.stderr, flush=True),

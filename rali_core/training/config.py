@@ -185,6 +185,10 @@ class FitConfig:
         return bool(self.order_weight or self.steady_weight)
 
 
+TAUGHT = FitConfig(epochs=60, teacher="svr", order_weight=0.005, steady_weight=0.005)
+"""Fitting to a support vector regression, as of the bundled model's head."""
+
+
 @dataclass(frozen=True)
 class RactConfig(AlignSettings):
     """`[ract]`: the alignment over all data sets.
@@ -205,6 +209,7 @@ class JointConfig(JointSettings):
     Several sections, each `[[joint]]`, go on from one another, such as with larger pictures.
 
     Attributes:
+        limit: Use only the first so many training rows, whatever `data.limit` says of the stages before.
         groups: Ordered groups, as in `[describe]`.
         pristine: Folders of undistorted pictures.
         positions_from: Pretrained tower whose position embeddings are taken, where `image_size` differs.
@@ -220,6 +225,7 @@ class JointConfig(JointSettings):
         recalibrate: Fit slope and offset of the scores to the validation images at last.
     """
 
+    limit: int | None = None
     groups: int = 2600
     pristine: tuple[Path, ...] = ()
     positions_from: Path | None = None

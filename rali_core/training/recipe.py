@@ -544,6 +544,8 @@ class Recipe:
                 **({"first_run": first_run} if first_run else {}),
             }
 
+        limit = data.limit if config.limit is None else config.limit
+
         def work(folder: Path) -> None:
             start = before.folder / "model.safetensors"
             adapt(
@@ -551,7 +553,7 @@ class Recipe:
                 work_dir=folder, pictures_dir=self.config.work_dir / "joint",
                 pristine=list(config.pristine), groups=config.groups,
                 positions_from=config.positions_from, root=data.images_root, score_range=data.score_range,
-                name=self.config.name, limit=data.limit, validation_fraction=data.validation_fraction,
+                name=self.config.name, limit=limit, validation_fraction=data.validation_fraction,
                 settings=narrow(config, JointSettings, seed=self.config.seed), runs=config.runs, first_run=first_run,
                 mix_with=(config.mix_with or start) if config.start_share else None, mix_share=config.start_share,
                 teachers=config.teachers, teacher_share=config.teacher_share, teacher_images=config.teacher_images,
