@@ -24,6 +24,7 @@ from rali_core.training.evaluate import Agreement, measure_agreement
 from rali_core.training.joint import JointSettings, fit_line, mirror_patches, ordered_losses, with_image_size
 from rali_core.training.ordered import OrderedGroup, cache_groups, cache_pictures, plan_groups, render_group
 from rali_core.training.refit import refit_head
+from rali_core.training.teachers import Teachers
 from rali_core.training.tokens import LowerBlocks
 
 SMALL = JointSettings(
@@ -385,6 +386,40 @@ def test_teachers_may_be_asked_about_some_images_only(
     assert training_story["teachers"]["images"] == last[:-4].upper() + ".*"
     with pytest.raises(ValueError, match="none of 67 training images has a name like 'ss02"):
         tune("ss02*")
+
+
+def test_a_teacher_may_be_a_table_of_scores(labels: Path, tmp_path: Path) -> None:
+    rows = [row for row in read_labels(labels) if row.split == "train"][:6]
+    table = tmp_path / "scores.csv"
+    names = [row.path.relative_to(labels.parent).as_posix() for row in rows]
+    lines = [f"{name},{0.1 * place}" for place, name in enumerate(names)]
+    table.write_text("image,score\n" + "\n".join(lines))
+    other = tmp_path / "other.csv"  # as `rali score --csv` writes it
+    other.write_text("file,score,band\n" + "\n".join(f"{row.path},0.5,fair" for row in rows))
+    told = {"root": labels.parent, "folder": tmp_path, "report": print}
+    pictures = np.zeros((6, 4, 4, 3), dtype=np.uint8)
+    human = np.array([row.score for row in rows])
+    teachers = Teachers([table, other], share=0.4)
+    mixed = teachers.mix(rows, pictures, **told)
+    np.testing.assert_allclose(mixed, 0.6 * human + 0.4 * (0.1 * np.arange(6) + 0.5) / 2)
+    assert teachers.story() == {"sha256": [hash_file(table), hash_file(other)], "share": 0.4}
+    one = Teachers([table], share=1.0, images=rows[3].path.name)
+    np.testing.assert_allclose(one.mix(rows, pictures, **told), [*human[:3], 0.3, *human[4:]])
+    np.testing.assert_array_equal(Teachers([]).mix(rows, pictures, **told), human)
+    table.write_text("image,score\n" + "\n".join(lines[1:]))
+    with pytest.raises(ValueError, match=r"no score of 1 of 6 training images, such as .*; its names may be relative"):
+        Teachers([table]).check(rows, root=labels.parent)
+    Teachers([table], images=rows[3].path.name).check(rows, root=labels.parent)  # the missing one is not asked for
+    for text, problem in (
+        ("name,score\na.png,0.5\n", r"must have the columns image \(or file\) and score; it has \['name', 'score'\]"),
+        ("image,score\na.png,1.5\n", r"line 2: score '1.5' is not a number in \[0, 1\]"),
+        ("image,score\na.png\n", r"line 2: score None is not a number"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ValueError, match=problem):
+            Teachers([table])
+    with pytest.raises(FileNotFoundError, match="expected a CSV with the columns image and score"):
+        Teachers([tmp_path / "none.csv"])
 
 
 def load_scores(folder: Path) -> float:

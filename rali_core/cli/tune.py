@@ -58,8 +58,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--recalibrate", action="store_true",
                         help="fit slope and offset of the scores to the validation images at the end")  # fmt: skip
     parser.add_argument("--teacher", action="append", default=[], metavar="FILE",
-                        help="model file whose scores of the images are mixed into the human ones (may be given "
-                        "several times: their mean)")  # fmt: skip
+                        help="model file or table of scores (.csv): these are mixed into the images' human "
+                        "scores (may be given several times: their mean)")  # fmt: skip
     parser.add_argument("--teacher-share", type=float, default=0.5, metavar="SHARE",
                         help="share of them (default: 0.5)")  # fmt: skip
     parser.add_argument("--teacher-images", metavar="PATTERN",

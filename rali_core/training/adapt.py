@@ -6,13 +6,11 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..checkpoint import load_model
 from ..hashing import hash_file
@@ -20,12 +18,12 @@ from ..model import RaliModel
 from .backbones import load_backbone
 from .config import CompressConfig, FitConfig
 from .curves import draw_curves
-from .data import LabelledImage
 from .evaluate import Report
-from .joint import JointSettings, OrderedPictures, fit_line, predict_pictures, tune_jointly, with_image_size
+from .joint import JointSettings, OrderedPictures, fit_line, tune_jointly, with_image_size
 from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, plan_groups
 from .pipeline import measure_and_save, read_splits
 from .refit import refit_head
+from .teachers import Teachers
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 
@@ -83,9 +81,9 @@ def adapt(
             on other pictures than those of the training (WiSE-FT, Wortsman et al., CVPR 2022). May be changed when a
             finished run is repeated.
         mix_share: Share of that model's weights, in [0, 1].
-        teachers: Model files, with timm vision transformers for towers as the model itself, whose mean scores of the
-            training images are mixed into the human ones, which are noisy: the model learns from both (Hinton et al.,
-            arXiv 1503.02531; Li et al., ICCV 2017). Their scores are kept in `work_dir/teachers/`.
+        teachers: Model files, with timm vision transformers for towers as the model itself, or tables of scores, whose
+            mean is mixed into the human scores of the training images, see `teachers.Teachers`. The models' scores are
+            kept in `work_dir/teachers/`.
         teacher_share: Share of the teachers' scores, in [0, 1].
         teacher_images: Pattern of file names with `*` and `?`, in small or capital letters, such as `"ss02*"`: the
             teachers are asked about these images only, and all others keep their human scores. None means all.
@@ -113,13 +111,13 @@ def adapt(
     output, work_dir = Path(output), Path(work_dir)
     if output.suffix != ".safetensors":
         raise ValueError(f"a model file's name ends in .safetensors, got {output.name}")
-    for share_name, share in (("mix_share", mix_share), ("teacher_share", teacher_share)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{share_name} must lie in [0, 1], got {share}")
+    if not 0 <= mix_share <= 1:
+        raise ValueError(f"mix_share must lie in [0, 1], got {mix_share}")
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}")
     loaded = load_model(model_file)
-    judges = {hash_file(path): load_model(path).model for path in teachers}  # a bad file is found out now
+    judges = Teachers(teachers, share=teacher_share, images=teacher_images)
+    images_root = Path(root) if root is not None else Path(labels).parent
     positions = None
     if positions_from is not None:
         backbone = load_backbone(positions_from, image_size=settings.image_size)
@@ -138,7 +136,7 @@ def adapt(
         validation_fraction=validation_fraction, seed=settings.seed,
     )  # fmt: skip
     training, validation, test = rows
-    asked = _choose_images(training, teacher_images)
+    judges.check(training, root=images_root)
     pictures = find_pictures(pristine or [])
     work_dir.mkdir(parents=True, exist_ok=True)
     kept = Path(pictures_dir) if pictures_dir is not None else work_dir
@@ -152,14 +150,7 @@ def adapt(
     ordered = OrderedPictures(planned, rendered)
     labelled, held_out = cache(training, kept / f"training{suffix}"), cache(validation, kept / f"validation{suffix}")
     scores, human = (np.array([row.score for row in part]) for part in (training, validation))
-    targets = scores
-    if judges:
-        judged = [
-            _score_pictures(judge, sha256, labelled, training, asked, work_dir / "teachers", report=report)
-            for sha256, judge in judges.items()
-        ]
-        targets = scores.copy()
-        targets[asked] = (1 - teacher_share) * scores[asked] + teacher_share * np.mean(judged, axis=0)
+    targets = judges.mix(training, labelled, root=images_root, folder=work_dir / "teachers", report=report)
     start, logs = model, []
     for index in range(runs):
         folder = work_dir / f"run-{index}" if index else work_dir
@@ -202,7 +193,7 @@ def adapt(
             "log": [log[-1] for log in logs if log],
         },
         **({"mixed": {"sha256": hash_file(mix_with), "share": mix_share}} if mix_with is not None else {}),
-        **({"teachers": _teachers_story(list(judges), teacher_share, teacher_images)} if judges else {}),
+        **({"teachers": judges.story()} if judges else {}),
         **({"new head": {"compress": asdict(refit[0]), "fit": asdict(refit[1])}} if refit is not None else {}),
         **({"recalibrated": line} if line is not None else {}),
         "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": loaded.info.training},
@@ -212,50 +203,6 @@ def adapt(
         name=name or output.stem, licence=loaded.info.licence, source=loaded.info.source,
         labels=labels, rows=rows, story=story, measure_test=measure_test, report=report,
     )  # fmt: skip
-
-
-def _choose_images(rows: list[LabelledImage], pattern: str | None) -> NDArray[np.int64]:
-    """Places of the rows whose file names match."""
-    if pattern is None:
-        return np.arange(len(rows))
-    chosen = [place for place, row in enumerate(rows) if fnmatchcase(row.path.name.lower(), pattern.lower())]
-    if not chosen:
-        raise ValueError(
-            f"teacher_images: none of {len(rows)} training images has a name like {pattern!r}; the first is "
-            f"{rows[0].path.name}"
-        )
-    return np.array(chosen)
-
-
-def _teachers_story(teachers: list[str], share: float, images: str | None) -> dict[str, Any]:
-    return {"sha256": teachers, "share": share, **({"images": images} if images is not None else {})}
-
-
-def _score_pictures(
-    model: RaliModel,
-    sha256: str,
-    pictures: NDArray[np.uint8],
-    rows: list[LabelledImage],
-    asked: NDArray[np.int64],
-    folder: Path,
-    *,
-    report: Report,
-) -> NDArray[np.float64]:
-    """(M,) scores of the M pictures that are asked about, kept in the folder for the next start."""
-    folder.mkdir(exist_ok=True)
-    path, note = folder / f"{sha256[:16]}.npy", folder / f"{sha256[:16]}.json"
-    shape = [len(asked), *pictures.shape[1:]]
-    key = {"teacher": sha256, "pictures": shape, "images": [str(rows[place].path) for place in asked]}
-    if path.is_file() and note.is_file() and json.loads(note.read_text()) == key:
-        kept: NDArray[np.float64] = np.load(path).astype(np.float64)
-        return kept
-    report(f"teacher {sha256[:8]} scores {len(asked)} pictures")
-    note.unlink(missing_ok=True)
-    chosen = pictures if len(asked) == len(pictures) else pictures[asked]
-    predicted = predict_pictures(model, chosen, report=report)
-    np.save(path, predicted)
-    note.write_text(json.dumps(key))
-    return predicted.astype(np.float64)
 
 
 def _check_alike(model: RaliModel, other: RaliModel) -> None:

@@ -216,7 +216,7 @@ class JointConfig(JointSettings):
         runs: Trainings from the same start, whose weights are averaged.
         first_run: Number of the first of them, which is added to the seed for its random choices; by default they are
             counted through all sections.
-        teachers: Model files whose mean scores of the training images are mixed into the human ones.
+        teachers: Model files, or tables of scores, whose mean is mixed into the human scores of the training images.
         teacher_share: Share of the teachers' scores, in [0, 1].
         teacher_images: Pattern of the file names of images that they are asked about, such as `"ss02*"`; without, all.
         start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].

@@ -1,0 +1,184 @@
+"""Scores by other judges that are mixed into the human ones before a model is tuned on them.
+
+Human scores are noisy, and a model that was trained on all of them has averaged some of the noise away (Hinton et al.,
+"Distilling the knowledge in a neural network", arXiv 1503.02531; Li et al., "Learning from noisy labels with
+distillation", ICCV 2017). A teacher is a model file, or a table of scores that some other judge has made.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint import load_model
+from ..hashing import hash_file
+from ..model import RaliModel
+from .data import LabelledImage
+from .evaluate import Report
+from .joint import predict_pictures
+
+TABLE = ".csv"
+"""Suffix of a teacher that is a table."""
+
+
+class Teachers:
+    """Model files and tables whose mean is the teachers' score.
+
+    Args:
+        files: Model files with a timm vision transformer for a tower; or CSV files with the columns `image` (or `file`)
+            and `score` (0..1), as `rali score --csv` writes them.
+        share: Share of the teachers' scores in what `mix` gives, in [0, 1].
+        images: Pattern of file names with `*` and `?`, in small or capital letters: only these images' scores are
+            mixed. None means all.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is of another kind, or `share` is out of range.
+    """
+
+    def __init__(self, files: Sequence[str | Path], *, share: float = 0.5, images: str | None = None) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"teacher_share must lie in [0, 1], got {share}")
+        self.share, self.images = share, images
+        self.models: dict[str, RaliModel] = {}
+        self.tables: dict[str, Path] = {}
+        for path in map(Path, files):  # a bad file is found out now, not after hours
+            if path.suffix.lower() == TABLE:
+                _read_table(path)
+                self.tables[hash_file(path)] = path
+            else:
+                self.models[hash_file(path)] = load_model(path).model
+
+    def __bool__(self) -> bool:
+        return bool(self.models or self.tables)
+
+    def choose(self, rows: list[LabelledImage]) -> NDArray[np.int64]:
+        """Places of the rows whose scores are mixed.
+
+        Raises:
+            ValueError: There is none.
+        """
+        pattern = self.images
+        if pattern is None:
+            return np.arange(len(rows))
+        chosen = [place for place, row in enumerate(rows) if fnmatchcase(row.path.name.lower(), pattern.lower())]
+        if not chosen:
+            raise ValueError(
+                f"teacher_images: none of {len(rows)} training images has a name like {pattern!r}; the first is "
+                f"{rows[0].path.name}"
+            )
+        return np.array(chosen)
+
+    def check(self, rows: list[LabelledImage], *, root: Path) -> None:
+        """Find out whether all images that are asked about are there, before anything takes long.
+
+        Raises:
+            ValueError: A table lacks one, or none matches the pattern.
+        """
+        chosen = self.choose(rows)
+        for path in self.tables.values():
+            _look_up(path, [rows[place] for place in chosen], root)
+
+    def mix(
+        self,
+        rows: list[LabelledImage],
+        pictures: NDArray[np.uint8],
+        *,
+        root: Path,
+        folder: Path,
+        report: Report,
+    ) -> NDArray[np.float64]:
+        """What to learn: the human scores with the teachers' in them.
+
+        Args:
+            rows: N labelled images.
+            pictures: (N, H, H, 3) uint8, for the models.
+            root: What relative names in the tables are relative to.
+            folder: Where the models' scores are kept for the next time.
+            report: Called with lines of text.
+
+        Returns:
+            (N,) scores in [0, 1].
+        """
+        human = np.array([row.score for row in rows])
+        if not self:
+            return human
+        chosen = self.choose(rows)
+        asked = [rows[place] for place in chosen]
+        judged = [_look_up(path, asked, root) for path in self.tables.values()]
+        for sha256, model in self.models.items():
+            judged.append(_ask(model, sha256, pictures, chosen, asked, folder, report))
+        human[chosen] = (1 - self.share) * human[chosen] + self.share * np.mean(judged, axis=0)
+        return human
+
+    def story(self) -> dict[str, object]:
+        """For the model file's metadata."""
+        files = [*self.tables, *self.models]
+        return {"sha256": files, "share": self.share, **({"images": self.images} if self.images is not None else {})}
+
+
+def _ask(
+    model: RaliModel,
+    sha256: str,
+    pictures: NDArray[np.uint8],
+    chosen: NDArray[np.int64],
+    asked: list[LabelledImage],
+    folder: Path,
+    report: Report,
+) -> NDArray[np.float64]:
+    folder.mkdir(exist_ok=True)
+    path, note = folder / f"{sha256[:16]}.npy", folder / f"{sha256[:16]}.json"
+    shape = [len(asked), *pictures.shape[1:]]
+    key = {"teacher": sha256, "pictures": shape, "images": [str(row.path) for row in asked]}
+    if path.is_file() and note.is_file() and json.loads(note.read_text()) == key:
+        kept: NDArray[np.float64] = np.load(path).astype(np.float64)
+        return kept
+    report(f"teacher {sha256[:8]} scores {len(asked)} pictures")
+    note.unlink(missing_ok=True)
+    predicted = predict_pictures(model, pictures if len(asked) == len(pictures) else pictures[chosen], report=report)
+    np.save(path, predicted)
+    note.write_text(json.dumps(key))
+    return predicted.astype(np.float64)
+
+
+def _read_table(path: Path) -> dict[str, float]:
+    """Scores by the names that the table gives."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; expected a CSV with the columns image and score")
+    scores: dict[str, float] = {}
+    with path.open(newline="", encoding="utf-8-sig") as handle:
+        reader = csv.DictReader(handle)
+        columns = reader.fieldnames or []
+        name = next((column for column in ("image", "file") if column in columns), None)
+        if name is None or "score" not in columns:
+            raise ValueError(f"{path} must have the columns image (or file) and score; it has {columns}")
+        for number, line in enumerate(reader, start=2):
+            try:
+                score = float(line["score"])
+            except (TypeError, ValueError):
+                score = math.nan
+            if not 0 <= score <= 1:
+                raise ValueError(f"{path}, line {number}: score {line['score']!r} is not a number in [0, 1]")
+            scores[line[name]] = score
+    return scores
+
+
+def _look_up(path: Path, rows: list[LabelledImage], root: Path) -> NDArray[np.float64]:
+    """(N,) the table's scores of the rows; its names are relative to `root` or to the current folder, or absolute."""
+    table = _read_table(path)
+    by_file = {Path(name).absolute(): score for name, score in table.items()}
+    by_file |= {(root / name).absolute(): score for name, score in table.items()}
+    missing = [row.path for row in rows if row.path.absolute() not in by_file]
+    if missing:
+        raise ValueError(
+            f"{path} has no score of {len(missing)} of {len(rows)} training images, such as {missing[0]}; its names "
+            f"may be relative to {root}"
+        )
+    return np.array([by_file[row.path.absolute()] for row in rows])
