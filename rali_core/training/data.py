@@ -56,10 +56,7 @@ def read_labels(
         if absent:
             raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(absent))}; it has {reader.fieldnames}")
         for number, line in enumerate(reader, start=2):
-            try:
-                score = float(line["mos"])
-            except (TypeError, ValueError):
-                score = math.nan
+            score = parse_number(line["mos"])
             if not low <= score <= high:
                 problems.append(f"line {number}: mos {line['mos']!r} is not a number in [{low:g}, {high:g}]")
                 continue
@@ -82,6 +79,14 @@ def read_labels(
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def parse_number(text: str | None) -> float:
+    """A table's field as a number; NaN, which lies in no range, where it is none or missing."""
+    try:
+        return float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def split_validation(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,12 +19,57 @@ from numpy.typing import NDArray
 from ..checkpoint import load_model
 from ..hashing import hash_file
 from ..model import RaliModel
-from .data import LabelledImage
+from .data import LabelledImage, parse_number
 from .evaluate import Report
 from .joint import predict_pictures
 
 TABLE = ".csv"
 """Suffix of a teacher that is a table."""
+
+
+class ScoreTable:
+    """A CSV file with the columns `image` (or `file`) and `score` (0..1).
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: It is missing.
+        ValueError: A column is missing, or a score is not a number in [0, 1].
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}; expected a CSV with the columns image and score")
+        self.path = path
+        self.scores: dict[str, float] = {}
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            columns = reader.fieldnames or []
+            name = next((column for column in ("image", "file") if column in columns), None)
+            if name is None or "score" not in columns:
+                raise ValueError(f"{path} must have the columns image (or file) and score; it has {columns}")
+            for number, line in enumerate(reader, start=2):
+                score = parse_number(line["score"])
+                if not 0 <= score <= 1:
+                    raise ValueError(f"{path}, line {number}: score {line['score']!r} is not a number in [0, 1]")
+                self.scores[line[name]] = score
+
+    def look_up(self, rows: list[LabelledImage], root: Path) -> NDArray[np.float64]:
+        """(N,) scores of the rows; the table's names are relative to `root` or to the current folder, or absolute.
+
+        Raises:
+            ValueError: It lacks one.
+        """
+        folders = (Path(), root)
+        by_file = {(folder / name).absolute(): score for folder in folders for name, score in self.scores.items()}
+        missing = [row.path for row in rows if row.path.absolute() not in by_file]
+        if missing:
+            raise ValueError(
+                f"{self.path} has no score of {len(missing)} of {len(rows)} training images, such as {missing[0]}; its "
+                f"names may be relative to {root}"
+            )
+        return np.array([by_file[row.path.absolute()] for row in rows])
 
 
 class Teachers:
@@ -48,11 +92,10 @@ class Teachers:
             raise ValueError(f"teacher_share must lie in [0, 1], got {share}")
         self.share, self.images = share, images
         self.models: dict[str, RaliModel] = {}
-        self.tables: dict[str, Path] = {}
+        self.tables: dict[str, ScoreTable] = {}
         for path in map(Path, files):  # a bad file is found out now, not after hours
             if path.suffix.lower() == TABLE:
-                _read_table(path)
-                self.tables[hash_file(path)] = path
+                self.tables[hash_file(path)] = ScoreTable(path)
             else:
                 self.models[hash_file(path)] = load_model(path).model
 
@@ -82,9 +125,9 @@ class Teachers:
         Raises:
             ValueError: A table lacks one, or none matches the pattern.
         """
-        chosen = self.choose(rows)
-        for path in self.tables.values():
-            _look_up(path, [rows[place] for place in chosen], root)
+        asked = [rows[place] for place in self.choose(rows)]
+        for table in self.tables.values():
+            table.look_up(asked, root)
 
     def mix(
         self,
@@ -112,7 +155,7 @@ class Teachers:
             return human
         chosen = self.choose(rows)
         asked = [rows[place] for place in chosen]
-        judged = [_look_up(path, asked, root) for path in self.tables.values()]
+        judged = [table.look_up(asked, root) for table in self.tables.values()]
         for sha256, model in self.models.items():
             judged.append(_ask(model, sha256, pictures, chosen, asked, folder, report))
         human[chosen] = (1 - self.share) * human[chosen] + self.share * np.mean(judged, axis=0)
@@ -146,39 +189,3 @@ def _ask(
     np.save(path, predicted)
     note.write_text(json.dumps(key))
     return predicted.astype(np.float64)
-
-
-def _read_table(path: Path) -> dict[str, float]:
-    """Scores by the names that the table gives."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; expected a CSV with the columns image and score")
-    scores: dict[str, float] = {}
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        columns = reader.fieldnames or []
-        name = next((column for column in ("image", "file") if column in columns), None)
-        if name is None or "score" not in columns:
-            raise ValueError(f"{path} must have the columns image (or file) and score; it has {columns}")
-        for number, line in enumerate(reader, start=2):
-            try:
-                score = float(line["score"])
-            except (TypeError, ValueError):
-                score = math.nan
-            if not 0 <= score <= 1:
-                raise ValueError(f"{path}, line {number}: score {line['score']!r} is not a number in [0, 1]")
-            scores[line[name]] = score
-    return scores
-
-
-def _look_up(path: Path, rows: list[LabelledImage], root: Path) -> NDArray[np.float64]:
-    """(N,) the table's scores of the rows; its names are relative to `root` or to the current folder, or absolute."""
-    table = _read_table(path)
-    by_file = {Path(name).absolute(): score for name, score in table.items()}
-    by_file |= {(root / name).absolute(): score for name, score in table.items()}
-    missing = [row.path for row in rows if row.path.absolute() not in by_file]
-    if missing:
-        raise ValueError(
-            f"{path} has no score of {len(missing)} of {len(rows)} training images, such as {missing[0]}; its names "
-            f"may be relative to {root}"
-        )
-    return np.array([by_file[row.path.absolute()] for row in rows])
