@@ -14,6 +14,7 @@ from PIL import Image
 from rali_core.checkpoint import load_model, read_metadata, save_model
 from rali_core.cli import main
 from rali_core.hashing import hash_file
+from rali_core.model import RaliModel
 from rali_core.scorer import RaliScorer
 from rali_core.training.adapt import adapt, find_pictures
 from rali_core.training.config import TAUGHT, CompressConfig, FitConfig
@@ -292,6 +293,28 @@ def test_scores_become_steadier_where_that_is_asked_for(
     assert mirrored.tolist() == [[3, 6, 8]]
 
 
+def test_the_scores_of_labelled_images_become_steadier_where_that_is_asked_for(
+    labels: Path, tiny_timm_file: Path, tmp_path: Path
+) -> None:
+    moves = []
+    for count in (0, 12, 99):  # a step has 16 labelled images, and no more can be asked for
+        settings = replace(SMALL, steps=40, whole_steps=0, steady_weight=5.0, steady_pictures=count)
+        output, work_dir = tmp_path / f"{count}.safetensors", tmp_path / f"{count}"
+        adapt(
+            tiny_timm_file, labels, output, work_dir=work_dir, groups=0, settings=settings, validation_fraction=0.2,
+            workers=0, report=lambda _: None,
+        )  # fmt: skip
+        model = load_model(output).model
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.load(work_dir / "training.npy")).permute(0, 3, 1, 2) / 255
+            moves.append(float((model(pixels) - model(pixels.flip(-1))).abs().mean()))
+        entry = json.loads((work_dir / "log.jsonl").read_text().splitlines()[-1])
+        assert "steady" not in entry, "that is the groups'"
+        assert ("steady, labelled" in entry) == (count > 0)
+    assert moves[1] < 0.7 * moves[0]
+    assert moves[2] < 0.7 * moves[0]
+
+
 def test_several_runs_are_averaged_and_can_be_added_to_a_finished_one(
     labels: Path, tiny_timm_file: Path, tmp_path: Path
 ) -> None:
@@ -319,6 +342,48 @@ def test_several_runs_are_averaged_and_can_be_added_to_a_finished_one(
     torch.testing.assert_close(mean[name], (both["."][name] + both["run-1"][name]) / 2)
     with pytest.raises(ValueError, match="runs must be at least 1, got 0"):
         weights("runs", runs=0)
+
+
+def test_no_steps_only_mix_and_a_new_head_learns_the_teachers_scores_too(
+    labels: Path, tiny_timm_file: Path, tmp_path: Path
+) -> None:
+    other = load_model(tiny_timm_file)
+    with torch.no_grad():
+        for tensor in other.model.encoder.parameters():
+            tensor.mul_(1.5)
+    second = tmp_path / "second.safetensors"
+    save_model(second, other.model, replace(other.info, name="second"))
+
+    def tune(name: str, **given: Any) -> RaliModel:
+        output = tmp_path / f"{name}.safetensors"
+        adapt(
+            tiny_timm_file, labels, output, work_dir=tmp_path / name, groups=0, validation_fraction=0.2,
+            settings=replace(SMALL, steps=0), workers=0, report=lambda _: None, **given,
+        )  # fmt: skip
+        assert not (tmp_path / name / "log.jsonl").exists()
+        return load_model(output).model
+
+    first, both = load_model(tiny_timm_file).model, tune("both", mix_with=second, mix_share=0.25)
+    for name, tensor in both.encoder.state_dict().items():
+        expected = first.encoder.state_dict()[name].float() * (
+            1.125 if name in dict(first.encoder.named_parameters()) else 1
+        )
+        torch.testing.assert_close(tensor.float(), expected, rtol=2e-3, atol=1e-5)
+    # A teacher that contradicts every human score: the new head follows it.
+    rows = [row for row in read_labels(labels) if row.split == "train"]
+    table = tmp_path / "backwards.csv"
+    table.write_text(
+        "image,score\n" + "".join(f"{row.path.relative_to(labels.parent)},{1 - row.score}\n" for row in rows)
+    )
+    refit = (CompressConfig(pca_dim=16, prototypes=30), FitConfig(epochs=5))
+    human, taught = (
+        tune(name, refit=refit, teachers=teachers, teacher_share=1.0)
+        for name, teachers in (("human", []), ("taught", [table]))
+    )
+    scores = [measure_agreement(RaliScorer(model, other.info).score([row.path for row in rows]).scores,
+                                np.array([row.score for row in rows])).srcc for model in (human, taught)]  # fmt: skip
+    assert scores[0] > 0.3
+    assert scores[1] < -0.3
 
 
 def test_a_tuned_model_can_learn_from_a_teachers_scores(labels: Path, tiny_timm_file: Path, tmp_path: Path) -> None:

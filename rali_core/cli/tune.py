@@ -30,7 +30,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--score-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("WORST", "BEST"),
                         help="scale of the table's scores (default: 0 1)")  # fmt: skip
     parser.add_argument("--name", help="the new model's name (default: the output file's)")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: 340)")
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps (default: 340); 0 for --mix-with and --new-head alone"
+    )
     parser.add_argument("--frozen-blocks", type=int, metavar="N",
                         help="lower blocks of the tower that stay as they are (default: 8)")  # fmt: skip
     parser.add_argument("--batch-size", type=int, help="labelled images per step (default: 24)")
@@ -52,6 +54,8 @@ def add_parser(subparsers: Any) -> None:
                         help="weight of the term that orders distorted pictures (default: 1)")  # fmt: skip
     parser.add_argument("--steady-weight", type=float, metavar="WEIGHT",
                         help="weight of moves of the score by mirroring and JPEG (default: 0)")  # fmt: skip
+    parser.add_argument("--steady-pictures", type=int, metavar="N",
+                        help="labelled images per step of which that is asked too (default: 0)")  # fmt: skip
     parser.add_argument("--new-head", action="store_true",
                         help="make PCA and prototypes anew from the tuned tower, and fit them to what a support vector "
                         "regression makes of the scores")  # fmt: skip
@@ -92,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
         for name in (
             "image_size", "frozen_blocks", "steps", "batch_size", "groups_per_batch", "learning_rate",
             "head_learning_rate", "layer_decay", "kept_patches", "whole_steps", "patch_pattern", "order_weight",
-            "steady_weight", "seed",
+            "steady_weight", "steady_pictures", "seed",
         )
         if (value := getattr(options, name)) is not None
     }  # fmt: skip

@@ -75,7 +75,7 @@ def adapt(
         name: The new model's name; by default the output file's.
         limit: Use only the first so many training rows.
         validation_fraction: Share of the training rows that is held out for validation and calibration.
-        settings: How to tune.
+        settings: How to tune. No steps leave the tower as it is, for what comes after them: mixing and a new head.
         mix_with: Model file of the same architecture, such as the one that was started from, whose weights are mixed
             into the tuned ones. What is between two models of one training often does better than either, most of all
             on other pictures than those of the training (WiSE-FT, Wortsman et al., CVPR 2022). May be changed when a
@@ -93,6 +93,7 @@ def adapt(
         first_run: The first run's number, which is added to the settings' seed for its random choices (the split and
             the groups stay): for a training that goes on from another on the same pictures.
         refit: Settings of stages 2 and 3, for a head that is made anew from the tuned tower; None keeps the tuned head.
+            It learns what the tower learnt: with teachers, the scores with theirs mixed in.
         recalibrate: Fit slope and offset of the prototypes' scores to the validation images at the end. A model that
             saw fewer patches in training than it looks at scores all pictures a little too high or too low.
         measure_test: False leaves out the test images, for a model that another training goes on from.
@@ -149,7 +150,7 @@ def adapt(
     rendered = cache_groups(planned, kept / f"groups{suffix}", size=size, workers=workers, report=report)
     ordered = OrderedPictures(planned, rendered)
     labelled, held_out = cache(training, kept / f"training{suffix}"), cache(validation, kept / f"validation{suffix}")
-    scores, human = (np.array([row.score for row in part]) for part in (training, validation))
+    human = np.array([row.score for row in validation])
     targets = judges.mix(training, labelled, root=images_root, folder=work_dir / "teachers", report=report)
     start, logs = model, []
     for index in range(runs):
@@ -176,7 +177,7 @@ def adapt(
         mix(model, other, mix_share)
     if refit is not None:
         refit_head(
-            model, labelled, scores, validation=(held_out, human), compressing=refit[0], fitting=refit[1],
+            model, labelled, targets, validation=(held_out, human), compressing=refit[0], fitting=refit[1],
             ordered=ordered, seed=settings.seed, report=report,
         )  # fmt: skip
     line = fit_line(model, held_out, human) if recalibrate else None
@@ -223,9 +224,11 @@ def mix(model: RaliModel, other: RaliModel, share: float) -> None:
 
 
 def write_log(log: list[dict[str, float]], folder: Path) -> None:
-    """Write what `tune_jointly` logged as `log.jsonl` and `curves.png`."""
+    """Write what `tune_jointly` logged as `log.jsonl` and `curves.png`; nothing for a tuning of no steps."""
+    if not log:
+        return
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-    terms = [name for name in log[-1] if name != "step"] if log else ["loss"]
+    terms = [name for name in log[-1] if name != "step"]
     draw_curves(log, folder / "curves.png", [("training loss", terms[:1]), ("on human scores", terms[1:3]),
                                             ("on ordered distortions", terms[3:])])  # fmt: skip
 

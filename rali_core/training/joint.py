@@ -49,7 +49,7 @@ class JointSettings:
     Attributes:
         image_size: Side of the tower's input in pixels.
         frozen_blocks: Blocks of the tower that stay as they are.
-        steps: Optimiser steps.
+        steps: Optimiser steps; 0 leaves the model as it is.
         batch_size: Labelled images per step.
         groups_per_batch: Ordered groups per step, three pictures each.
         learning_rate: Peak learning rate of the last block; each earlier one gets `layer_decay` of the next.
@@ -62,6 +62,8 @@ class JointSettings:
         anchor_weight: Weight of the term on pristine and on strongly distorted pictures.
         steady_weight: Weight of the term that asks for the same score of an undistorted picture of a group and of its
             mirror image, saved as JPEG at quality 95.
+        steady_pictures: Labelled images per step that this term asks the same of. Photographs of middling quality are
+            among them, whose scores move more easily than those at the ends of the scale.
         average_decay: Decay of the moving average of the weights, which is what comes out.
         patch_pattern: Which patches the tuned model looks at, `"all"` or `"checkerboard"`; None leaves that as it is.
         kept_patches: Share of all patches that a step sees, in (0, 1): a random part of each picture (PatchDropout, Liu
@@ -84,6 +86,7 @@ class JointSettings:
     order_weight: float = 1.0
     anchor_weight: float = 0.5
     steady_weight: float = 0.0
+    steady_pictures: int = 0
     average_decay: float = 0.985
     patch_pattern: PatchPattern | None = None
     kept_patches: float = 1.0
@@ -300,7 +303,8 @@ def _step(
     groups = min(settings.groups_per_batch, len(ordered.groups))
     picked: list[int] = random.choice(len(ordered.groups), groups, replace=False).tolist() if groups else []
     share = settings.kept_patches if step < settings.steps - settings.whole_steps else 1.0
-    tokens = [embed(labelled, _choose_patches(patches, share, len(labelled), random))]
+    seen = _choose_patches(patches, share, len(labelled), random)
+    tokens = [embed(labelled, seen)]
     if groups:
         mirrored = random.random(groups) < 0.5
         grouped = [
@@ -317,8 +321,17 @@ def _step(
                     None if kept is None else mirror_patches(kept, patches),
                 )
             )
+    steady_pictures = min(settings.steady_pictures, batch) if settings.steady_weight else 0
+    if steady_pictures:
+        tokens.append(
+            embed(
+                [steady_copy(picture) for picture in labelled[:steady_pictures]],
+                None if seen is None else mirror_patches(seen[:steady_pictures], patches),
+            )
+        )
     with training_autocast():
         predicted = upper(torch.cat(tokens)).float()
+    predicted, copies = predicted.split([len(predicted) - steady_pictures, steady_pictures])
     human = torch.from_numpy(scores[chosen]).float()
     error = functional.smooth_l1_loss(predicted[:batch], human, beta=SMOOTH_L1_BETA)
     correlation = plcc_loss(predicted[:batch], human) if batch > 2 else error.new_zeros(())
@@ -333,6 +346,10 @@ def _step(
             steady = (predicted[batch + 3 * groups :] - in_groups[:, 0]).abs().mean()
             loss = loss + settings.steady_weight * steady
             parts["steady"] = steady
+    if steady_pictures:
+        steady = (copies - predicted[:steady_pictures]).abs().mean()
+        loss = loss + settings.steady_weight * steady
+        parts["steady, labelled"] = steady
     return loss, {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in parts.items()}}
 
 
