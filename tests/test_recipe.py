@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -384,6 +385,12 @@ recalibrate = true
     assert main(["train", str(write_config(config, mixed))]) == 0
     theirs, ours = (load_model(tmp_path / f"{name}.safetensors").model.head for name in ("shorter", "mixed"))
     assert torch.equal(ours.prototypes, theirs.prototypes)
+
+    # no steps: mixing alone
+    untuned = re.sub(r"(\[\[joint\]\][^\[]*?\n)steps = \d+\n", r"\1steps = 0\n", mixed).replace("mixed.", "untuned.")
+    assert untuned.count("steps = 0\n") == 1
+    assert main(["train", str(write_config(config, untuned))]) == 0
+    assert torch.equal(load_model(tmp_path / "untuned.safetensors").model.head.prototypes, theirs.prototypes)
 
 
 @pytest.mark.usefixtures("labels", "tiny_timm_file", "tiny_file")

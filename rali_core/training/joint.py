@@ -315,20 +315,11 @@ def _step(
         kept = _choose_patches(patches, share, groups, random)  # one choice for the pictures that are compared
         tokens.append(embed(grouped, None if kept is None else kept.repeat_interleave(3, dim=0)))
         if settings.steady_weight:
-            tokens.append(
-                embed(
-                    [steady_copy(picture) for picture in grouped[::3]],
-                    None if kept is None else mirror_patches(kept, patches),
-                )
-            )
+            tokens.append(_embed_copies(embed, grouped[::3], kept, patches))
     steady_pictures = min(settings.steady_pictures, batch) if settings.steady_weight else 0
     if steady_pictures:
-        tokens.append(
-            embed(
-                [steady_copy(picture) for picture in labelled[:steady_pictures]],
-                None if seen is None else mirror_patches(seen[:steady_pictures], patches),
-            )
-        )
+        first = None if seen is None else seen[:steady_pictures]
+        tokens.append(_embed_copies(embed, labelled[:steady_pictures], first, patches))
     with training_autocast():
         predicted = upper(torch.cat(tokens)).float()
     predicted, copies = predicted.split([len(predicted) - steady_pictures, steady_pictures])
@@ -365,6 +356,13 @@ def steady_copy(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The mirror image of an (H, W, 3) picture, saved as JPEG: it should have the same score."""
     mirrored = Image.fromarray(np.ascontiguousarray(picture[:, ::-1]))
     return np.array(recode(mirrored, "JPEG", quality=STEADY_QUALITY))
+
+
+def _embed_copies(embed: Embed, pictures: list[NDArray[np.uint8]], kept: Tensor | None, patches: int) -> Tensor:
+    """Tokens of the pictures' copies, at the places that `kept` names in the pictures themselves."""
+    return embed(
+        [steady_copy(picture) for picture in pictures], None if kept is None else mirror_patches(kept, patches)
+    )
 
 
 def mirror_patches(kept: Tensor, patches: int) -> Tensor:

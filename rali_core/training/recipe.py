@@ -563,7 +563,8 @@ class Recipe:
             )  # fmt: skip
 
         name = f"joint-{index + 1}" if index else "joint"
-        return self._stage(name, ("model.safetensors", *CURVES), inputs, work)
+        outputs = ("model.safetensors", *(CURVES if config.steps else ()))
+        return self._stage(name, outputs, inputs, work)
 
     # ----------------------------------------------------------------------------------------- publish
 
