@@ -504,6 +504,12 @@ def test_the_tune_command_makes_a_model(
     arguments += ["--frozen-blocks", "4"]
     assert main([*arguments, "--kept-patches", "0"]) == 1
     assert "kept_patches must lie in (0, 1], got 0.0" in capsys.readouterr().err
+    assert main([*arguments, "--steady-pictures", "4"]) == 1
+    assert (
+        "a positive steady_weight, the weight of their term; got 4 pictures and weight 0.0" in capsys.readouterr().err
+    )
+    assert main([*arguments, "--steady-weight", "1", "--steady-pictures", "-1"]) == 1
+    assert "steady_pictures must be at least 0" in capsys.readouterr().err
     arguments += ["--name", "mine", "--kept-patches", "0.5", "--whole-steps", "1", "--runs", "2"]
     assert main([*arguments, "--steady-weight", "0.5", "--first-run", "7"]) == 0
     assert "2 ordered groups" in capsys.readouterr().err

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..checkpoint import load_model
 from ..hashing import hash_file
 from ..model import RaliModel
@@ -21,7 +19,7 @@ from .curves import draw_curves
 from .evaluate import Report
 from .joint import JointSettings, OrderedPictures, fit_line, tune_jointly, with_image_size
 from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, plan_groups
-from .pipeline import measure_and_save, read_splits
+from .pipeline import measure_and_save, read_splits, scores_of
 from .refit import refit_head
 from .teachers import Teachers
 
@@ -150,7 +148,7 @@ def adapt(
     rendered = cache_groups(planned, kept / f"groups{suffix}", size=size, workers=workers, report=report)
     ordered = OrderedPictures(planned, rendered)
     labelled, held_out = cache(training, kept / f"training{suffix}"), cache(validation, kept / f"validation{suffix}")
-    human = np.array([row.score for row in validation])
+    human = scores_of(validation)
     targets = judges.mix(training, labelled, root=images_root, folder=work_dir / "teachers", report=report)
     start, logs = model, []
     for index in range(runs):

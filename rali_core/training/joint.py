@@ -63,13 +63,16 @@ class JointSettings:
         steady_weight: Weight of the term that asks for the same score of an undistorted picture of a group and of its
             mirror image, saved as JPEG at quality 95.
         steady_pictures: Labelled images per step that this term asks the same of. Photographs of middling quality are
-            among them, whose scores move more easily than those at the ends of the scale.
+            among them, whose scores move more easily than those at the ends of the scale. Needs a `steady_weight`.
         average_decay: Decay of the moving average of the weights, which is what comes out.
         patch_pattern: Which patches the tuned model looks at, `"all"` or `"checkerboard"`; None leaves that as it is.
         kept_patches: Share of all patches that a step sees, in (0, 1): a random part of each picture (PatchDropout, Liu
             et al., WACV 2023). Half of them cost less than half of the time. 1 for those that the model looks at.
         whole_steps: The last so many steps see the patches that the model looks at.
         seed: Seed of every random choice.
+
+    Raises:
+        ValueError: `kept_patches` does not lie in (0, 1], or `steady_pictures` is negative or without `steady_weight`.
     """
 
     image_size: int = 336
@@ -92,6 +95,15 @@ class JointSettings:
     kept_patches: float = 1.0
     whole_steps: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.kept_patches <= 1:
+            raise ValueError(f"kept_patches must lie in (0, 1], got {self.kept_patches}")
+        if self.steady_pictures < 0 or (self.steady_pictures and self.steady_weight <= 0):
+            raise ValueError(
+                "steady_pictures must be at least 0, and needs a positive steady_weight, the weight of their term; "
+                f"got {self.steady_pictures} pictures and weight {self.steady_weight}"
+            )
 
 
 @dataclass(frozen=True)
@@ -203,8 +215,6 @@ def tune_jointly(
         raise ValueError(
             f"frozen_blocks must lie in 0..{depth - 1} for this tower of {depth} blocks, got {settings.frozen_blocks}"
         )
-    if not 0 < settings.kept_patches <= 1:
-        raise ValueError(f"kept_patches must lie in (0, 1], got {settings.kept_patches}")
     lower = LowerBlocks(model.encoder, settings.frozen_blocks).requires_grad_(False).eval()
     upper = _Upper(model, settings.frozen_blocks).requires_grad_(True)
     for tensor in (upper.head.components, upper.head.scale):
@@ -316,7 +326,7 @@ def _step(
         tokens.append(embed(grouped, None if kept is None else kept.repeat_interleave(3, dim=0)))
         if settings.steady_weight:
             tokens.append(_embed_copies(embed, grouped[::3], kept, patches))
-    steady_pictures = min(settings.steady_pictures, batch) if settings.steady_weight else 0
+    steady_pictures = min(settings.steady_pictures, batch)
     if steady_pictures:
         first = None if seen is None else seen[:steady_pictures]
         tokens.append(_embed_copies(embed, labelled[:steady_pictures], first, patches))

@@ -98,7 +98,7 @@ def measure_and_save(
     model.encoder.float()  # what is measured from here on is what the file holds
     scorer = RaliScorer(model, ModelInfo(name, licence))
     validation_scores = _score_rows(scorer, validation_rows)
-    figures = {"validation": measure_agreement(validation_scores, _scores(validation_rows)).to_dict()}
+    figures = {"validation": measure_agreement(validation_scores, scores_of(validation_rows)).to_dict()}
     if measure_test and len(test_rows) >= 3:
         figures["test"] = measure_on_test(scorer, test_rows, report=report)
     training = {
@@ -125,7 +125,7 @@ def measure_and_save(
 
 def measure_on_test(scorer: RaliScorer, rows: list[LabelledImage], *, report: Report) -> dict[str, Any]:
     """Figures of a model on at least three test images, as plain JSON types; also reported as a table."""
-    agreement = measure_agreement(_score_rows(scorer, rows), _scores(rows), resamples=1000)
+    agreement = measure_agreement(_score_rows(scorer, rows), scores_of(rows), resamples=1000)
     report("test split without flagged near-duplicates:\n" + format_agreement(agreement))
     return agreement.to_dict()
 
@@ -148,7 +148,8 @@ def assemble(source: Backbone, tower: nn.Module, head: PrototypeHead, *, coverag
     return model.eval()
 
 
-def _scores(rows: list[LabelledImage]) -> NDArray[np.float64]:
+def scores_of(rows: list[LabelledImage]) -> NDArray[np.float64]:
+    """(N,) human scores of N rows."""
     return np.array([row.score for row in rows])
 
 

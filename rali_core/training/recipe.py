@@ -46,7 +46,7 @@ from .evaluate import Report
 from .fit import OrderedEmbeddings
 from .joint import JointSettings, steady_copy
 from .ordered import OrderedGroup, plan_groups
-from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_splits
+from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_splits, scores_of
 from .precision import training_autocast
 from .provenance import git_commit, hash_files
 from .ract import Domain, compress_domains, embed_views, fit_domains, make_validation, measure_domains
@@ -371,9 +371,9 @@ class Recipe:
         return Domain(
             name=data.name,
             training=self._described(training, kinds, data, folder, "training"),
-            scores=_scores(training),
+            scores=scores_of(training),
             validation=self._described(validation, ("whole",), data, folder, "validation"),
-            validation_scores=_scores(validation),
+            validation_scores=scores_of(validation),
             fit_views=np.concatenate(positions),
             key=f"{data.digest} {kinds} {token_key(self.backbone, self.config.backbone.frozen_blocks)}",
         )
@@ -626,10 +626,6 @@ class Recipe:
 def save_tensors(module: nn.Module, path: Path) -> None:
     """Keep a module's state in a `.safetensors` file."""
     save_file({name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}, path)
-
-
-def _scores(rows: list[LabelledImage]) -> Any:
-    return np.array([row.score for row in rows])
 
 
 def save_compressed(head: CompressedHead, path: Path) -> None:
