@@ -16,10 +16,11 @@ from ..model import RaliModel
 from .backbones import load_backbone
 from .config import CompressConfig, FitConfig
 from .curves import draw_curves
+from .data import scores_of
 from .evaluate import Report
 from .joint import JointSettings, OrderedPictures, fit_line, tune_jointly, with_image_size
 from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, plan_groups
-from .pipeline import measure_and_save, read_splits, scores_of
+from .pipeline import measure_and_save, read_splits
 from .refit import refit_head
 from .teachers import Teachers
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ def read_labels(
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def scores_of(rows: Sequence[LabelledImage]) -> NDArray[np.float64]:
+    """(N,) human scores of N rows."""
+    return np.array([row.score for row in rows])
 
 
 def parse_number(text: str | None) -> float:

@@ -19,7 +19,7 @@ from ..model import RaliModel
 from ..preprocess import Coverage
 from ..scorer import RaliScorer
 from .backbones import Backbone
-from .data import LabelledImage, read_labels, split_validation
+from .data import LabelledImage, read_labels, scores_of, split_validation
 from .evaluate import Report, format_agreement, measure_agreement
 
 MINIMUM_IMAGES = 20
@@ -146,11 +146,6 @@ def assemble(source: Backbone, tower: nn.Module, head: PrototypeHead, *, coverag
     model.encoder.load_state_dict(tower.state_dict())
     model.head.load_state_dict(head.state_dict())
     return model.eval()
-
-
-def scores_of(rows: list[LabelledImage]) -> NDArray[np.float64]:
-    """(N,) human scores of N rows."""
-    return np.array([row.score for row in rows])
 
 
 def _score_rows(scorer: RaliScorer, rows: list[LabelledImage]) -> NDArray[np.float32]:

@@ -35,7 +35,7 @@ from .align import AlignSettings, DescribedViews, align, make_projection
 from .backbones import Backbone, load_backbone
 from .compress import CompressedHead
 from .config import DataConfig, RactDataConfig, TrainConfig, narrow, to_json
-from .data import LabelledImage
+from .data import LabelledImage, scores_of
 from .describe.describer import Describer
 from .describe.from_file import FileDescriber
 from .describe.measured import MeasuredDescriber
@@ -46,7 +46,7 @@ from .evaluate import Report
 from .fit import OrderedEmbeddings
 from .joint import JointSettings, steady_copy
 from .ordered import OrderedGroup, plan_groups
-from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_splits, scores_of
+from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_splits
 from .precision import training_autocast
 from .provenance import git_commit, hash_files
 from .ract import Domain, compress_domains, embed_views, fit_domains, make_validation, measure_domains

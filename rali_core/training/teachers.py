@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..checkpoint import load_model
 from ..hashing import hash_file
 from ..model import RaliModel
-from .data import LabelledImage, parse_number
+from .data import LabelledImage, parse_number, scores_of
 from .evaluate import Report
 from .joint import predict_pictures
 
@@ -150,7 +150,7 @@ class Teachers:
         Returns:
             (N,) scores in [0, 1].
         """
-        human = np.array([row.score for row in rows])
+        human = scores_of(rows)
         if not self:
             return human
         chosen = self.choose(rows)
