@@ -114,7 +114,7 @@ def embed(candidate: Candidate, pictures: NDArray[np.uint8], file: Path) -> NDAr
             return kept
     parts = []
     for start in range(0, len(pictures), 16):
-        with torch.inference_mode(), training_autocast():
+        with torch.inference_mode(), training_autocast(torch.device("cpu")):
             parts.append(candidate.tower(candidate.to_input(pictures[start : start + 16])).float().numpy())
     result = np.concatenate(parts)
     np.save(file, result)

@@ -143,7 +143,7 @@ class RaliScorer:
             raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.device = _choose_device(device)
+        self.device = choose_device(device)
         if dtype == "auto":
             from .precision import fastest_precision
 
@@ -189,7 +189,7 @@ class RaliScorer:
             # In 16 bits first: where they win, which is usual on machines that have them, memory never held more.
             from .precision import fastest_precision, narrowest_precision
 
-            chosen = _choose_device(device)
+            chosen = choose_device(device)
             narrowest = narrowest_precision(chosen)
             loaded = load_model(path, dtype=getattr(torch, narrowest))
             dtype = fastest_precision(loaded.model.encoder, chosen)
@@ -438,7 +438,12 @@ def _check_dtype(dtype: str) -> None:
         raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
 
 
-def _choose_device(device: str | torch.device | None) -> torch.device:
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None is the GPU where there is one (CUDA, then Apple's), else the CPU.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -461,7 +461,7 @@ def test_a_teacher_may_be_a_table_of_scores(labels: Path, tmp_path: Path) -> Non
     table.write_text("image,score\n" + "\n".join(lines))
     other = tmp_path / "other.csv"  # as `rali score --csv` writes it
     other.write_text("file,score,band\n" + "\n".join(f"{row.path},0.5,fair" for row in rows))
-    told = {"root": labels.parent, "folder": tmp_path, "report": print}
+    told = {"root": labels.parent, "folder": tmp_path, "device": torch.device("cpu"), "report": print}
     pictures = np.zeros((6, 4, 4, 3), dtype=np.uint8)
     human = np.array([row.score for row in rows])
     teachers = Teachers([table, other], share=0.4)

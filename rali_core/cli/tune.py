@@ -79,6 +79,8 @@ def add_parser(subparsers: Any) -> None:
                         "split and the distorted pictures (default: 0)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode images (default: 1)")
+    parser.add_argument("--device", default="auto", metavar="NAME",
+                        help="where to compute, as cpu or cuda:1 (default: a CUDA GPU where there is one)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
     parser.set_defaults(run=run)
 
@@ -123,6 +125,7 @@ def run(options: argparse.Namespace) -> int:
         refit=(CompressConfig(), TAUGHT) if options.new_head else None,
         recalibrate=options.recalibrate,
         workers=options.workers,
+        device=options.device,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return 0

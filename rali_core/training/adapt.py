@@ -21,6 +21,7 @@ from .evaluate import Report
 from .joint import JointSettings, OrderedPictures, fit_line, tune_jointly, with_image_size
 from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, plan_groups
 from .pipeline import measure_and_save, read_splits
+from .precision import AUTO, training_device
 from .refit import refit_head
 from .teachers import Teachers
 
@@ -54,6 +55,7 @@ def adapt(
     recalibrate: bool = False,
     measure_test: bool = True,
     workers: int = 1,
+    device: str = AUTO,
     report: Report = print,
 ) -> dict[str, Any]:
     """Tune a model file end to end; goes on where an interrupted run in the same `work_dir` stopped.
@@ -97,6 +99,7 @@ def adapt(
             saw fewer patches in training than it looks at scores all pictures a little too high or too low.
         measure_test: False leaves out the test images, for a model that another training goes on from.
         workers: Processes that decode and render; 0 does it in this one.
+        device: Where the model is tuned, such as `"cpu"` or `"cuda:1"`; `"auto"` is a CUDA GPU where there is one.
         report: Called with lines of text.
 
     Returns:
@@ -104,8 +107,8 @@ def adapt(
 
     Raises:
         FileNotFoundError: A file or folder is missing.
-        ValueError: They do not fit, no image's name is like `teacher_images`, or there are fewer than 20 training
-            images.
+        ValueError: The files do not fit, no image's name is like `teacher_images`, there are fewer than 20 training
+            images, or there is no such device.
     """
     settings = settings or JointSettings()
     output, work_dir = Path(output), Path(work_dir)
@@ -115,6 +118,7 @@ def adapt(
         raise ValueError(f"mix_share must lie in [0, 1], got {mix_share}")
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}")
+    computes_on = training_device(device)
     loaded = load_model(model_file)
     judges = Teachers(teachers, share=teacher_share, images=teacher_images)
     images_root = Path(root) if root is not None else Path(labels).parent
@@ -123,6 +127,7 @@ def adapt(
         backbone = load_backbone(positions_from, image_size=settings.image_size)
         positions = backbone.state["trunk.pos_embed"]
     model = with_image_size(loaded.model, settings.image_size, positions, pattern=settings.patch_pattern)
+    model = model.to(computes_on)
     other = None
     if mix_with is not None:  # one that cannot be mixed is found out now, not after the training
         other = load_model(mix_with).model
@@ -150,7 +155,8 @@ def adapt(
     ordered = OrderedPictures(planned, rendered)
     labelled, held_out = cache(training, kept / f"training{suffix}"), cache(validation, kept / f"validation{suffix}")
     human = scores_of(validation)
-    targets = judges.mix(training, labelled, root=images_root, folder=work_dir / "teachers", report=report)
+    targets = judges.mix(training, labelled, root=images_root, folder=work_dir / "teachers", device=computes_on,
+                         report=report)  # fmt: skip
     start, logs = model, []
     for index in range(runs):
         folder = work_dir / f"run-{index}" if index else work_dir
@@ -219,7 +225,9 @@ def mix(model: RaliModel, other: RaliModel, share: float) -> None:
     """
     _check_alike(model, other)
     mine, theirs = model.state_dict(), other.state_dict()
-    model.load_state_dict({name: tensor.float().lerp(theirs[name].float(), share) for name, tensor in mine.items()})
+    model.load_state_dict(
+        {name: tensor.float().lerp(theirs[name].to(tensor.device).float(), share) for name, tensor in mine.items()}
+    )
 
 
 def write_log(log: list[dict[str, float]], folder: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .contrast import EmbeddingQueue, TextProjection, backward_in_chunks, info_nce, retrieval_recall
 from .curves import Panel, draw_curves
 from .evaluate import Report
-from .precision import training_autocast
+from .precision import device_of, training_autocast
 from .tokens import UpperBlocks, iterate_embeddings
 
 RECALL_AT = (1, 5, 10)
@@ -150,7 +150,7 @@ def align(
     validate: Validate | None = None,
     report: Report = print,
 ) -> list[dict[str, float]]:
-    """Tune the blocks and the projection in place; goes on from the folder's checkpoint where there is one.
+    """Tune blocks and projection in place, where they are; goes on from the folder's checkpoint if there is one.
 
     Args:
         upper: The blocks to tune.
@@ -196,7 +196,7 @@ def align(
         optimizer.zero_grad()
         entry = {
             "step": step + 1,
-            "loss": loss,
+            "loss": float(loss),
             "learning_rate": settings.learning_rate * factor,
             "temperature": 1 / float(projection.logit_scale.detach()),
         }
@@ -222,12 +222,13 @@ def _step(
     batch: tuple[Tensor, Tensor, Tensor, Tensor],
     queues: tuple[EmbeddingQueue, EmbeddingQueue],
     settings: AlignSettings,
-) -> float:
-    tokens, image_ids, texts, text_ids = batch
+) -> Tensor:
+    device = device_of(upper)
+    tokens, image_ids, texts, text_ids = (part.to(device) for part in batch)
     projected: list[Tensor] = []
 
     def encode(chunk: Tensor) -> Tensor:
-        with training_autocast(wanted=settings.mixed_precision):
+        with training_autocast(device, wanted=settings.mixed_precision):
             embeddings: Tensor = upper(chunk.float())
         return embeddings.float()
 
@@ -242,7 +243,7 @@ def _step(
     if settings.queue_size:
         queues[0].push(projected[0], image_ids)
         queues[1].push(texts, text_ids)
-    return float(loss)
+    return loss
 
 
 def scale_learning_rate(step: int, settings: AlignSettings) -> float:
@@ -289,7 +290,7 @@ def measure_recall(upper: UpperBlocks, projection: TextProjection, described: De
         [part.clone() for part in iterate_embeddings(upper, described.tokens, np.arange(len(described.tokens)))]
     )
     with torch.inference_mode():
-        images = projection(embeddings)
+        images = projection(embeddings.to(device_of(projection))).cpu()
         ids = torch.from_numpy(described.view_images), torch.from_numpy(described.text_images)
         return {f"recall@{k}": retrieval_recall(images, described.texts, *ids, k=k) for k in RECALL_AT}
 
@@ -333,7 +334,7 @@ def _restore(
 ) -> tuple[int, list[dict[str, float]]]:
     if not path.is_file():
         return 0, []
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device_of(model))
     if state["signature"] != signature:
         raise ValueError(f"{path} belongs to a run with other settings: delete it, or use another folder")
     model.load_state_dict(state["model"])

@@ -13,6 +13,7 @@ from ..preprocess import Coverage
 from .align import AlignSettings
 from .fit import Teacher
 from .joint import JointSettings
+from .precision import AUTO
 from .tokens import ViewKind
 
 if sys.version_info >= (3, 11):
@@ -258,6 +259,7 @@ class TrainConfig:
         joint: `[joint]`, or one or more of `[[joint]]`; empty without such a section.
         coverage: The model's own setting for pictures that are not square.
         workers: Processes that decode images; 0 decodes in this one.
+        device: Where the tower computes, such as `"cpu"` or `"cuda:1"`; `"auto"` is a CUDA GPU where there is one.
         seed: Seed of every random choice.
         tokens_dir: Folder for the frozen blocks' output, which is large; by default one inside `work_dir`.
     """
@@ -275,6 +277,7 @@ class TrainConfig:
     joint: tuple[JointConfig, ...] = ()
     coverage: Coverage = "tiles"
     workers: int = 1
+    device: str = AUTO
     seed: int = 0
     tokens_dir: Path | None = None
 

@@ -29,7 +29,7 @@ from .distortions import recode
 from .evaluate import Agreement, Report, measure_agreement
 from .losses import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
 from .ordered import GENTLE, OrderedGroup
-from .precision import training_autocast
+from .precision import device_of, training_autocast
 from .tokens import LowerBlocks, UpperBlocks, timm_trunk
 
 PRISTINE_FLOOR = 0.62
@@ -186,10 +186,10 @@ def tune_jointly(
     checkpoint_every: int = 30,
     report: Report = print,
 ) -> list[dict[str, float]]:
-    """Tune the model in place; goes on from `checkpoint` where there is one.
+    """Tune the model in place, where it is; goes on from `checkpoint` where there is one.
 
     Args:
-        model: Of the settings' image size (`with_image_size`).
+        model: Of the settings' image size (`with_image_size`), on the device that shall do the work.
         pictures: (N, H, H, 3) uint8 labelled pictures.
         scores: (N,) their human scores in [0, 1].
         ordered: Pictures without human scores; no groups leave out the terms on them.
@@ -227,7 +227,7 @@ def tune_jointly(
     digest = hashlib.sha256(scores.astype(np.float32).tobytes()).hexdigest()[:16]
     first, signature = 0, f"{asdict(settings)} {pictures.shape} {digest} {len(ordered.groups)}"
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device_of(upper))
         if state["signature"] != signature:
             raise ValueError(f"{checkpoint} belongs to a run with other settings: delete it, or use another folder")
         upper.load_state_dict(state["upper"])
@@ -250,7 +250,7 @@ def tune_jointly(
             upper.head.scores.clamp_(0.0, 1.0)
             for name, tensor in upper.state_dict().items():
                 average[name].lerp_(tensor, 1 - decay)
-        terms.append(parts)
+        terms.append({name: float(value) for name, value in parts.items()})
         last = step + 1 == settings.steps
         if (step + 1) % 10 == 0 or last:
             entry = {name: float(np.mean([part[name] for part in terms])) for name in parts}
@@ -279,15 +279,16 @@ Embed = Callable[[list[NDArray[np.uint8]], Tensor | None], Tensor]
 
 
 def _make_embedder(lower: LowerBlocks, config: PreprocessConfig) -> Embed:
-    size = config.image_size
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    size, device = config.image_size, device_of(lower)
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (config.mean, config.std))
 
     def embed(pictures: list[NDArray[np.uint8]], kept: Tensor | None) -> Tensor:
         """Square uint8 pictures of one size to the frozen blocks' tokens."""
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+        pixels = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
         if pixels.shape[-1] != size:
             pixels = functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        with torch.no_grad(), training_autocast():
+        kept = None if kept is None else kept.to(device)
+        with torch.no_grad(), training_autocast(device):
             tokens: Tensor = lower((pixels - mean) / std, kept)
         return tokens.float()
 
@@ -304,7 +305,7 @@ def _step(
     settings: JointSettings,
     step: int,
     random: np.random.Generator,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     batch = min(settings.batch_size, len(pictures))
     per_epoch = len(pictures) // batch
     order = np.random.default_rng([settings.seed, 1_000_000, step // per_epoch]).permutation(len(pictures))
@@ -330,10 +331,11 @@ def _step(
     if steady_pictures:
         first = None if seen is None else seen[:steady_pictures]
         tokens.append(_embed_copies(embed, labelled[:steady_pictures], first, patches))
-    with training_autocast():
-        predicted = upper(torch.cat(tokens)).float()
+    seen_tokens = torch.cat(tokens)
+    with training_autocast(seen_tokens.device):
+        predicted = upper(seen_tokens).float()
     predicted, copies = predicted.split([len(predicted) - steady_pictures, steady_pictures])
-    human = torch.from_numpy(scores[chosen]).float()
+    human = torch.from_numpy(scores[chosen]).float().to(predicted.device)
     error = functional.smooth_l1_loss(predicted[:batch], human, beta=SMOOTH_L1_BETA)
     correlation = plcc_loss(predicted[:batch], human) if batch > 2 else error.new_zeros(())
     loss = error + settings.plcc_weight * correlation
@@ -351,7 +353,7 @@ def _step(
         steady = (copies - predicted[:steady_pictures]).abs().mean()
         loss = loss + settings.steady_weight * steady
         parts["steady, labelled"] = steady
-    return loss, {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in parts.items()}}
+    return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
 
 
 def _choose_patches(patches: int, share: float, count: int, random: np.random.Generator) -> Tensor | None:
@@ -404,9 +406,10 @@ def ordered_losses(scores: Tensor, groups: list[OrderedGroup]) -> tuple[Tensor, 
         () mean hinge on the three ordered pairs of each group, by a margin per level; () mean hinge of pristine
         pictures below `PRISTINE_FLOOR` plus that of strong distortions above `DISTORTED_CEILING`.
     """
-    levels = torch.tensor([[0.0, group.weak, group.strong] for group in groups])
-    gentle = torch.tensor([group.distortion in GENTLE for group in groups])
-    pristine = torch.tensor([group.pristine for group in groups]).float()
+    device = scores.device
+    levels = torch.tensor([[0.0, group.weak, group.strong] for group in groups], device=device)
+    gentle = torch.tensor([group.distortion in GENTLE for group in groups], device=device)
+    pristine = torch.tensor([group.pristine for group in groups], device=device).float()
     pairs = torch.tensor([[0, 1], [0, 2], [1, 2]])
     margin = ORDER_MARGIN_PER_LEVEL * (levels[:, pairs[:, 1]] - levels[:, pairs[:, 0]])
     margin = torch.where(gentle[:, None], margin / 2, margin)
@@ -522,8 +525,8 @@ def _run(upper: nn.Module, embed: Embed, pictures: NDArray[np.uint8], *, report:
     results = []
     for start in range(0, len(pictures), 16):
         tokens = embed(list(pictures[start : start + 16]), None)
-        with torch.no_grad(), training_autocast():
-            results.append(upper(tokens).float())
+        with torch.no_grad(), training_autocast(tokens.device):
+            results.append(upper(tokens).float().cpu())
         if report is not None and (start // 16 + 1) % 100 == 0:
             report(f"{start + 16} of {len(pictures)} pictures went through the model")
     return torch.cat(results)

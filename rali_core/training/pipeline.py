@@ -21,6 +21,7 @@ from ..scorer import RaliScorer
 from .backbones import Backbone
 from .data import LabelledImage, read_labels, scores_of, split_validation
 from .evaluate import Report, format_agreement, measure_agreement
+from .precision import device_of
 
 MINIMUM_IMAGES = 20
 """Fewer labelled training images cannot give a head that means anything."""
@@ -79,7 +80,7 @@ def measure_and_save(
     """Calibrate on the validation images, measure on these and on the test images, and write the model file.
 
     Args:
-        model: The trained model, float32.
+        model: The trained model, float32, on the device that shall do the measuring.
         output: Model file to write; its tower is stored in float16.
         name: The model's name.
         licence: Of the weights.
@@ -96,7 +97,7 @@ def measure_and_save(
     training_rows, validation_rows, test_rows = rows
     model.encoder.half()
     model.encoder.float()  # what is measured from here on is what the file holds
-    scorer = RaliScorer(model, ModelInfo(name, licence))
+    scorer = RaliScorer(model, ModelInfo(name, licence), device=device_of(model))
     validation_scores = _score_rows(scorer, validation_rows)
     figures = {"validation": measure_agreement(validation_scores, scores_of(validation_rows)).to_dict()}
     if measure_test and len(test_rows) >= 3:

@@ -47,7 +47,7 @@ from .fit import OrderedEmbeddings
 from .joint import JointSettings, steady_copy
 from .ordered import OrderedGroup, plan_groups
 from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_splits
-from .precision import training_autocast
+from .precision import training_autocast, training_device
 from .provenance import git_commit, hash_files
 from .ract import Domain, compress_domains, embed_views, fit_domains, make_validation, measure_domains
 from .rendered import describe_groups, list_pictures, render_groups
@@ -129,13 +129,19 @@ class Recipe:
         if wanted is not None:
             kinds = [stage.name for stage in self.stages]
             wanted = [name for kind in wanted for name in ([n for n in kinds if n.split("-")[0] == kind] or [kind])]
-        backbone = self.backbone  # a backbone that cannot be used is found out now, not after days of describing
+        self.report(f"computing on {self.device}")  # a device that is not there is found out now
+        backbone = self.backbone  # and so is a backbone that cannot be used, not after days of describing
         timm_trunk(build_encoder(backbone.encoder))
         if not run_stages(self.stages, wanted, report=self.report):
             return None
         return self.publish()
 
     # ------------------------------------------------------------------------------------------ inputs
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the tower computes."""
+        return training_device(self.config.device)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -335,13 +341,14 @@ class Recipe:
             domains, config=self.config.compress, probe_images=self.config.align.probe_images,
             images=self.config.align.validation_images, seed=self.config.seed,
         )  # fmt: skip
+        projection = projection.to(self.device)
         align(upper, projection, sets, settings=settings, folder=folder, validate=validate, report=self.report)
         save_tensors(projection, folder / "projection.safetensors")
 
     def _build_tower(self, state: dict[str, Tensor]) -> nn.Module:
         tower = build_encoder(self.backbone.encoder)
         tower.load_state_dict(state)
-        return tower
+        return tower.to(self.device)
 
     def aligned_tower(self) -> nn.Module:
         """The tower that the stage `align` made."""
@@ -413,8 +420,9 @@ class Recipe:
             with Image.open(file) as picture:
                 copy = steady_copy(np.array(picture.convert("RGB")))
             pixels = torch.from_numpy(copy).permute(2, 0, 1).float().div(255).unsqueeze(0)
-            with torch.no_grad(), training_autocast():
-                embeddings.append(upper(self._lower(preprocess(pixels, self.backbone.preprocess)[0])).float())
+            crops = preprocess(pixels.to(self.device), self.backbone.preprocess)[0]
+            with torch.no_grad(), training_autocast(self.device):
+                embeddings.append(upper(self._lower(crops)).float().cpu())
         return torch.cat(embeddings)
 
     def _describe_views(
@@ -512,7 +520,7 @@ class Recipe:
 
     def _save(self, model: Any, folder: Path, story: dict[str, Any]) -> None:
         measure_and_save(
-            model, folder / "model.safetensors",
+            model.to(self.device), folder / "model.safetensors",
             name=self.config.name, licence=self.backbone.source["licence"], source={"backbone": self.backbone.source},
             labels=self.config.data.labels, rows=self.reference.rows, story=story,
             measure_test=self._is_last(folder), report=self.report,
@@ -559,7 +567,7 @@ class Recipe:
                 teachers=config.teachers, teacher_share=config.teacher_share, teacher_images=config.teacher_images,
                 refit=(self.config.compress, self.config.fit) if config.new_head else None,
                 recalibrate=config.recalibrate, measure_test=self._is_last(folder), workers=self.config.workers,
-                report=self.report,
+                device=self.config.device, report=self.report,
             )  # fmt: skip
 
         name = f"joint-{index + 1}" if index else "joint"
@@ -576,7 +584,9 @@ class Recipe:
         training: dict[str, Any] = {**json.loads(metadata["training"]), "recipe": self.story()}
         test = self.reference.rows[2]
         if "test" not in training["figures"] and len(test) >= 3:  # made when there was a stage after it
-            training["figures"]["test"] = measure_on_test(RaliScorer.from_pretrained(last), test, report=self.report)
+            training["figures"]["test"] = measure_on_test(
+                RaliScorer.from_pretrained(last, device=self.device), test, report=self.report
+            )
         start = training["recipe"]["start"]
         if start is not None:
             metadata["source"] = json.dumps({**json.loads(metadata["source"]), **start["source"]}, sort_keys=True)

@@ -18,6 +18,7 @@ from .config import CompressConfig, FitConfig
 from .evaluate import Report
 from .fit import OrderedEmbeddings, build_head, fit_head
 from .joint import OrderedPictures, embed_pictures, steady_copy
+from .precision import device_of
 
 
 def refit_head(
@@ -59,4 +60,4 @@ def refit_head(
     model.head = fit_head(
         build_head(compressed), embeddings, torch.from_numpy(scores).float(), validation=(held_out, validation[1]),
         **asdict(fitting), ordered=known, seed=seed, report=report,
-    )  # fmt: skip
+    ).to(device_of(model.encoder))  # fmt: skip

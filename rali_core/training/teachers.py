@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..checkpoint import load_model
@@ -136,6 +137,7 @@ class Teachers:
         *,
         root: Path,
         folder: Path,
+        device: torch.device,
         report: Report,
     ) -> NDArray[np.float64]:
         """What to learn: the human scores with the teachers' in them.
@@ -145,6 +147,7 @@ class Teachers:
             pictures: (N, H, H, 3) uint8, for the models.
             root: What relative names in the tables are relative to.
             folder: Where the models' scores are kept for the next time.
+            device: Where the models do their work.
             report: Called with lines of text.
 
         Returns:
@@ -157,7 +160,7 @@ class Teachers:
         asked = [rows[place] for place in chosen]
         judged = [table.look_up(asked, root) for table in self.tables.values()]
         for sha256, model in self.models.items():
-            judged.append(_ask(model, sha256, pictures, chosen, asked, folder, report))
+            judged.append(_ask(model, sha256, pictures, chosen, asked, folder, device, report))
         human[chosen] = (1 - self.share) * human[chosen] + self.share * np.mean(judged, axis=0)
         return human
 
@@ -174,6 +177,7 @@ def _ask(
     chosen: NDArray[np.int64],
     asked: list[LabelledImage],
     folder: Path,
+    device: torch.device,
     report: Report,
 ) -> NDArray[np.float64]:
     folder.mkdir(exist_ok=True)
@@ -185,7 +189,9 @@ def _ask(
         return kept
     report(f"teacher {sha256[:8]} scores {len(asked)} pictures")
     note.unlink(missing_ok=True)
+    model = model.to(device)
     predicted = predict_pictures(model, pictures if len(asked) == len(pictures) else pictures[chosen], report=report)
+    model.cpu()  # it was there to be asked once
     np.save(path, predicted)
     note.write_text(json.dumps(key))
     return predicted.astype(np.float64)

@@ -27,7 +27,7 @@ from ..vision_transformer import DinoBlock
 from .backbones import Backbone
 from .data import LabelledImage
 from .evaluate import Report
-from .precision import training_autocast
+from .precision import device_of, training_autocast
 
 ViewKind = Literal["whole", "mirrored", "crop"]
 VIEW_KINDS: tuple[ViewKind, ...] = get_args(ViewKind)
@@ -196,9 +196,9 @@ def cache_tokens(
     Returns:
         The memory-mapped array, read-only.
     """
-    size = config.image_size
+    size, device = config.image_size, device_of(lower)
     with torch.inference_mode():
-        shape = (len(views), *lower(torch.zeros(1, 3, size, size)).shape[1:])
+        shape = (len(views), *lower(torch.zeros(1, 3, size, size, device=device)).shape[1:])
     state_path = path.with_suffix(".json")
     wanted: dict[str, object] = {"key": key, "shape": list(shape), "views": [asdict(view) for view in views]}
     done = _resume_point(path, state_path, wanted)
@@ -211,9 +211,9 @@ def cache_tokens(
     )
     written = done
     for step, inputs in enumerate(loader, start=1):
-        with torch.inference_mode(), training_autocast():
-            tokens = lower(inputs)
-        array[written : written + len(tokens)] = tokens.float().numpy().astype(np.float16)
+        with torch.inference_mode(), training_autocast(device):
+            tokens = lower(inputs.to(device))
+        array[written : written + len(tokens)] = tokens.float().cpu().numpy().astype(np.float16)
         written += len(tokens)
         if step % 50 == 0 or written == len(views):
             array.flush()
@@ -255,7 +255,7 @@ def cache_embeddings(
     """
     digest = hashlib.sha256(key.encode() + indices.tobytes())
     for name, tensor in sorted(upper.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     wanted = digest.hexdigest()
     if path.is_file():
         with safe_open(path, framework="pt") as file:
@@ -272,9 +272,10 @@ def cache_embeddings(
 def iterate_embeddings(
     upper: UpperBlocks, tokens: NDArray[np.float16], indices: NDArray[np.int64], *, batch_size: int = 32
 ) -> Iterator[Tensor]:
-    """Embeddings of cached views, (<= batch_size, D) float32 at a time, made in bfloat16 without gradient."""
+    """Embeddings of cached views, (<= batch_size, D) float32 on the CPU at a time, in bfloat16 without gradient."""
+    device = device_of(upper)
     for start in range(0, len(indices), batch_size):
-        batch = torch.from_numpy(np.asarray(tokens[indices[start : start + batch_size]])).float()
-        with torch.inference_mode(), training_autocast():
+        batch = torch.from_numpy(np.asarray(tokens[indices[start : start + batch_size]])).to(device).float()
+        with torch.inference_mode(), training_autocast(device):
             embeddings = upper(batch)
-        yield embeddings.float()
+        yield embeddings.float().cpu()
