@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,10 @@ from rali_core.training.pipeline import read_splits
 from rali_core.training.precision import training_autocast
 
 BATCH = 8
+PICTURES = 518
+"""Side of the decoded pictures, the largest input."""
+CHECKERBOARD = 518
+"""The input of which DINOv2 is also asked to look at every second patch."""
 SIZES = {"dinov2": (224, 336, 392, 448), "tinyvit": (224, 448), "lite0": (224, 336, 448)}
 """DINOv2 takes multiples of 14; TinyViT's windows fit without padding at multiples of 224."""
 LITE_MEAN, LITE_STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
@@ -102,6 +106,15 @@ def make_candidates(dinov2: Path | None, tinyvit: Path | None, *, lite0: bool) -
             tower.load_state_dict(backbone.state)
             preprocess: PreprocessConfig = backbone.preprocess
             yield Candidate(name, size, tower.eval(), preprocess.mean, preprocess.std)
+    if dinov2:
+        backbone = load_backbone(dinov2, image_size=CHECKERBOARD)
+        vision = {**backbone.encoder.vision_cfg, "patch_pattern": "checkerboard"}
+        tower = build_encoder(replace(backbone.encoder, vision_cfg=vision))
+        tower.load_state_dict(backbone.state)
+        preprocess = backbone.preprocess
+        yield Candidate(
+            "DINOv2 ViT-S/14, every second patch", CHECKERBOARD, tower.eval(), preprocess.mean, preprocess.std
+        )
     for size in SIZES["lite0"] if lite0 else ():
         yield Candidate("EfficientNet-Lite0", size, _Lite().eval(), LITE_MEAN, LITE_STD)
 
@@ -170,6 +183,7 @@ def main() -> None:
     parser.add_argument("--no-lite0", action="store_true", help="leave out EfficientNet-Lite0")
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=2000, help="training images (default: 2000)")
+    parser.add_argument("--validation-limit", type=int, metavar="N", help="validation images (default: all)")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of the fitting (default: 12)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the timing (default: 7)")
     options = parser.parse_args()
@@ -181,9 +195,9 @@ def main() -> None:
     training, validation, _ = read_splits(
         options.labels, root=None, score_range=(0.0, 1.0), limit=None, validation_fraction=0.1, seed=0
     )
-    training = training[: options.limit]
-    pictures = cache_pictures(training, options.work_dir / "training.npy", report=say)
-    held_out = cache_pictures(validation, options.work_dir / "validation.npy", report=say)
+    training, validation = training[: options.limit], validation[: options.validation_limit]
+    pictures = cache_pictures(training, options.work_dir / "training.npy", size=PICTURES, report=say)
+    held_out = cache_pictures(validation, options.work_dir / "validation.npy", size=PICTURES, report=say)
     scores, human = (np.array([row.score for row in rows]) for rows in (training, validation))
     candidates, results = [], []
     for candidate in make_candidates(options.dinov2, options.tinyvit, lite0=not options.no_lite0):

@@ -565,3 +565,9 @@ def test_tuning_can_end_with_a_new_head(labels: Path, dino_file: Path, tmp_path:
     assert training[1]["new head"]["fit"] == asdict(TAUGHT)
     assert tuned.head.components.shape != renewed.head.components.shape  # fewer images than the settings' dimensions
     assert training[1]["figures"]["validation"]["count"] == training[0]["figures"]["validation"]["count"]
+    assert "seen" not in training[1]["figures"]["validation"]
+    assert main([*arguments, "-o", str(files[0]), "--new-head", "--held-out-weight", "2"]) == 0
+    last = read_metadata(files[0])
+    assert last["training"]["new head"]["fit"] == asdict(replace(TAUGHT, held_out_weight=2.0))
+    assert last["training"]["figures"]["validation"]["seen"] is True
+    assert last["calibration"]["reference"].endswith("validation images of labels.csv, which its head has seen")

@@ -51,6 +51,12 @@ def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> No
         (HEAD + SECTIONS + "[align]\nstep = 3\n", r"unknown key\(s\) in \[align\]: step; there are steps, batch_size, .*text_tower"),
         (HEAD + SECTIONS + "[joint]\nruns = 0\n", r"joint.runs must be at least 1 and joint.start_share lie in .* got 0"),
         (HEAD + SECTIONS + "[joint]\nteacher_share = 2.0\n", r"joint\.teacher_share must lie in \[0, 1\], got 2"),
+        (HEAD + SECTIONS + "[fit]\nheld_out_weight = 1\n", r"would leave nothing to choose by: set that of the last \[\[joint"),
+        (HEAD + SECTIONS + "[joint]\nheld_out_weight = 2\n", r"held_out_weight .* needs new_head and fit.teacher = 'svr', got 2"),
+        (
+            HEAD + SECTIONS + "[fit]\nteacher = 'svr'\n[joint]\nnew_head = true\nheld_out_weight = 2\nrecalibrate = true\n",
+            "for the last .*, without recalibrate",
+        ),
         (HEAD + SECTIONS + '[joint]\nmix_with = "a"\n', r"joint\.mix_with names weights to mix in, but joint\.start_share, .*0"),
         (HEAD + SECTIONS + "[joint]\nseed = 3\n", r"unknown key\(s\) in \[joint\]: seed; there are image_size"),
         (HEAD + SECTIONS + '[ract]\n[[ract.data]]\nlabel = "x"\n', r"unknown key\(s\) in \[ract\.data\]: label; there are labels"),

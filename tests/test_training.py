@@ -20,7 +20,7 @@ from rali_core.training.compress import compress
 from rali_core.training.data import read_labels, split_validation
 from rali_core.training.distortions import DISTORTIONS, LEVELS, distort
 from rali_core.training.evaluate import draw_scatter, measure_agreement
-from rali_core.training.fit import OrderedEmbeddings, Teacher, build_head, fit_head, regress_scores
+from rali_core.training.fit import OrderedEmbeddings, Regression, Teacher, build_head, fit_head, regress_scores
 from rali_core.training.joint import JointSettings
 from rali_core.training.joint import _build_optimizer as joint_optimizer
 from rali_core.training.joint import _Upper as Upper
@@ -343,14 +343,41 @@ def test_the_teacher_predicts_scores_for_seen_and_unseen_embeddings() -> None:
     embeddings, scores = quality_embeddings(400, 24, 4)
     unseen, unseen_scores = quality_embeddings(300, 24, 5)
     head = build_head(compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0))
-    seen, further = regress_scores(
-        head, torch.from_numpy(embeddings), torch.from_numpy(scores).float(), torch.from_numpy(unseen),
-        penalty=0.3, epsilon=0.03, gamma=0.25,
-    )  # fmt: skip
-    for predicted, human in ((seen, scores), (further, unseen_scores)):
+    regression = Regression(penalty=0.3, epsilon=0.03, gamma=0.25)
+    for points, human in ((embeddings, scores), (unseen, unseen_scores)):
+        predicted = regress_scores(
+            head, torch.from_numpy(embeddings), torch.from_numpy(scores).float(), torch.from_numpy(points), regression
+        )
         assert predicted.shape == human.shape
         assert 0 <= float(predicted.min()) <= float(predicted.max()) <= 1
         assert measure_agreement(predicted.numpy(), human).srcc > 0.8
+
+
+def test_a_last_head_learns_the_validation_images_too_and_reports_by_cross_validation() -> None:
+    embeddings, scores = quality_embeddings(300, 24, 4)
+    unseen, unseen_scores = quality_embeddings(100, 24, 5)
+    unseen_scores = np.random.default_rng(0).permutation(unseen_scores)  # cannot be foretold, only learnt
+    head = build_head(compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0))
+    error, lines = {}, {}
+    for weight in (0.0, 20.0):
+        lines[weight] = []
+        fitted = fit_head(
+            copy.deepcopy(head), torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
+            validation=(torch.from_numpy(unseen), unseen_scores), epochs=30, batch_size=64, learning_rate=1e-2,
+            teacher="svr", held_out_weight=weight, seed=0, report=lines[weight].append,
+        )  # fmt: skip
+        with torch.inference_mode():
+            error[weight] = float(np.abs(fitted(torch.from_numpy(unseen)).numpy() - unseen_scores).mean())
+    assert error[20.0] < 0.8 * error[0.0]
+    srcc = {weight: float(said[0].split("SRCC ")[1].split()[0]) for weight, said in lines.items()}
+    assert "five-fold" in lines[20.0][0]
+    assert max(map(abs, srcc.values())) < 0.3, "no image was among those that its own prediction learnt from"
+    with pytest.raises(ValueError, match="held_out_weight .* needs teacher = 'svr'"):
+        fit_head(
+            head, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
+            validation=(torch.from_numpy(unseen), unseen_scores), epochs=1, batch_size=64, learning_rate=1e-2,
+            held_out_weight=1.0, seed=0, report=lambda _: None,
+        )  # fmt: skip
 
 
 def test_the_plcc_loss_is_one_minus_the_correlation() -> None:

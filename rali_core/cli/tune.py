@@ -59,6 +59,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--new-head", action="store_true",
                         help="make PCA and prototypes anew from the tuned tower, and fit them to what a support vector "
                         "regression makes of the scores")  # fmt: skip
+    parser.add_argument("--held-out-weight", type=float, default=0.0, metavar="WEIGHT",
+                        help="let that regression learn the validation images too, each as much as so many training "
+                        "images: for a last head, for then they tell nothing any more (default: 0, not)")  # fmt: skip
     parser.add_argument("--recalibrate", action="store_true",
                         help="fit slope and offset of the scores to the validation images at the end")  # fmt: skip
     parser.add_argument("--teacher", action="append", default=[], metavar="FILE",
@@ -122,7 +125,9 @@ def run(options: argparse.Namespace) -> int:
         teacher_images=options.teacher_images,
         runs=options.runs,
         first_run=options.first_run,
-        refit=(CompressConfig(), TAUGHT) if options.new_head else None,
+        refit=(
+            (CompressConfig(), replace(TAUGHT, held_out_weight=options.held_out_weight)) if options.new_head else None
+        ),
         recalibrate=options.recalibrate,
         workers=options.workers,
         device=options.device,

@@ -94,7 +94,8 @@ def adapt(
         first_run: The first run's number, which is added to the settings' seed for its random choices (the split and
             the groups stay): for a training that goes on from another on the same pictures.
         refit: Settings of stages 2 and 3, for a head that is made anew from the tuned tower; None keeps the tuned head.
-            It learns what the tower learnt: with teachers, the scores with theirs mixed in.
+            It learns what the tower learnt: with teachers, the scores with theirs mixed in. With `held_out_weight` it
+            learns the validation images too, and the figures of these are marked as seen.
         recalibrate: Fit slope and offset of the prototypes' scores to the validation images at the end. A model that
             saw fewer patches in training than it looks at scores all pictures a little too high or too low.
         measure_test: False leaves out the test images, for a model that another training goes on from.
@@ -207,7 +208,8 @@ def adapt(
     return measure_and_save(
         model, output,
         name=name or output.stem, licence=loaded.info.licence, source=loaded.info.source,
-        labels=labels, rows=rows, story=story, measure_test=measure_test, report=report,
+        labels=labels, rows=rows, story=story, measure_test=measure_test,
+        validation_seen=refit is not None and refit[1].held_out_weight > 0, report=report,
     )  # fmt: skip
 
 

@@ -165,6 +165,8 @@ class FitConfig:
         teacher_gamma: Gamma of its Gaussian kernel, between unit vectors.
         order_weight: Weight of the order of known distortions, on the pictures of `describe.groups`.
         steady_weight: Weight of moves of these pictures' scores by mirroring and JPEG.
+        held_out_weight: How much a validation image counts in the regression beside a training image; 0 leaves them
+            out. For a last head, when nothing is left to be chosen by them.
     """
 
     epochs: int = 6
@@ -179,6 +181,7 @@ class FitConfig:
     teacher_gamma: float = 0.25
     order_weight: float = 0.0
     steady_weight: float = 0.0
+    held_out_weight: float = 0.0
 
     @property
     def uses_groups(self) -> bool:
@@ -223,6 +226,7 @@ class JointConfig(JointSettings):
         start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
         mix_with: Model file of the same architecture that takes the place of the weights before this stage in that.
         new_head: Make the head anew from the tuned tower after that, with the settings of `[compress]` and `[fit]`.
+        held_out_weight: That of `[fit]`, for this new head alone.
         recalibrate: Fit slope and offset of the scores to the validation images at last.
     """
 
@@ -238,6 +242,7 @@ class JointConfig(JointSettings):
     start_share: float = 0.0
     mix_with: Path | None = None
     new_head: bool = False
+    held_out_weight: float = 0.0
     recalibrate: bool = False
 
 
@@ -396,6 +401,21 @@ def check(config: TrainConfig) -> None:
             "fit.teacher_penalty and fit.teacher_gamma must be positive, fit.teacher_epsilon at least 0, got "
             f"{fit.teacher_penalty}, {fit.teacher_gamma}, {fit.teacher_epsilon}"
         )
+    if fit.held_out_weight:
+        raise ValueError(
+            "fit.held_out_weight would leave nothing to choose by: set that of the last [[joint]], with new_head"
+        )
+    for number, joint in enumerate(config.joint, start=1):
+        if joint.held_out_weight < 0 or (joint.held_out_weight and not (joint.new_head and fit.teacher == "svr")):
+            raise ValueError(
+                "joint.held_out_weight must be at least 0, and needs new_head and fit.teacher = 'svr', got "
+                f"{joint.held_out_weight}"
+            )
+        if joint.held_out_weight and (number < len(config.joint) or joint.recalibrate):
+            raise ValueError(
+                "joint.held_out_weight is for the last [[joint]], without recalibrate: after it the validation images "
+                "tell nothing any more"
+            )
     if fit.uses_groups and not (describe.groups and config.align.enabled):
         raise ValueError(
             "fit.order_weight and fit.steady_weight need distorted pictures: set describe.groups, and leave align "

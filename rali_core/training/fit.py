@@ -28,6 +28,7 @@ from .ordered import OrderedGroup
 
 WEIGHT_DECAY = 1e-4
 GROUPS_PER_STEP = 32
+CROSS_VALIDATION_FOLDS = 5
 
 
 Teacher = Literal["none", "svr"]
@@ -76,6 +77,7 @@ def fit_head(
     teacher_gamma: float = 0.25,
     order_weight: float = 0.0,
     steady_weight: float = 0.0,
+    held_out_weight: float = 0.0,
     ordered: OrderedEmbeddings | None = None,
     others: Sequence[tuple[Tensor, Tensor]] = (),
     others_weight: float = 0.0,
@@ -88,7 +90,7 @@ def fit_head(
         head: From `build_head`.
         embeddings: (N, D) float32 embeddings of the training views.
         scores: (N,) float32 human scores in [0, 1].
-        validation: ((M, D) embeddings, (M,) human scores), only reported.
+        validation: ((M, D) embeddings, (M,) human scores), only reported unless `held_out_weight` says otherwise.
         epochs: Passes over the training views.
         batch_size: Views per step.
         learning_rate: Peak learning rate.
@@ -102,6 +104,11 @@ def fit_head(
         order_weight: Weight of the term that asks for the order of known distortions, `joint.ordered_losses`.
         steady_weight: Weight of the mean absolute difference between the scores of undistorted pictures and of their
             mirror images saved as JPEG.
+        held_out_weight: For a last head, when nothing is left to be chosen: the validation images are learnt too, in
+            the teacher's regression each as much as that many training images. A tower has other embeddings of images
+            that it was tuned on than of new ones; these are of the second kind. What is reported of the regression is
+            then by five-fold cross-validation, what is reported of the prototypes is on images that they have learnt.
+            Needs `teacher = "svr"`.
         ordered: Pictures for these two terms.
         others: ((N_i, D) embeddings, (N_i,) human scores) of further data sets, each on a scale of its own. Only
             correlations within each set are used, never a score itself.
@@ -111,14 +118,29 @@ def fit_head(
 
     Returns:
         The same head.
+
+    Raises:
+        ValueError: There is a `held_out_weight`, but no such teacher.
     """
+    if held_out_weight and teacher != "svr":
+        raise ValueError("held_out_weight is a weight in the teacher's regression: it needs teacher = 'svr'")
     if teacher == "svr":
-        scores, predicted_validation = regress_scores(
-            head, embeddings, scores, validation[0], penalty=teacher_penalty, epsilon=teacher_epsilon,
-            gamma=teacher_gamma,
-        )  # fmt: skip
-        agreement = measure_agreement(predicted_validation.numpy(), validation[1])
-        report(f"teacher: validation SRCC {agreement.srcc:.4f} PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}")
+        regression = Regression(penalty=teacher_penalty, epsilon=teacher_epsilon, gamma=teacher_gamma)
+        if held_out_weight:
+            human = torch.from_numpy(validation[1]).float()
+            predicted = _cross_validate(head, embeddings, scores, validation[0], human, regression, held_out_weight)
+            both, targets = torch.cat([embeddings, validation[0]]), torch.cat([scores, human])
+            weights = torch.ones(len(targets))
+            weights[len(scores) :] = held_out_weight
+            embeddings, scores = both, regress_scores(head, both, targets, both, regression, weights=weights)
+        else:
+            learnt, further = embeddings, torch.cat([embeddings, validation[0]])
+            scores, predicted = regress_scores(head, learnt, scores, further, regression).split(
+                [len(embeddings), len(validation[0])]
+            )
+        agreement = measure_agreement(predicted.numpy(), validation[1])
+        kind = "five-fold " if held_out_weight else ""
+        report(f"teacher: {kind}validation SRCC {agreement.srcc:.4f} PLCC {agreement.plcc:.4f} MAE {agreement.mae:.4f}")
     generator = torch.Generator().manual_seed(seed)
     head.components.requires_grad_(fit_projection)
     head.scale.requires_grad_(fit_projection)
@@ -157,16 +179,30 @@ def fit_head(
     return head.requires_grad_(True).eval()
 
 
+@dataclass(frozen=True)
+class Regression:
+    """Settings of a support vector regression.
+
+    Attributes:
+        penalty: C, how much an error costs.
+        epsilon: Errors up to this cost nothing.
+        gamma: Of the Gaussian kernel.
+    """
+
+    penalty: float
+    epsilon: float
+    gamma: float
+
+
 def regress_scores(
     head: PrototypeHead,
     embeddings: Tensor,
     scores: Tensor,
     others: Tensor,
+    regression: Regression,
     *,
-    penalty: float,
-    epsilon: float,
-    gamma: float,
-) -> tuple[Tensor, Tensor]:
+    weights: Tensor | None = None,
+) -> Tensor:
     """Predict human scores by a support vector regression on what the head's prototypes are compared with.
 
     Some human scores of a data set are far off (sharp photographs called poor, say), and prototypes follow them once
@@ -179,15 +215,14 @@ def regress_scores(
 
     Args:
         head: Its mean, scale and components make (N, P) unit vectors of the embeddings.
-        embeddings: (N, D) of the training views.
+        embeddings: (N, D) of the images to learn from.
         scores: (N,) their human scores in [0, 1].
-        others: (M, D) further embeddings.
-        penalty: C, how much an error costs.
-        epsilon: Errors up to this cost nothing.
-        gamma: Of the Gaussian kernel.
+        others: (M, D) embeddings to predict the scores of.
+        regression: Settings.
+        weights: (N,) how much each image counts; None for all alike.
 
     Returns:
-        (N,) and (M,) predictions in [0, 1], float32.
+        (M,) predictions in [0, 1], float32.
     """
     from sklearn.svm import SVR
 
@@ -195,9 +230,33 @@ def regress_scores(
         points, further = (
             project(values, head.mean, head.scale, head.components).numpy() for values in (embeddings, others)
         )
-    regression = SVR(C=penalty, epsilon=epsilon, gamma=gamma).fit(points, scores.numpy())
-    first, second = (torch.from_numpy(regression.predict(values)).float().clamp(0, 1) for values in (points, further))
-    return first, second
+    machine = SVR(C=regression.penalty, epsilon=regression.epsilon, gamma=regression.gamma)
+    machine.fit(points, scores.numpy(), sample_weight=None if weights is None else weights.numpy())
+    return torch.from_numpy(machine.predict(further)).float().clamp(0, 1)
+
+
+def _cross_validate(
+    head: PrototypeHead,
+    embeddings: Tensor,
+    scores: Tensor,
+    held_out: Tensor,
+    held_out_scores: Tensor,
+    regression: Regression,
+    weight: float,
+) -> Tensor:
+    """(M,) predictions for held-out images, each by a regression that learnt the others and all training images."""
+    from sklearn.model_selection import KFold
+
+    predicted = torch.empty(len(held_out))
+    folds = KFold(min(CROSS_VALIDATION_FOLDS, len(held_out)), shuffle=True, random_state=0)
+    for learnt, asked in folds.split(held_out):
+        weights = torch.ones(len(scores) + len(learnt))
+        weights[len(scores) :] = weight
+        predicted[asked] = regress_scores(
+            head, torch.cat([embeddings, held_out[learnt]]), torch.cat([scores, held_out_scores[learnt]]),
+            held_out[asked], regression, weights=weights,
+        )  # fmt: skip
+    return predicted
 
 
 def _order_some(head: PrototypeHead, ordered: OrderedEmbeddings, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -75,6 +75,7 @@ def measure_and_save(
     rows: Splits,
     story: dict[str, Any],
     measure_test: bool = True,
+    validation_seen: bool = False,
     report: Report,
 ) -> dict[str, Any]:
     """Calibrate on the validation images, measure on these and on the test images, and write the model file.
@@ -89,6 +90,7 @@ def measure_and_save(
         rows: Training, validation and test images; fewer than three test images are not measured.
         story: What else the `training` metadata shall tell.
         measure_test: False for a model that another training goes on from: then the test images are not looked at.
+        validation_seen: Whether the model has learnt the validation images too: their figures then say so.
         report: Called with lines of text.
 
     Returns:
@@ -99,7 +101,11 @@ def measure_and_save(
     model.encoder.float()  # what is measured from here on is what the file holds
     scorer = RaliScorer(model, ModelInfo(name, licence), device=device_of(model))
     validation_scores = _score_rows(scorer, validation_rows)
-    figures = {"validation": measure_agreement(validation_scores, scores_of(validation_rows)).to_dict()}
+    figures: dict[str, dict[str, Any]] = {
+        "validation": measure_agreement(validation_scores, scores_of(validation_rows)).to_dict()
+    }
+    if validation_seen:
+        figures["validation"]["seen"] = True
     if measure_test and len(test_rows) >= 3:
         figures["test"] = measure_on_test(scorer, test_rows, report=report)
     training = {
@@ -113,7 +119,9 @@ def measure_and_save(
         name=name,
         licence=licence,
         calibration=Calibration.from_scores(
-            validation_scores, f"scores of the {len(validation_rows)} validation images of {Path(labels).name}"
+            validation_scores,
+            f"scores of the {len(validation_rows)} validation images of {Path(labels).name}"
+            + (", which its head has seen" if validation_seen else ""),
         ),
         training=training,
         source=source,

@@ -12,7 +12,7 @@ import math
 import platform
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -565,7 +565,10 @@ class Recipe:
                 settings=narrow(config, JointSettings, seed=self.config.seed), runs=config.runs, first_run=first_run,
                 mix_with=(config.mix_with or start) if config.start_share else None, mix_share=config.start_share,
                 teachers=config.teachers, teacher_share=config.teacher_share, teacher_images=config.teacher_images,
-                refit=(self.config.compress, self.config.fit) if config.new_head else None,
+                refit=(
+                    (self.config.compress, replace(self.config.fit, held_out_weight=config.held_out_weight))
+                    if config.new_head else None
+                ),
                 recalibrate=config.recalibrate, measure_test=self._is_last(folder), workers=self.config.workers,
                 device=self.config.device, report=self.report,
             )  # fmt: skip
