@@ -41,10 +41,8 @@ from rali_core.training.pipeline import read_splits
 from rali_core.training.precision import training_autocast
 
 BATCH = 8
-PICTURES = 518
-"""Side of the decoded pictures, the largest input."""
 CHECKERBOARD = 518
-"""The input of which DINOv2 is also asked to look at every second patch."""
+"""The largest input, of which DINOv2 looks at every second patch; pictures are decoded to this."""
 SIZES = {"dinov2": (224, 336, 392, 448), "tinyvit": (224, 448), "lite0": (224, 336, 448)}
 """DINOv2 takes multiples of 14; TinyViT's windows fit without padding at multiples of 224."""
 LITE_MEAN, LITE_STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
@@ -196,8 +194,8 @@ def main() -> None:
         options.labels, root=None, score_range=(0.0, 1.0), limit=None, validation_fraction=0.1, seed=0
     )
     training, validation = training[: options.limit], validation[: options.validation_limit]
-    pictures = cache_pictures(training, options.work_dir / "training.npy", size=PICTURES, report=say)
-    held_out = cache_pictures(validation, options.work_dir / "validation.npy", size=PICTURES, report=say)
+    pictures = cache_pictures(training, options.work_dir / "training.npy", size=CHECKERBOARD, report=say)
+    held_out = cache_pictures(validation, options.work_dir / "validation.npy", size=CHECKERBOARD, report=say)
     scores, human = (np.array([row.score for row in rows]) for rows in (training, validation))
     candidates, results = [], []
     for candidate in make_candidates(options.dinov2, options.tinyvit, lite0=not options.no_lite0):

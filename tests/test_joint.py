@@ -570,4 +570,5 @@ def test_tuning_can_end_with_a_new_head(labels: Path, dino_file: Path, tmp_path:
     last = read_metadata(files[0])
     assert last["training"]["new head"]["fit"] == asdict(replace(TAUGHT, held_out_weight=2.0))
     assert last["training"]["figures"]["validation"]["seen"] is True
+    assert main([*arguments, "-o", str(files[0]), "--new-head", "--held-out-weight", "2", "--recalibrate"]) != 0
     assert last["calibration"]["reference"].endswith("validation images of labels.csv, which its head has seen")

@@ -96,6 +96,11 @@ def run(options: argparse.Namespace) -> int:
     from ..training.config import TAUGHT, CompressConfig
     from ..training.joint import JointSettings
 
+    if options.held_out_weight < 0 or (options.held_out_weight and not options.new_head):
+        raise ValueError(
+            "--held-out-weight must be at least 0, and needs --new-head, whose regression it is about; got "
+            f"{options.held_out_weight}"
+        )
     given = {
         name: value
         for name in (

@@ -119,6 +119,9 @@ def adapt(
         raise ValueError(f"mix_share must lie in [0, 1], got {mix_share}")
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}")
+    seen = refit is not None and refit[1].held_out_weight != 0
+    if seen and recalibrate:
+        raise ValueError("recalibrate fits to the validation images, which with held_out_weight the head has learnt")
     computes_on = training_device(device)
     loaded = load_model(model_file)
     judges = Teachers(teachers, share=teacher_share, images=teacher_images)
@@ -209,7 +212,7 @@ def adapt(
         model, output,
         name=name or output.stem, licence=loaded.info.licence, source=loaded.info.source,
         labels=labels, rows=rows, story=story, measure_test=measure_test,
-        validation_seen=refit is not None and refit[1].held_out_weight > 0, report=report,
+        validation_seen=seen, report=report,
     )  # fmt: skip
 
 

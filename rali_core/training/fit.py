@@ -134,8 +134,8 @@ def fit_head(
             weights[len(scores) :] = held_out_weight
             embeddings, scores = both, regress_scores(head, both, targets, both, regression, weights=weights)
         else:
-            learnt, further = embeddings, torch.cat([embeddings, validation[0]])
-            scores, predicted = regress_scores(head, learnt, scores, further, regression).split(
+            asked = torch.cat([embeddings, validation[0]])
+            scores, predicted = regress_scores(head, embeddings, scores, asked, regression).split(
                 [len(embeddings), len(validation[0])]
             )
         agreement = measure_agreement(predicted.numpy(), validation[1])
