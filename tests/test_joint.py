@@ -296,10 +296,10 @@ def test_scores_become_steadier_where_that_is_asked_for(
 def test_the_scores_of_labelled_images_become_steadier_where_that_is_asked_for(
     labels: Path, tiny_timm_file: Path, tmp_path: Path
 ) -> None:
-    moves = []
-    for count in (0, 12, 99):  # a step has 16 labelled images, and no more can be asked for
-        settings = replace(SMALL, steps=40, whole_steps=0, steady_weight=5.0, steady_pictures=count)
-        output, work_dir = tmp_path / f"{count}.safetensors", tmp_path / f"{count}"
+    def tune(count: int, *, seed: int, steps: int) -> tuple[float, dict[str, float]]:
+        settings = replace(SMALL, steps=steps, whole_steps=0, steady_weight=5.0, steady_pictures=count, seed=seed,
+                           head_learning_rate=1e-3)  # fmt: skip
+        output, work_dir = tmp_path / "model.safetensors", tmp_path / f"{count}-{seed}"
         adapt(
             tiny_timm_file, labels, output, work_dir=work_dir, groups=0, settings=settings, validation_fraction=0.2,
             workers=0, report=lambda _: None,
@@ -307,12 +307,19 @@ def test_the_scores_of_labelled_images_become_steadier_where_that_is_asked_for(
         model = load_model(output).model
         with torch.inference_mode():
             pixels = torch.from_numpy(np.load(work_dir / "training.npy")).permute(0, 3, 1, 2) / 255
-            moves.append(float((model(pixels) - model(pixels.flip(-1))).abs().mean()))
+            move = float((model(pixels) - model(pixels.flip(-1))).abs().mean())
         entry = json.loads((work_dir / "log.jsonl").read_text().splitlines()[-1])
         assert "steady" not in entry, "that is the groups'"
-        assert ("steady, labelled" in entry) == (count > 0)
-    assert moves[1] < 0.7 * moves[0]
-    assert moves[2] < 0.7 * moves[0]
+        return move, entry
+
+    assert "steady, labelled" in tune(12, seed=0, steps=2)[1]
+    moves = {0: 0.0, 99: 0.0}  # a step has 16 labelled images, and no more can be asked for
+    for seed in range(3):  # so short a tuning of so small a tower depends on its seed
+        for count in moves:
+            move, entry = tune(count, seed=seed, steps=40)
+            assert ("steady, labelled" in entry) == (count > 0)
+            moves[count] += move
+    assert moves[99] < 0.5 * moves[0], moves
 
 
 def test_several_runs_are_averaged_and_can_be_added_to_a_finished_one(
