@@ -194,8 +194,12 @@ def main() -> None:
         options.labels, root=None, score_range=(0.0, 1.0), limit=None, validation_fraction=0.1, seed=0
     )
     training, validation = training[: options.limit], validation[: options.validation_limit]
-    pictures = cache_pictures(training, options.work_dir / "training.npy", size=CHECKERBOARD, report=say)
-    held_out = cache_pictures(validation, options.work_dir / "validation.npy", size=CHECKERBOARD, report=say)
+    pictures = cache_pictures(
+        [row.path for row in training], options.work_dir / "training.npy", size=CHECKERBOARD, report=say
+    )
+    held_out = cache_pictures(
+        [row.path for row in validation], options.work_dir / "validation.npy", size=CHECKERBOARD, report=say
+    )
     scores, human = (np.array([row.score for row in rows]) for rows in (training, validation))
     candidates, results = [], []
     for candidate in make_candidates(options.dinov2, options.tinyvit, lite0=not options.no_lite0):

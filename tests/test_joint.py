@@ -22,7 +22,14 @@ from rali_core.training.data import LabelledImage, read_labels, split_validation
 from rali_core.training.distortions import DISTORTIONS
 from rali_core.training.drawings import draw_picture
 from rali_core.training.evaluate import Agreement, measure_agreement
-from rali_core.training.joint import JointSettings, fit_line, mirror_patches, ordered_losses, with_image_size
+from rali_core.training.joint import (
+    JointSettings,
+    _Pictures,
+    fit_line,
+    mirror_patches,
+    ordered_losses,
+    with_image_size,
+)
 from rali_core.training.ordered import OrderedGroup, cache_groups, cache_pictures, plan_groups, render_group
 from rali_core.training.refit import refit_head
 from rali_core.training.teachers import Teachers
@@ -186,10 +193,10 @@ def test_recalibrating_gives_slope_and_offset_and_leaves_ranks(tiny_timm_file: P
 
 
 def test_larger_inputs_have_decoded_pictures_of_their_own(labels: Path, tmp_path: Path) -> None:
-    rows = read_labels(labels)[:3]
+    files = [row.path for row in read_labels(labels)[:3]]
     group = plan_groups([], [], count=2, seed=0)
     pictures = [
-        cache_pictures(rows, tmp_path / "p.npy", size=size, workers=0, report=lambda _: None) for size in (448, 518)
+        cache_pictures(files, tmp_path / "p.npy", size=size, workers=0, report=lambda _: None) for size in (448, 518)
     ]
     assert [part.shape for part in pictures] == [(3, 448, 448, 3), (3, 518, 518, 3)]
     rendered = cache_groups(group, tmp_path / "g.npy", size=518, workers=0, report=lambda _: None)
@@ -460,6 +467,62 @@ def test_teachers_may_be_asked_about_some_images_only(
         tune("ss02*")
 
 
+def test_pictures_without_human_scores_are_learnt_from_teachers(
+    labels: Path, tiny_timm_file: Path, photographs: dict[str, Image.Image], tmp_path: Path
+) -> None:
+    backwards = load_model(tiny_timm_file)
+    with torch.no_grad():
+        backwards.model.head.scores.copy_(1 - backwards.model.head.scores)
+    teacher, folder = tmp_path / "teacher.safetensors", tmp_path / "unlabelled"
+    save_model(teacher, backwards.model, backwards.info)
+    (folder / "inner").mkdir(parents=True)
+    for name, photograph in photographs.items():
+        photograph.save(folder / "inner" / f"{name}.png")
+    lines: list[str] = []
+
+    def tune(name: str, **keywords: Any) -> dict[str, Any]:
+        return adapt(
+            tiny_timm_file, labels, tmp_path / f"{name}.safetensors", work_dir=tmp_path / name, groups=0,
+            validation_fraction=0.2, settings=replace(SMALL, steps=60), limit=20, workers=0, report=lines.append,
+            **keywords,
+        )  # fmt: skip
+
+    both = {"unlabelled": [folder], "unlabelled_teachers": [teacher, tiny_timm_file]}
+    story = tune("two", **both)
+    count = len(photographs)
+    hashes = [hash_file(teacher), hash_file(tiny_timm_file)]
+    assert story["unlabelled"] == {"pictures": 2 * count, "teachers": hashes}
+    said = [f"teacher {sha256[:8]} scores {count} pictures" for sha256 in hashes]
+    assert [lines.count(line) for line in said] == [2, 2], "pictures, and as many distorted ones"
+    shown = np.load(tmp_path / "two" / "unlabelled.npy")
+    distorted = np.load(tmp_path / "two" / "unlabelled-distorted.npy")
+    assert shown.shape == distorted.shape == (count, 448, 448, 3)
+    assert not np.array_equal(shown, distorted)
+    tune("two", **both)
+    assert [lines.count(line) for line in said] == [2, 2], "they are kept"
+    tune("one", unlabelled=[folder], unlabelled_teachers=[teacher])
+    tune("none")
+    pixels = torch.from_numpy(shown).permute(0, 3, 1, 2) / 255
+    scores = {}
+    for file in ("teacher", "one", "none"):
+        with torch.inference_mode():
+            scores[file] = load_model(tmp_path / f"{file}.safetensors").model(pixels)
+    distances = {file: float((scores[file] - scores["teacher"]).abs().mean()) for file in ("one", "none")}
+    assert distances["one"] < 0.7 * distances["none"], distances
+    with pytest.raises(ValueError, match="unlabelled pictures need unlabelled_teachers"):
+        tune("bad", unlabelled=[folder])
+    table = tmp_path / "scores.csv"
+    table.write_text("image,score\ncat.png,0.5\n")
+    with pytest.raises(ValueError, match="unlabelled_teachers must be model files: a table"):
+        tune("bad", unlabelled=[folder], unlabelled_teachers=[table])
+
+
+def test_several_arrays_of_pictures_are_one() -> None:
+    parts = [np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1) + 10 * count for count in (3, 1, 2)]
+    pictures = _Pictures(parts)
+    assert [int(pictures[place].item()) for place in range(len(pictures))] == [30, 31, 32, 10, 20, 21]
+
+
 def test_a_teacher_may_be_a_table_of_scores(labels: Path, tmp_path: Path) -> None:
     rows = [row for row in read_labels(labels) if row.split == "train"][:6]
     table = tmp_path / "scores.csv"
@@ -578,4 +641,11 @@ def test_tuning_can_end_with_a_new_head(labels: Path, dino_file: Path, tmp_path:
     assert last["training"]["new head"]["fit"] == asdict(replace(TAUGHT, held_out_weight=2.0))
     assert last["training"]["figures"]["validation"]["seen"] is True
     assert main([*arguments, "-o", str(files[0]), "--new-head", "--held-out-weight", "2", "--recalibrate"]) != 0
+    more = ["tune", str(files[0]), *arguments[2:], "-o", str(files[1]), "--validation-fraction", "0.05"]
+    more[more.index("--work-dir") + 1] = str(tmp_path / "more")
+    assert main(more) == 0
+    figures = [read_metadata(file)["training"]["figures"]["validation"] for file in files]
+    assert figures[1]["seen"] is True, "it goes on from one that has learnt them"
+    assert figures[1]["count"] == round(figures[0]["count"] / 2)
+    assert main([*more, "--recalibrate"]) != 0
     assert last["calibration"]["reference"].endswith("validation images of labels.csv, which its head has seen")

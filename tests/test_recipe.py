@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,12 +52,14 @@ def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> No
         (HEAD + SECTIONS + "[align]\nstep = 3\n", r"unknown key\(s\) in \[align\]: step; there are steps, batch_size, .*text_tower"),
         (HEAD + SECTIONS + "[joint]\nruns = 0\n", r"joint.runs must be at least 1 and joint.start_share lie in .* got 0"),
         (HEAD + SECTIONS + "[joint]\nteacher_share = 2.0\n", r"joint\.teacher_share must lie in \[0, 1\], got 2"),
-        (HEAD + SECTIONS + "[fit]\nheld_out_weight = 1\n", r"would leave nothing to choose by: set that of the last \[\[joint"),
+        (HEAD + SECTIONS + '[joint]\nunlabelled = ["a"]\n', r"joint\.unlabelled, .*, and joint\.unlabelled_teachers, .*one another"),
+        (HEAD + SECTIONS + "[fit]\nheld_out_weight = 1\n", r"would leave nothing to choose by: set that of a \[\[joint"),
         (HEAD + SECTIONS + "[joint]\nheld_out_weight = 2\n", r"held_out_weight .* needs new_head and fit.teacher = 'svr', got 2"),
         (
             HEAD + SECTIONS + "[fit]\nteacher = 'svr'\n[joint]\nnew_head = true\nheld_out_weight = 2\nrecalibrate = true\n",
-            "for the last .*, without recalibrate",
+            "recalibrate fits to the validation images, which .* has learnt",
         ),
+        (HEAD + SECTIONS + "[joint]\nvalidation_fraction = 0.2\n", r"must lie in \(0, 0\.1\], what was held out before; got 0\.2"),
         (HEAD + SECTIONS + '[joint]\nmix_with = "a"\n', r"joint\.mix_with names weights to mix in, but joint\.start_share, .*0"),
         (HEAD + SECTIONS + "[joint]\nseed = 3\n", r"unknown key\(s\) in \[joint\]: seed; there are image_size"),
         (HEAD + SECTIONS + '[ract]\n[[ract.data]]\nlabel = "x"\n', r"unknown key\(s\) in \[ract\.data\]: label; there are labels"),
@@ -300,6 +303,9 @@ def test_all_stages_run_one_by_one_and_the_last_model_keeps_the_story(
 ) -> None:
     rows = [f"{row.path.name},{1 + 4 * row.score},{row.split}" for row in read_labels(labels)]
     (tmp_path / "data" / "other.csv").write_text("image,mos,split\n" + "\n".join(rows))
+    (tmp_path / "strangers").mkdir()
+    for name in ("0.png", "1.png"):
+        shutil.copy(tmp_path / "data" / name, tmp_path / "strangers")
     more = """
 [ract]
 steps = 3
@@ -323,8 +329,11 @@ image_size = 96
 frozen_blocks = 5
 steps = 1
 groups = 2
+validation_fraction = 0.05
 teachers = ["tiny-timm.safetensors"]
 teacher_share = 0.25
+unlabelled = ["strangers"]
+unlabelled_teachers = ["tiny-timm.safetensors"]
 [[joint]]
 image_size = 464
 frozen_blocks = 5
@@ -361,8 +370,10 @@ recalibrate = true
     assert [f"'seed': {seed}" in run for seed, run in zip([0, 1, 2, 7], runs, strict=True)] == [True] * 4
     assert ("recalibrated" in training) != ("not recalibrated" in said)
     assert training["new head"]["compress"] == training["recipe"]["config"]["compress"]
+    assert training["images"]["validation"] == 4, "as the section before"
     assert training["images"]["training"] == 40 < training["before"]["training"]["images"]["training"]
     assert training["before"]["training"]["teachers"] == {"sha256": [hash_file(tiny_timm_file)], "share": 0.25}
+    assert training["before"]["training"]["unlabelled"] == {"pictures": 4, "teachers": [hash_file(tiny_timm_file)]}
     first = training["before"]["training"]["before"]["training"]
     assert "new head" not in first
     assert first["joint"]["settings"]["steps"] == 2

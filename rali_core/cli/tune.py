@@ -71,6 +71,11 @@ def add_parser(subparsers: Any) -> None:
                         help="share of them (default: 0.5)")  # fmt: skip
     parser.add_argument("--teacher-images", metavar="PATTERN",
                         help="ask them only about images with such file names, as 'ss02*' (default: all)")  # fmt: skip
+    parser.add_argument("--unlabelled", action="append", default=[], metavar="DIR",
+                        help="folder of pictures without human scores; they, and a distortion of each, are learnt with "
+                        "the scores of --unlabelled-teacher (may be given several times)")  # fmt: skip
+    parser.add_argument("--unlabelled-teacher", action="append", default=[], metavar="FILE",
+                        help="model file that scores these (may be given several times: their mean)")  # fmt: skip
     parser.add_argument("--mix-with", metavar="FILE",
                         help="model file whose weights are mixed into the tuned ones at the end")  # fmt: skip
     parser.add_argument("--mix-share", type=float, default=0.5, metavar="SHARE",
@@ -80,6 +85,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--first-run", type=int, default=0, metavar="N",
                         help="number of the first of them, which is added to the seed of its random choices but the "
                         "split and the distorted pictures (default: 0)")  # fmt: skip
+    parser.add_argument("--validation-fraction", type=float, default=0.1, metavar="SHARE",
+                        help="share of the training rows that is held out, for validation and percentiles (default: "
+                        "0.1)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode images (default: 1)")
     parser.add_argument("--device", default="auto", metavar="NAME",
@@ -122,12 +130,15 @@ def run(options: argparse.Namespace) -> int:
         score_range=tuple(options.score_range),
         name=options.name,
         limit=options.limit,
+        validation_fraction=options.validation_fraction,
         settings=replace(JointSettings(), **given),
         mix_with=options.mix_with,
         mix_share=options.mix_share,
         teachers=options.teacher,
         teacher_share=options.teacher_share,
         teacher_images=options.teacher_images,
+        unlabelled=options.unlabelled,
+        unlabelled_teachers=options.unlabelled_teacher,
         runs=options.runs,
         first_run=options.first_run,
         refit=(

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..checkpoint import load_model
 from ..hashing import hash_file
 from ..model import RaliModel
@@ -18,8 +20,8 @@ from .config import CompressConfig, FitConfig
 from .curves import draw_curves
 from .data import scores_of
 from .evaluate import Report
-from .joint import JointSettings, OrderedPictures, fit_line, tune_jointly, with_image_size
-from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, plan_groups
+from .joint import JointSettings, OrderedPictures, UnlabelledPictures, fit_line, tune_jointly, with_image_size
+from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, cache_weak, plan_groups
 from .pipeline import measure_and_save, read_splits
 from .precision import AUTO, training_device
 from .refit import refit_head
@@ -49,6 +51,8 @@ def adapt(
     teachers: Sequence[str | Path] = (),
     teacher_share: float = 0.5,
     teacher_images: str | None = None,
+    unlabelled: Sequence[str | Path] = (),
+    unlabelled_teachers: Sequence[str | Path] = (),
     runs: int = 1,
     first_run: int = 0,
     refit: tuple[CompressConfig, FitConfig] | None = None,
@@ -75,7 +79,8 @@ def adapt(
         score_range: Worst and best score of the table's scale.
         name: The new model's name; by default the output file's.
         limit: Use only the first so many training rows.
-        validation_fraction: Share of the training rows that is held out for validation and calibration.
+        validation_fraction: Share of the training rows that is held out for validation and calibration; a smaller one
+            holds out some of the same images.
         settings: How to tune. No steps leave the tower as it is, for what comes after them: mixing and a new head.
         mix_with: Model file of the same architecture, such as the one that was started from, whose weights are mixed
             into the tuned ones. What is between two models of one training often does better than either, most of all
@@ -88,6 +93,11 @@ def adapt(
         teacher_share: Share of the teachers' scores, in [0, 1].
         teacher_images: Pattern of file names with `*` and `?`, in small or capital letters, such as `"ss02*"`: the
             teachers are asked about these images only, and all others keep their human scores. None means all.
+        unlabelled: Folders of pictures without human scores, searched with their subfolders. They, and as many
+            distorted pictures that are made of them (the weaker ones of ordered groups), are learnt as labelled images
+            are, with the mean of the scores of `unlabelled_teachers` for human ones: so one model learns what several
+            know (Hinton et al., arXiv 1503.02531), of pictures that the labelled set has not.
+        unlabelled_teachers: Model files as `teachers`, no tables; needed with `unlabelled`.
         runs: Trainings from the same start, each with the next seed, whose weights are averaged before that ("model
             soup", Wortsman et al., ICML 2022). All but the first leave their files in `work_dir/run-N/`. May be raised
             when a finished training is repeated: only the new runs are trained.
@@ -95,7 +105,8 @@ def adapt(
             the groups stay): for a training that goes on from another on the same pictures.
         refit: Settings of stages 2 and 3, for a head that is made anew from the tuned tower; None keeps the tuned head.
             It learns what the tower learnt: with teachers, the scores with theirs mixed in. With `held_out_weight` it
-            learns the validation images too, and the figures of these are marked as seen.
+            learns the validation images too, and the figures of these are marked as seen, here and in what goes on
+            from that model.
         recalibrate: Fit slope and offset of the prototypes' scores to the validation images at the end. A model that
             saw fewer patches in training than it looks at scores all pictures a little too high or too low.
         measure_test: False leaves out the test images, for a model that another training goes on from.
@@ -109,7 +120,7 @@ def adapt(
     Raises:
         FileNotFoundError: A file or folder is missing.
         ValueError: The files do not fit, no image's name is like `teacher_images`, there are fewer than 20 training
-            images, or there is no such device.
+            images, one of `unlabelled` and `unlabelled_teachers` lacks the other, or there is no such device.
     """
     settings = settings or JointSettings()
     output, work_dir = Path(output), Path(work_dir)
@@ -119,12 +130,23 @@ def adapt(
         raise ValueError(f"mix_share must lie in [0, 1], got {mix_share}")
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}")
-    seen = refit is not None and refit[1].held_out_weight != 0
-    if seen and recalibrate:
-        raise ValueError("recalibrate fits to the validation images, which with held_out_weight the head has learnt")
+    if bool(unlabelled) != bool(unlabelled_teachers):
+        raise ValueError(
+            "unlabelled pictures need unlabelled_teachers, the models that score them, and these need them"
+        )
     computes_on = training_device(device)
     loaded = load_model(model_file)
+    before = loaded.info.training
+    seen = bool(before.get("figures", {}).get("validation", {}).get("seen"))  # what it goes on from has learnt them
+    if refit is not None and refit[1].held_out_weight:
+        seen = True
+    if seen and recalibrate:
+        raise ValueError("recalibrate fits to the validation images, which with held_out_weight the head has learnt")
     judges = Teachers(teachers, share=teacher_share, images=teacher_images)
+    strangers = find_pictures(list(unlabelled))
+    their_judges = Teachers(unlabelled_teachers)
+    if their_judges.tables:
+        raise ValueError("unlabelled_teachers must be model files: a table has no scores of distorted pictures")
     images_root = Path(root) if root is not None else Path(labels).parent
     positions = None
     if positions_from is not None:
@@ -157,10 +179,28 @@ def adapt(
     cache = partial(cache_pictures, size=size, workers=workers, report=report)
     rendered = cache_groups(planned, kept / f"groups{suffix}", size=size, workers=workers, report=report)
     ordered = OrderedPictures(planned, rendered)
-    labelled, held_out = cache(training, kept / f"training{suffix}"), cache(validation, kept / f"validation{suffix}")
+    labelled, held_out = (
+        cache([row.path for row in part], kept / f"{what}{suffix}")
+        for what, part in (("training", training), ("validation", validation))
+    )
     human = scores_of(validation)
     targets = judges.mix(training, labelled, root=images_root, folder=work_dir / "teachers", device=computes_on,
                          report=report)  # fmt: skip
+    others: UnlabelledPictures | None = None
+    if strangers:
+        more = plan_groups(strangers, [], count=len(strangers), seed=settings.seed + 1)
+        both = [
+            (cache(strangers, kept / f"unlabelled{suffix}"), [str(path) for path in strangers]),
+            (
+                cache_weak(more, kept / f"unlabelled-distorted{suffix}", size=size, workers=workers, report=report),
+                [f"{group.source} {group.distortion} {group.weak} {group.seed}" for group in more],
+            ),
+        ]
+        judged = [
+            their_judges.judge(pixels, names, folder=work_dir / "teachers" / what, device=computes_on, report=report)
+            for what, (pixels, names) in zip(("unlabelled", "unlabelled-distorted"), both, strict=True)
+        ]
+        others = UnlabelledPictures([pixels for pixels, _ in both], np.concatenate(judged))
     start, logs = model, []
     for index in range(runs):
         folder = work_dir / f"run-{index}" if index else work_dir
@@ -171,6 +211,7 @@ def adapt(
             labelled,
             targets,
             ordered,
+            unlabelled=others,
             validation=(held_out, human),
             settings=replace(settings, seed=settings.seed + first_run + index),
             checkpoint=folder / "joint.pt",
@@ -204,9 +245,10 @@ def adapt(
         },
         **({"mixed": {"sha256": hash_file(mix_with), "share": mix_share}} if mix_with is not None else {}),
         **({"teachers": judges.story()} if judges else {}),
+        **({"unlabelled": {"pictures": 2 * len(strangers), "teachers": [*their_judges.models]}} if strangers else {}),
         **({"new head": {"compress": asdict(refit[0]), "fit": asdict(refit[1])}} if refit is not None else {}),
         **({"recalibrated": line} if line is not None else {}),
-        "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": loaded.info.training},
+        "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": before},
     }
     return measure_and_save(
         model, output,

@@ -214,6 +214,8 @@ class JointConfig(JointSettings):
 
     Attributes:
         limit: Use only the first so many training rows, whatever `data.limit` says of the stages before.
+        validation_fraction: Share of the training rows that is held out, by default as much as in the section before,
+            or `data.validation_fraction`; a smaller one holds out some of the same images.
         groups: Ordered groups, as in `[describe]`.
         pristine: Folders of undistorted pictures.
         positions_from: Pretrained tower whose position embeddings are taken, where `image_size` differs.
@@ -223,14 +225,17 @@ class JointConfig(JointSettings):
         teachers: Model files, or tables of scores, whose mean is mixed into the human scores of the training images.
         teacher_share: Share of the teachers' scores, in [0, 1].
         teacher_images: Pattern of the file names of images that they are asked about, such as `"ss02*"`; without, all.
+        unlabelled: Folders of pictures without human scores, which are learnt with scores that other models give them.
+        unlabelled_teachers: Those models' files.
         start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
         mix_with: Model file of the same architecture that takes the place of the weights before this stage in that.
         new_head: Make the head anew from the tuned tower after that, with the settings of `[compress]` and `[fit]`.
-        held_out_weight: That of `[fit]`, for this new head alone.
+        held_out_weight: That of `[fit]`, for this new head alone. From then on the validation images tell nothing more.
         recalibrate: Fit slope and offset of the scores to the validation images at last.
     """
 
     limit: int | None = None
+    validation_fraction: float | None = None
     groups: int = 2600
     pristine: tuple[Path, ...] = ()
     positions_from: Path | None = None
@@ -239,6 +244,8 @@ class JointConfig(JointSettings):
     teachers: tuple[Path, ...] = ()
     teacher_share: float = 0.5
     teacher_images: str | None = None
+    unlabelled: tuple[Path, ...] = ()
+    unlabelled_teachers: tuple[Path, ...] = ()
     start_share: float = 0.0
     mix_with: Path | None = None
     new_head: bool = False
@@ -402,19 +409,24 @@ def check(config: TrainConfig) -> None:
             f"{fit.teacher_penalty}, {fit.teacher_gamma}, {fit.teacher_epsilon}"
         )
     if fit.held_out_weight:
-        raise ValueError(
-            "fit.held_out_weight would leave nothing to choose by: set that of the last [[joint]], with new_head"
-        )
-    for number, joint in enumerate(config.joint, start=1):
+        raise ValueError("fit.held_out_weight would leave nothing to choose by: set that of a [[joint]], with new_head")
+    seen, smallest = False, config.data.validation_fraction
+    for joint in config.joint:
         if joint.held_out_weight < 0 or (joint.held_out_weight and not (joint.new_head and fit.teacher == "svr")):
             raise ValueError(
                 "joint.held_out_weight must be at least 0, and needs new_head and fit.teacher = 'svr', got "
                 f"{joint.held_out_weight}"
             )
-        if joint.held_out_weight and (number < len(config.joint) or joint.recalibrate):
+        held_out = smallest if joint.validation_fraction is None else joint.validation_fraction
+        if not 0 < held_out <= smallest:
             raise ValueError(
-                "joint.held_out_weight is for the last [[joint]], without recalibrate: after it the validation images "
-                "tell nothing any more"
+                f"joint.validation_fraction must lie in (0, {smallest:g}], what was held out before; got {held_out:g}"
+            )
+        smallest = held_out
+        seen = seen or joint.held_out_weight > 0
+        if seen and joint.recalibrate:
+            raise ValueError(
+                "joint.recalibrate fits to the validation images, which with joint.held_out_weight the head has learnt"
             )
     if fit.uses_groups and not (describe.groups and config.align.enabled):
         raise ValueError(
@@ -435,6 +447,11 @@ def check(config: TrainConfig) -> None:
             )
         if not 0 <= joint.teacher_share <= 1:
             raise ValueError(f"joint.teacher_share must lie in [0, 1], got {joint.teacher_share}")
+        if bool(joint.unlabelled) != bool(joint.unlabelled_teachers):
+            raise ValueError(
+                "joint.unlabelled, folders of pictures, and joint.unlabelled_teachers, the models that score them, "
+                "need one another"
+            )
         if joint.mix_with is not None and not joint.start_share:
             raise ValueError("joint.mix_with names weights to mix in, but joint.start_share, their share, is 0")
     if config.ract is None:

@@ -161,6 +161,34 @@ def with_image_size(
     return result.eval()
 
 
+@dataclass(frozen=True)
+class UnlabelledPictures:
+    """Pictures that other models have scored, in the place of people.
+
+    Attributes:
+        pixels: Arrays of (N, H, H, 3) uint8, one after the other.
+        scores: (N,) scores in [0, 1] of all of them.
+    """
+
+    pixels: list[NDArray[np.uint8]]
+    scores: NDArray[np.float64]
+
+
+class _Pictures:
+    """Several arrays of pictures as one, none of which is copied: they may be larger than the memory."""
+
+    def __init__(self, parts: list[NDArray[np.uint8]]) -> None:
+        self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        picture: NDArray[np.uint8] = self.parts[part][index - int(self.ends[part])]  # counted from its end
+        return picture
+
+
 class _Upper(nn.Module):
     """What is tuned: from the frozen blocks' tokens to scores."""
 
@@ -180,6 +208,7 @@ def tune_jointly(
     scores: NDArray[np.float64],
     ordered: OrderedPictures,
     *,
+    unlabelled: UnlabelledPictures | None = None,
     validation: tuple[NDArray[np.uint8], NDArray[np.float64]],
     settings: JointSettings,
     checkpoint: Path,
@@ -193,6 +222,7 @@ def tune_jointly(
         pictures: (N, H, H, 3) uint8 labelled pictures.
         scores: (N,) their human scores in [0, 1].
         ordered: Pictures without human scores; no groups leave out the terms on them.
+        unlabelled: Pictures that are learnt as the labelled ones are, of their size; drawn as often as these.
         validation: Pictures and scores that are only reported on.
         settings: How to tune.
         checkpoint: File for the state; one of other settings is refused.
@@ -224,8 +254,12 @@ def tune_jointly(
     optimizer, peaks = _build_optimizer(upper, settings)
     average = {name: tensor.clone() for name, tensor in upper.state_dict().items()}
     log: list[dict[str, float]] = []
+    parts = [pictures, *(unlabelled.pixels if unlabelled is not None else [])]
+    if unlabelled is not None:
+        scores = np.concatenate([scores, unlabelled.scores])
+    learnt, shape = _Pictures(parts), (sum(map(len, parts)), *pictures.shape[1:])
     digest = hashlib.sha256(scores.astype(np.float32).tobytes()).hexdigest()[:16]
-    first, signature = 0, f"{asdict(settings)} {pictures.shape} {digest} {len(ordered.groups)}"
+    first, signature = 0, f"{asdict(settings)} {shape} {digest} {len(ordered.groups)}"
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True, map_location=device_of(upper))
         if state["signature"] != signature:
@@ -240,7 +274,7 @@ def tune_jointly(
         random = np.random.default_rng([settings.seed, step])
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * _schedule(step, settings)
-        loss, parts = _step(upper, embed, patches, pictures, scores, ordered, settings, step, random)
+        loss, values = _step(upper, embed, patches, learnt, scores, ordered, settings, step, random)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(upper.parameters(), 1.0)
@@ -250,10 +284,10 @@ def tune_jointly(
             upper.head.scores.clamp_(0.0, 1.0)
             for name, tensor in upper.state_dict().items():
                 average[name].lerp_(tensor, 1 - decay)
-        terms.append({name: float(value) for name, value in parts.items()})
+        terms.append({name: float(value) for name, value in values.items()})
         last = step + 1 == settings.steps
         if (step + 1) % 10 == 0 or last:
-            entry = {name: float(np.mean([part[name] for part in terms])) for name in parts}
+            entry = {name: float(np.mean([term[name] for term in terms])) for name in values}
             log.append({"step": step + 1, **entry})
             terms = []
             shown = ", ".join(f"{name} {value:.4f}" for name, value in entry.items())
@@ -299,7 +333,7 @@ def _step(
     upper: _Upper,
     embed: Embed,
     patches: int,
-    pictures: NDArray[np.uint8],
+    pictures: _Pictures,
     scores: NDArray[np.float64],
     ordered: OrderedPictures,
     settings: JointSettings,
@@ -310,7 +344,7 @@ def _step(
     per_epoch = len(pictures) // batch
     order = np.random.default_rng([settings.seed, 1_000_000, step // per_epoch]).permutation(len(pictures))
     chosen = order[(step % per_epoch) * batch :][:batch]
-    labelled = _augment([pictures[index] for index in chosen], random)
+    labelled = _augment([pictures[int(index)] for index in chosen], random)
     groups = min(settings.groups_per_batch, len(ordered.groups))
     picked: list[int] = random.choice(len(ordered.groups), groups, replace=False).tolist() if groups else []
     share = settings.kept_patches if step < settings.steps - settings.whole_steps else 1.0

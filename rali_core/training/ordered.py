@@ -7,6 +7,7 @@ those of `distortions.py`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,15 +130,21 @@ class _Groups(Dataset[NDArray[np.uint8]]):
         return render_group(self.groups[index], self.size)
 
 
-class _Labelled(Dataset[NDArray[np.uint8]]):
-    def __init__(self, rows: list[LabelledImage], size: int) -> None:
-        self.rows, self.size = rows, size
+class _Weak(_Groups):
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        weak: NDArray[np.uint8] = render_group(self.groups[index], self.size)[1]
+        return weak
+
+
+class _Squares(Dataset[NDArray[np.uint8]]):
+    def __init__(self, paths: list[Path], size: int) -> None:
+        self.paths, self.size = paths, size
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        with Image.open(self.rows[index].path) as file:
+        with Image.open(self.paths[index]) as file:
             image = to_rgb(file)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -161,19 +168,35 @@ def cache_groups(
 
 
 def cache_pictures(
-    rows: list[LabelledImage], path: Path, *, size: int = PICTURE_SIZE, workers: int = 1, report: Report = print
+    files: Sequence[Path], path: Path, *, size: int = PICTURE_SIZE, workers: int = 1, report: Report = print
 ) -> NDArray[np.uint8]:
-    """Decode the middle square of all labelled images once into a memory-mapped file of (N, S, S, 3) uint8.
+    """Decode the middle square of all images once into a memory-mapped file of (N, S, S, 3) uint8.
 
     Args:
-        rows: Labelled images.
+        files: The N images.
         path: `.npy` file; progress stands beside it as `.json`.
         size: Side S of the pictures in pixels.
         workers: Processes that decode; 0 decodes in this one.
         report: Called with a line of text now and then.
     """
-    key = [str(row.path) for row in rows]
-    return _cache(_Labelled(rows, size), (size, size, 3), path, key, "pictures", workers, report)
+    key = [str(file) for file in files]
+    return _cache(_Squares(list(files), size), (size, size, 3), path, key, "pictures", workers, report)
+
+
+def cache_weak(
+    groups: list[OrderedGroup], path: Path, *, size: int = PICTURE_SIZE, workers: int = 1, report: Report = print
+) -> NDArray[np.uint8]:
+    """Render the weaker distortion of all groups once into a memory-mapped file of (G, S, S, 3) uint8.
+
+    Args:
+        groups: From `plan_groups`.
+        path: `.npy` file; progress stands beside it as `.json`.
+        size: Side S of the pictures in pixels.
+        workers: Processes that render; 0 renders in this one.
+        report: Called with a line of text now and then.
+    """
+    key = ["weak", *(asdict(group) for group in groups)]
+    return _cache(_Weak(groups, size), (size, size, 3), path, key, "distorted pictures", workers, report)
 
 
 def _cache(

@@ -546,6 +546,8 @@ class Recipe:
                 "pristine": hash_files(find_pictures(list(config.pristine))),
                 "positions": hash_file(config.positions_from) if config.positions_from else None,
                 "teachers": [hash_file(path) for path in config.teachers],
+                "unlabelled": hash_files(find_pictures(list(config.unlabelled))),
+                "unlabelled_teachers": [hash_file(path) for path in config.unlabelled_teachers],
                 "mix_with": hash_file(config.mix_with) if config.mix_with else None,
                 "seed": self.config.seed,
                 "model": self.config.name,
@@ -553,6 +555,9 @@ class Recipe:
             }
 
         limit = data.limit if config.limit is None else config.limit
+        held_out = data.validation_fraction
+        for section in self.config.joint[: index + 1]:
+            held_out = held_out if section.validation_fraction is None else section.validation_fraction
 
         def work(folder: Path) -> None:
             start = before.folder / "model.safetensors"
@@ -561,10 +566,11 @@ class Recipe:
                 work_dir=folder, pictures_dir=self.config.work_dir / "joint",
                 pristine=list(config.pristine), groups=config.groups,
                 positions_from=config.positions_from, root=data.images_root, score_range=data.score_range,
-                name=self.config.name, limit=limit, validation_fraction=data.validation_fraction,
+                name=self.config.name, limit=limit, validation_fraction=held_out,
                 settings=narrow(config, JointSettings, seed=self.config.seed), runs=config.runs, first_run=first_run,
                 mix_with=(config.mix_with or start) if config.start_share else None, mix_share=config.start_share,
                 teachers=config.teachers, teacher_share=config.teacher_share, teacher_images=config.teacher_images,
+                unlabelled=config.unlabelled, unlabelled_teachers=config.unlabelled_teachers,
                 refit=(
                     (self.config.compress, replace(self.config.fit, held_out_weight=config.held_out_weight))
                     if config.new_head else None

@@ -159,10 +159,34 @@ class Teachers:
         chosen = self.choose(rows)
         asked = [rows[place] for place in chosen]
         judged = [table.look_up(asked, root) for table in self.tables.values()]
+        names = [str(row.path) for row in asked]
         for sha256, model in self.models.items():
-            judged.append(_ask(model, sha256, pictures, chosen, asked, folder, device, report))
+            judged.append(_ask(model, sha256, pictures, chosen, names, folder, device, report))
         human[chosen] = (1 - self.share) * human[chosen] + self.share * np.mean(judged, axis=0)
         return human
+
+    def judge(
+        self, pictures: NDArray[np.uint8], names: list[str], *, folder: Path, device: torch.device, report: Report
+    ) -> NDArray[np.float64]:
+        """The mean of the models' scores of pictures that have no human ones.
+
+        Args:
+            pictures: (N, H, H, 3) uint8.
+            names: What the N pictures are, to know them again.
+            folder: Where the models' scores are kept for the next time.
+            device: Where the models do their work.
+            report: Called with lines of text.
+
+        Returns:
+            (N,) scores in [0, 1].
+        """
+        places = np.arange(len(names))
+        judged = [
+            _ask(model, sha256, pictures, places, names, folder, device, report)
+            for sha256, model in self.models.items()
+        ]
+        mean: NDArray[np.float64] = np.mean(judged, axis=0)
+        return mean
 
     def story(self) -> dict[str, object]:
         """For the model file's metadata."""
@@ -175,22 +199,21 @@ def _ask(
     sha256: str,
     pictures: NDArray[np.uint8],
     chosen: NDArray[np.int64],
-    asked: list[LabelledImage],
+    names: list[str],
     folder: Path,
     device: torch.device,
     report: Report,
 ) -> NDArray[np.float64]:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path, note = folder / f"{sha256[:16]}.npy", folder / f"{sha256[:16]}.json"
-    shape = [len(asked), *pictures.shape[1:]]
-    key = {"teacher": sha256, "pictures": shape, "images": [str(row.path) for row in asked]}
+    key = {"teacher": sha256, "pictures": [len(names), *pictures.shape[1:]], "images": names}
     if path.is_file() and note.is_file() and json.loads(note.read_text()) == key:
         kept: NDArray[np.float64] = np.load(path).astype(np.float64)
         return kept
-    report(f"teacher {sha256[:8]} scores {len(asked)} pictures")
+    report(f"teacher {sha256[:8]} scores {len(names)} pictures")
     note.unlink(missing_ok=True)
     model = model.to(device)
-    predicted = predict_pictures(model, pictures if len(asked) == len(pictures) else pictures[chosen], report=report)
+    predicted = predict_pictures(model, pictures if len(names) == len(pictures) else pictures[chosen], report=report)
     model.cpu()  # it was there to be asked once
     np.save(path, predicted)
     note.write_text(json.dumps(key))
