@@ -24,6 +24,7 @@ from rali_core.training.drawings import draw_picture
 from rali_core.training.evaluate import Agreement, measure_agreement
 from rali_core.training.joint import (
     JointSettings,
+    UnlabelledPictures,
     _Pictures,
     fit_line,
     mirror_patches,
@@ -509,6 +510,8 @@ def test_pictures_without_human_scores_are_learnt_from_teachers(
             scores[file] = load_model(tmp_path / f"{file}.safetensors").model(pixels)
     distances = {file: float((scores[file] - scores["teacher"]).abs().mean()) for file in ("one", "none")}
     assert distances["one"] < 0.7 * distances["none"], distances
+    with pytest.raises(ValueError, match="unlabelled_weight must be positive, and any but 1 needs .* got 3"):
+        tune("bad", **both, unlabelled_weight=3.0)
     with pytest.raises(ValueError, match="unlabelled pictures need unlabelled_teachers"):
         tune("bad", unlabelled=[folder])
     table = tmp_path / "scores.csv"
@@ -619,6 +622,27 @@ def test_a_new_head_is_made_of_the_tuned_towers_own_embeddings(tiny_timm_file: P
     with torch.inference_mode():  # every picture is its own prototype
         agreement = measure_agreement(model(pixels).numpy(), scores)
     assert agreement.srcc > 0.9
+
+
+def test_a_new_head_learns_pictures_without_human_scores_as_much_as_they_weigh(tiny_timm_file: Path) -> None:
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (40, 64, 64, 3), dtype=np.uint8) // np.arange(1, 41)[:, None, None, None]
+    pictures = pictures.astype(np.uint8)
+    scores = np.linspace(0.9, 0.1, 40)  # the darker, the worse
+    contrary = UnlabelledPictures([pictures[:20], pictures[20:]], 1 - scores)
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    srcc = {}
+    for weight in (0.1, 10.0):
+        model = load_model(tiny_timm_file).model
+        refit_head(
+            model, pictures, scores, validation=(pictures, scores), unlabelled=contrary, unlabelled_weight=weight,
+            compressing=CompressConfig(pca_dim=16, prototypes=40), seed=0,
+            fitting=FitConfig(epochs=300, learning_rate=3e-2, teacher="svr"), report=lambda _: None,
+        )  # fmt: skip
+        with torch.inference_mode():
+            srcc[weight] = measure_agreement(model(pixels).numpy(), scores).srcc
+    assert srcc[0.1] > 0.8
+    assert srcc[10.0] < -0.8
 
 
 def test_tuning_can_end_with_a_new_head(labels: Path, dino_file: Path, tmp_path: Path) -> None:

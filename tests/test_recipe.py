@@ -53,6 +53,7 @@ def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> No
         (HEAD + SECTIONS + "[joint]\nruns = 0\n", r"joint.runs must be at least 1 and joint.start_share lie in .* got 0"),
         (HEAD + SECTIONS + "[joint]\nteacher_share = 2.0\n", r"joint\.teacher_share must lie in \[0, 1\], got 2"),
         (HEAD + SECTIONS + '[joint]\nunlabelled = ["a"]\n', r"joint\.unlabelled, .*, and joint\.unlabelled_teachers, .*one another"),
+        (HEAD + SECTIONS + "[joint]\nunlabelled_weight = 3\n", r"any but 1 needs unlabelled, new_head and fit\.teacher = 'svr'; got 3"),
         (HEAD + SECTIONS + "[fit]\nheld_out_weight = 1\n", r"would leave nothing to choose by: set that of a \[\[joint"),
         (HEAD + SECTIONS + "[joint]\nheld_out_weight = 2\n", r"held_out_weight .* needs new_head and fit.teacher = 'svr', got 2"),
         (

@@ -353,6 +353,27 @@ def test_the_teacher_predicts_scores_for_seen_and_unseen_embeddings() -> None:
         assert measure_agreement(predicted.numpy(), human).srcc > 0.8
 
 
+def test_training_images_count_as_much_as_their_weights_say() -> None:
+    embeddings, scores = quality_embeddings(300, 24, 4)
+    twice = torch.from_numpy(np.concatenate([embeddings, embeddings]))
+    told = torch.from_numpy(np.concatenate([scores, 1 - scores])).float()  # each image, and the contrary of its score
+    head = build_head(compress(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0))
+
+    def fit(weights: torch.Tensor, teacher: Teacher = "svr") -> float:
+        fitted = fit_head(
+            copy.deepcopy(head), twice, told, validation=(torch.from_numpy(embeddings), scores), epochs=20,
+            batch_size=64, learning_rate=1e-2, teacher=teacher, weights=weights, seed=0, report=lambda _: None,
+        )  # fmt: skip
+        with torch.inference_mode():
+            return measure_agreement(fitted(torch.from_numpy(embeddings)).numpy(), scores).srcc
+
+    first = torch.cat([torch.full((300,), 5.0), torch.ones(300)])
+    assert fit(first) > 0.8
+    assert fit(first.flip(0)) < -0.8
+    with pytest.raises(ValueError, match="weights .* need teacher = 'svr'"):
+        fit(first, "none")
+
+
 def test_a_last_head_learns_the_validation_images_too_and_reports_by_cross_validation() -> None:
     embeddings, scores = quality_embeddings(300, 24, 4)
     unseen, unseen_scores = quality_embeddings(100, 24, 5)
@@ -372,7 +393,7 @@ def test_a_last_head_learns_the_validation_images_too_and_reports_by_cross_valid
     srcc = {weight: float(said[0].split("SRCC ")[1].split()[0]) for weight, said in lines.items()}
     assert "five-fold" in lines[20.0][0]
     assert max(map(abs, srcc.values())) < 0.3, "no image was among those that its own prediction learnt from"
-    with pytest.raises(ValueError, match="held_out_weight .* needs teacher = 'svr'"):
+    with pytest.raises(ValueError, match="held_out_weight and weights .* need teacher = 'svr'"):
         fit_head(
             head, torch.from_numpy(embeddings), torch.from_numpy(scores).float(),
             validation=(torch.from_numpy(unseen), unseen_scores), epochs=1, batch_size=64, learning_rate=1e-2,

@@ -76,6 +76,9 @@ def add_parser(subparsers: Any) -> None:
                         "the scores of --unlabelled-teacher (may be given several times)")  # fmt: skip
     parser.add_argument("--unlabelled-teacher", action="append", default=[], metavar="FILE",
                         help="model file that scores these (may be given several times: their mean)")  # fmt: skip
+    parser.add_argument("--unlabelled-weight", type=float, default=1.0, metavar="WEIGHT",
+                        help="how much each of these pictures counts for --new-head beside a labelled image (default: "
+                        "1)")  # fmt: skip
     parser.add_argument("--mix-with", metavar="FILE",
                         help="model file whose weights are mixed into the tuned ones at the end")  # fmt: skip
     parser.add_argument("--mix-share", type=float, default=0.5, metavar="SHARE",
@@ -139,6 +142,7 @@ def run(options: argparse.Namespace) -> int:
         teacher_images=options.teacher_images,
         unlabelled=options.unlabelled,
         unlabelled_teachers=options.unlabelled_teacher,
+        unlabelled_weight=options.unlabelled_weight,
         runs=options.runs,
         first_run=options.first_run,
         refit=(

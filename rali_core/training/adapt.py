@@ -53,6 +53,7 @@ def adapt(
     teacher_images: str | None = None,
     unlabelled: Sequence[str | Path] = (),
     unlabelled_teachers: Sequence[str | Path] = (),
+    unlabelled_weight: float = 1.0,
     runs: int = 1,
     first_run: int = 0,
     refit: tuple[CompressConfig, FitConfig] | None = None,
@@ -98,6 +99,8 @@ def adapt(
             are, with the mean of the scores of `unlabelled_teachers` for human ones: so one model learns what several
             know (Hinton et al., arXiv 1503.02531), of pictures that the labelled set has not.
         unlabelled_teachers: Model files as `teachers`, no tables; needed with `unlabelled`.
+        unlabelled_weight: How much each of these pictures counts in a new head's regression (`refit`) beside a labelled
+            image; another weight than 1 needs one.
         runs: Trainings from the same start, each with the next seed, whose weights are averaged before that ("model
             soup", Wortsman et al., ICML 2022). All but the first leave their files in `work_dir/run-N/`. May be raised
             when a finished training is repeated: only the new runs are trained.
@@ -133,6 +136,11 @@ def adapt(
     if bool(unlabelled) != bool(unlabelled_teachers):
         raise ValueError(
             "unlabelled pictures need unlabelled_teachers, the models that score them, and these need them"
+        )
+    if unlabelled_weight <= 0 or (unlabelled_weight != 1 and not (unlabelled and refit is not None)):
+        raise ValueError(
+            "unlabelled_weight must be positive, and any but 1 needs unlabelled pictures and a new head; got "
+            f"{unlabelled_weight:g}"
         )
     computes_on = training_device(device)
     loaded = load_model(model_file)
@@ -228,13 +236,18 @@ def adapt(
     if refit is not None:
         refit_head(
             model, labelled, targets, validation=(held_out, human), compressing=refit[0], fitting=refit[1],
-            ordered=ordered, seed=settings.seed, report=report,
+            ordered=ordered, unlabelled=others, unlabelled_weight=unlabelled_weight, seed=settings.seed, report=report,
         )  # fmt: skip
     line = fit_line(model, held_out, human) if recalibrate else None
     if line is not None:
         report(f"recalibrated: {line['slope']:.3f} x score {line['offset']:+.3f}")
     elif recalibrate:
         report("not recalibrated: the scores do not rise with the human ones of the validation images")
+    learnt_too = {
+        "pictures": 2 * len(strangers),
+        "teachers": [*their_judges.models],
+        **({"weight": unlabelled_weight} if refit is not None else {}),
+    }
     story = {
         "joint": {
             "settings": asdict(settings),
@@ -245,7 +258,7 @@ def adapt(
         },
         **({"mixed": {"sha256": hash_file(mix_with), "share": mix_share}} if mix_with is not None else {}),
         **({"teachers": judges.story()} if judges else {}),
-        **({"unlabelled": {"pictures": 2 * len(strangers), "teachers": [*their_judges.models]}} if strangers else {}),
+        **({"unlabelled": learnt_too} if strangers else {}),
         **({"new head": {"compress": asdict(refit[0]), "fit": asdict(refit[1])}} if refit is not None else {}),
         **({"recalibrated": line} if line is not None else {}),
         "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": before},

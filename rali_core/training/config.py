@@ -227,6 +227,7 @@ class JointConfig(JointSettings):
         teacher_images: Pattern of the file names of images that they are asked about, such as `"ss02*"`; without, all.
         unlabelled: Folders of pictures without human scores, which are learnt with scores that other models give them.
         unlabelled_teachers: Those models' files.
+        unlabelled_weight: How much such a picture counts in the regression of `new_head` beside a labelled image.
         start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
         mix_with: Model file of the same architecture that takes the place of the weights before this stage in that.
         new_head: Make the head anew from the tuned tower after that, with the settings of `[compress]` and `[fit]`.
@@ -246,6 +247,7 @@ class JointConfig(JointSettings):
     teacher_images: str | None = None
     unlabelled: tuple[Path, ...] = ()
     unlabelled_teachers: tuple[Path, ...] = ()
+    unlabelled_weight: float = 1.0
     start_share: float = 0.0
     mix_with: Path | None = None
     new_head: bool = False
@@ -451,6 +453,14 @@ def check(config: TrainConfig) -> None:
             raise ValueError(
                 "joint.unlabelled, folders of pictures, and joint.unlabelled_teachers, the models that score them, "
                 "need one another"
+            )
+        weighted = joint.unlabelled_weight != 1
+        if joint.unlabelled_weight <= 0 or (
+            weighted and not (joint.unlabelled and joint.new_head and fit.teacher == "svr")
+        ):
+            raise ValueError(
+                "joint.unlabelled_weight must be positive, and any but 1 needs unlabelled, new_head and fit.teacher = "
+                f"'svr'; got {joint.unlabelled_weight:g}"
             )
         if joint.mix_with is not None and not joint.start_share:
             raise ValueError("joint.mix_with names weights to mix in, but joint.start_share, their share, is 0")

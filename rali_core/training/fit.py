@@ -78,6 +78,7 @@ def fit_head(
     order_weight: float = 0.0,
     steady_weight: float = 0.0,
     held_out_weight: float = 0.0,
+    weights: Tensor | None = None,
     ordered: OrderedEmbeddings | None = None,
     others: Sequence[tuple[Tensor, Tensor]] = (),
     others_weight: float = 0.0,
@@ -109,7 +110,8 @@ def fit_head(
             that it was tuned on than of new ones; these are of the second kind. What is reported of the regression is
             then by five-fold cross-validation, what is reported of the prototypes is on images that they have learnt.
             Needs `teacher = "svr"`.
-        ordered: Pictures for these two terms.
+        weights: (N,) how much each training image counts in that regression; None for all alike. Needs it, too.
+        ordered: Pictures for the terms of `order_weight` and `steady_weight`.
         others: ((N_i, D) embeddings, (N_i,) human scores) of further data sets, each on a scale of its own. Only
             correlations within each set are used, never a score itself.
         others_weight: Weight of the mean of 1 - PLCC over these sets, one batch of each per step.
@@ -120,22 +122,26 @@ def fit_head(
         The same head.
 
     Raises:
-        ValueError: There is a `held_out_weight`, but no such teacher.
+        ValueError: There is a `held_out_weight`, or there are `weights`, but no such teacher.
     """
-    if held_out_weight and teacher != "svr":
-        raise ValueError("held_out_weight is a weight in the teacher's regression: it needs teacher = 'svr'")
+    if (held_out_weight or weights is not None) and teacher != "svr":
+        raise ValueError(
+            "held_out_weight and weights are weights in the teacher's regression: they need teacher = 'svr'"
+        )
     if teacher == "svr":
         regression = Regression(penalty=teacher_penalty, epsilon=teacher_epsilon, gamma=teacher_gamma)
         if held_out_weight:
             human = torch.from_numpy(validation[1]).float()
-            predicted = _cross_validate(head, embeddings, scores, validation[0], human, regression, held_out_weight)
+            counts = torch.ones(len(scores)) if weights is None else weights
+            predicted = _cross_validate(
+                head, embeddings, scores, validation[0], human, regression, counts, held_out_weight
+            )
             both, targets = torch.cat([embeddings, validation[0]]), torch.cat([scores, human])
-            weights = torch.ones(len(targets))
-            weights[len(scores) :] = held_out_weight
-            embeddings, scores = both, regress_scores(head, both, targets, both, regression, weights=weights)
+            counts = torch.cat([counts, torch.full((len(human),), held_out_weight)])
+            embeddings, scores = both, regress_scores(head, both, targets, both, regression, weights=counts)
         else:
             asked = torch.cat([embeddings, validation[0]])
-            scores, predicted = regress_scores(head, embeddings, scores, asked, regression).split(
+            scores, predicted = regress_scores(head, embeddings, scores, asked, regression, weights=weights).split(
                 [len(embeddings), len(validation[0])]
             )
         agreement = measure_agreement(predicted.numpy(), validation[1])
@@ -242,6 +248,7 @@ def _cross_validate(
     held_out: Tensor,
     held_out_scores: Tensor,
     regression: Regression,
+    counts: Tensor,
     weight: float,
 ) -> Tensor:
     """(M,) predictions for held-out images, each by a regression that learnt the others and all training images."""
@@ -250,8 +257,7 @@ def _cross_validate(
     predicted = torch.empty(len(held_out))
     folds = KFold(min(CROSS_VALIDATION_FOLDS, len(held_out)), shuffle=True, random_state=0)
     for learnt, asked in folds.split(held_out):
-        weights = torch.ones(len(scores) + len(learnt))
-        weights[len(scores) :] = weight
+        weights = torch.cat([counts, torch.full((len(learnt),), weight)])
         predicted[asked] = regress_scores(
             head, torch.cat([embeddings, held_out[learnt]]), torch.cat([scores, held_out_scores[learnt]]),
             held_out[asked], regression, weights=weights,

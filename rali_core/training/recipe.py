@@ -571,6 +571,7 @@ class Recipe:
                 mix_with=(config.mix_with or start) if config.start_share else None, mix_share=config.start_share,
                 teachers=config.teachers, teacher_share=config.teacher_share, teacher_images=config.teacher_images,
                 unlabelled=config.unlabelled, unlabelled_teachers=config.unlabelled_teachers,
+                unlabelled_weight=config.unlabelled_weight,
                 refit=(
                     (self.config.compress, replace(self.config.fit, held_out_weight=config.held_out_weight))
                     if config.new_head else None

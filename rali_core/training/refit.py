@@ -11,13 +11,14 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..model import RaliModel
 from .compress import compress
 from .config import CompressConfig, FitConfig
 from .evaluate import Report
 from .fit import OrderedEmbeddings, build_head, fit_head
-from .joint import OrderedPictures, embed_pictures, steady_copy
+from .joint import OrderedPictures, UnlabelledPictures, embed_pictures, steady_copy
 from .precision import device_of
 
 
@@ -30,6 +31,8 @@ def refit_head(
     compressing: CompressConfig,
     fitting: FitConfig,
     ordered: OrderedPictures | None = None,
+    unlabelled: UnlabelledPictures | None = None,
+    unlabelled_weight: float = 1.0,
     seed: int,
     report: Report = print,
 ) -> None:
@@ -43,6 +46,9 @@ def refit_head(
         compressing: Settings of stage 2.
         fitting: Settings of stage 3.
         ordered: Pictures for its terms on them.
+        unlabelled: Pictures that stage 3 learns beside the labelled ones.
+        unlabelled_weight: How much each of them counts in its regression beside a labelled picture. The tower has other
+            embeddings of pictures that it has not learnt, or not as often: they tell more of what is to come.
         seed: Seed of K-means and of the order.
         report: Called with lines of text.
     """
@@ -57,7 +63,16 @@ def refit_head(
         known = OrderedEmbeddings(
             ordered.groups, flat.unflatten(0, (-1, 3)), None if copies is None else embed_pictures(model, copies)
         )
+    targets = torch.from_numpy(scores).float()
+    weights: Tensor | None = None
+    if unlabelled is not None:
+        parts = [embed_pictures(model, pixels, report=report) for pixels in unlabelled.pixels]
+        if unlabelled_weight != 1:
+            weights = torch.ones(len(targets) + len(unlabelled.scores))
+            weights[len(targets) :] = unlabelled_weight
+        embeddings = torch.cat([embeddings, *parts])
+        targets = torch.cat([targets, torch.from_numpy(unlabelled.scores).float()])
     model.head = fit_head(
-        build_head(compressed), embeddings, torch.from_numpy(scores).float(), validation=(held_out, validation[1]),
-        **asdict(fitting), ordered=known, seed=seed, report=report,
+        build_head(compressed), embeddings, targets, validation=(held_out, validation[1]),
+        **asdict(fitting), weights=weights, ordered=known, seed=seed, report=report,
     ).to(device_of(model.encoder))  # fmt: skip
