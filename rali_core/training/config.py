@@ -412,6 +412,17 @@ def check(config: TrainConfig) -> None:
         )
     if fit.held_out_weight:
         raise ValueError("fit.held_out_weight would leave nothing to choose by: set that of a [[joint]], with new_head")
+    if fit.uses_groups and not (describe.groups and config.align.enabled):
+        raise ValueError(
+            "fit.order_weight and fit.steady_weight need distorted pictures: set describe.groups, and leave align "
+            "enabled"
+        )
+    if describe.source == "qinsight" and describe.model is None:
+        raise ValueError('describe.source = "qinsight" needs describe.model, a folder or a name on the hub')
+    if describe.source == "file" and config.data.descriptions is None:
+        raise ValueError('describe.source = "file" needs data.descriptions')
+    if not config.align.views or config.align.views[0] != "whole":
+        raise ValueError(f"align.views must begin with 'whole', got {list(config.align.views)}")
     seen, smallest = False, config.data.validation_fraction
     for joint in config.joint:
         if joint.held_out_weight < 0 or (joint.held_out_weight and not (joint.new_head and fit.teacher == "svr")):
@@ -430,18 +441,6 @@ def check(config: TrainConfig) -> None:
             raise ValueError(
                 "joint.recalibrate fits to the validation images, which with joint.held_out_weight the head has learnt"
             )
-    if fit.uses_groups and not (describe.groups and config.align.enabled):
-        raise ValueError(
-            "fit.order_weight and fit.steady_weight need distorted pictures: set describe.groups, and leave align "
-            "enabled"
-        )
-    if describe.source == "qinsight" and describe.model is None:
-        raise ValueError('describe.source = "qinsight" needs describe.model, a folder or a name on the hub')
-    if describe.source == "file" and config.data.descriptions is None:
-        raise ValueError('describe.source = "file" needs data.descriptions')
-    if not config.align.views or config.align.views[0] != "whole":
-        raise ValueError(f"align.views must begin with 'whole', got {list(config.align.views)}")
-    for joint in config.joint:
         if joint.runs < 1 or not 0 <= joint.start_share <= 1:
             raise ValueError(
                 "joint.runs must be at least 1 and joint.start_share lie in [0, 1], got "
