@@ -349,7 +349,8 @@ def test_several_runs_are_averaged_and_can_be_added_to_a_finished_one(
     assert sum("10/12" in line for line in lines) == 1, "only the new run is trained"
     assert (tmp_path / "runs" / "run-1" / "log.jsonl").is_file()
     both = {
-        run: torch.load(tmp_path / "runs" / run / "joint.pt", weights_only=True)["average"] for run in (".", "run-1")
+        run: torch.load(tmp_path / "runs" / run / "joint.pt", weights_only=True, map_location="cpu")["average"]
+        for run in (".", "run-1")
     }
     name = "head.prototypes"
     assert not torch.equal(both["."][name], both["run-1"][name])

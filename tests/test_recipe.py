@@ -404,6 +404,27 @@ recalibrate = true
     theirs, ours = (load_model(tmp_path / f"{name}.safetensors").model.head for name in ("shorter", "mixed"))
     assert torch.equal(ours.prototypes, theirs.prototypes)
 
+    # two sections that start from one model, the second of which mixes in what the first has made
+    side = """
+[[joint]]
+start_from = 0
+image_size = 64
+frozen_blocks = 4
+steps = 1
+groups = 2
+start_share = 1.0
+mix_with = "w/joint/model.safetensors"
+"""
+    beside = mixed.replace("mixed.safetensors", "beside.safetensors") + side
+    assert main(["train", str(write_config(config, beside))]) == 0
+    told = read_metadata(tmp_path / "beside.safetensors")["training"]
+    assert told["before"]["training"]["stage"] == "ract"
+    assert told["mixed"]["sha256"] == hash_file(tmp_path / "w" / "joint" / "model.safetensors")
+    assert torch.equal(load_model(tmp_path / "beside.safetensors").model.head.prototypes, theirs.prototypes)
+    capsys.readouterr()
+    assert main(["train", str(write_config(config, beside.replace("start_from = 0", "start_from = 2")))]) == 1
+    assert "joint.start_from of section 2 must be the number of an earlier section" in capsys.readouterr().err
+
     # no steps: mixing alone
     untuned = re.sub(r"(\[\[joint\]\][^\[]*?\n)steps = \d+\n", r"\1steps = 0\n", mixed).replace("mixed.", "untuned.")
     assert untuned.count("steps = 0\n") == 1

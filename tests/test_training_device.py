@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def pretended_gpu(*modules: nn.Module) -> Iterator[None]:
         yield
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, all tests of training compute on it")
 def test_the_pretence_refuses_what_a_gpu_refuses() -> None:
     layer = nn.Linear(3, 2)
     with pretended_gpu(layer), pytest.raises(RuntimeError, match="same device"):
@@ -58,12 +60,36 @@ def test_a_joint_step_keeps_to_the_models_device(dino_file: Path, kept: float) -
         lower = LowerBlocks(model.encoder, settings.frozen_blocks)
         patches = lower.trunk.pos_embed.shape[1] - lower.trunk.num_prefix_tokens
         embed = joint._make_embedder(lower, model.preprocess_config)
-        random = np.random.default_rng(0)
-        loss, parts = joint._step(upper, embed, patches, pictures, np.linspace(0, 1, 5), ordered, settings, 0, random)
+        batch = joint._draw_batch(joint._Pictures([pictures]), ordered, patches, settings, 0)
+        loss, parts = joint._step(upper, embed, batch, np.linspace(0, 1, 5), ordered, settings)
         assert loss.device == GPU  # a backward pass cannot be pretended
         assert {"smooth L1", "1 - PLCC", "order", "anchor", "steady", "steady, labelled"} < set(parts)
         assert all(part.device == GPU for part in parts.values())
         assert joint.embed_pictures(model, pictures).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_batches_that_are_drawn_ahead_are_those_of_their_steps(threads: int) -> None:
+    random = np.random.default_rng(0)
+    pictures = joint._Pictures([random.integers(0, 256, (9, 28, 28, 3), dtype=np.uint8)])
+    groups = [OrderedGroup("x.png", True, "noise", 1, 4, seed=seed) for seed in range(3)]
+    ordered = joint.OrderedPictures(groups, random.integers(0, 256, (3, 3, 28, 28, 3), dtype=np.uint8))
+    settings = joint.JointSettings(
+        image_size=28, steps=7, batch_size=4, groups_per_batch=2, steady_weight=1.0, steady_pictures=2, kept_patches=0.5
+    )
+    draw = partial(joint._draw_batch, pictures, ordered, 4, settings)
+    batches = list(joint._draw_ahead(draw, range(2, 7), threads))
+    assert len(batches) == 5
+    for step, batch in enumerate(batches, start=2):
+        for mine, expected in zip(vars(batch).values(), vars(draw(step)).values(), strict=True):
+            assert np.array_equal(mine, expected)
+    assert len({tuple(batch.chosen) for batch in batches}) == 5
+
+    def fail(step: int) -> joint._Batch:
+        raise OSError(f"step {step}")
+
+    with pytest.raises(OSError, match="step 2"):
+        list(joint._draw_ahead(fail, range(2, 7), threads))
 
 
 def test_an_alignment_step_keeps_to_the_models_device(dino_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

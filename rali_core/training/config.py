@@ -213,6 +213,9 @@ class JointConfig(JointSettings):
     Several sections, each `[[joint]]`, go on from one another, such as with larger pictures.
 
     Attributes:
+        start_from: Number of the earlier section, counted from 1, whose model this one goes on from, or 0 for that of
+            the stages before all of them; by default that of the section before. Trainings of several settings that
+            start from one model can so be averaged: each mixes in, with `mix_with`, what the one before has made.
         limit: Use only the first so many training rows, whatever `data.limit` says of the stages before.
         validation_fraction: Share of the training rows that is held out, by default as much as in the section before,
             or `data.validation_fraction`; a smaller one holds out some of the same images.
@@ -229,12 +232,15 @@ class JointConfig(JointSettings):
         unlabelled_teachers: Those models' files.
         unlabelled_weight: How much such a picture counts in the regression of `new_head` beside a labelled image.
         start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
-        mix_with: Model file of the same architecture that takes the place of the weights before this stage in that.
+        mix_with: Model file of the same architecture that takes the place of the weights before this stage in that;
+            that of another section is `model.safetensors` in the folder `joint` of `work_dir`, from the second on in
+            `joint-2` and so on.
         new_head: Make the head anew from the tuned tower after that, with the settings of `[compress]` and `[fit]`.
         held_out_weight: That of `[fit]`, for this new head alone. From then on the validation images tell nothing more.
         recalibrate: Fit slope and offset of the scores to the validation images at last.
     """
 
+    start_from: int | None = None
     limit: int | None = None
     validation_fraction: float | None = None
     groups: int = 2600
@@ -424,7 +430,12 @@ def check(config: TrainConfig) -> None:
     if not config.align.views or config.align.views[0] != "whole":
         raise ValueError(f"align.views must begin with 'whole', got {list(config.align.views)}")
     seen, smallest = False, config.data.validation_fraction
-    for joint in config.joint:
+    for number, joint in enumerate(config.joint, start=1):
+        if joint.start_from is not None and not 0 <= joint.start_from < number:
+            raise ValueError(
+                f"joint.start_from of section {number} must be the number of an earlier section, or 0; got "
+                f"{joint.start_from}"
+            )
         if joint.held_out_weight < 0 or (joint.held_out_weight and not (joint.new_head and fit.teacher == "svr")):
             raise ValueError(
                 "joint.held_out_weight must be at least 0, and needs new_head and fit.teacher = 'svr', got "

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,8 @@ DISTORTED_CEILING = (0.80, 0.10)
 """From level 3 on, a distorted picture should score at most the first number minus the second times its level."""
 STEADY_QUALITY = 95
 """JPEG quality that should not move a score."""
+MOST_DRAWN_AHEAD = 8
+"""So many steps' pictures are cut and saved as JPEG while a GPU computes; each takes some 50 MB."""
 SMALLEST_CROP = 0.8
 """Random crops keep at least this share of the side, half of the steps see whole pictures."""
 
@@ -269,12 +275,14 @@ def tune_jointly(
         average, first, log = state["average"], state["step"], state["log"]
         report(f"joint tuning: going on after step {first}")
     upper.train()
-    terms: list[dict[str, float]] = []
-    for step in range(first, settings.steps):
-        random = np.random.default_rng([settings.seed, step])
+    terms: list[dict[str, Tensor]] = []  # read every ten steps: a GPU would be waited for each time
+    steps = range(first, settings.steps)
+    draw = partial(_draw_batch, learnt, ordered, patches, settings)
+    threads = min(MOST_DRAWN_AHEAD, os.cpu_count() or 1) if device_of(upper).type == "cuda" else 0
+    for step, batch in zip(steps, _draw_ahead(draw, steps, threads), strict=True):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * _schedule(step, settings)
-        loss, values = _step(upper, embed, patches, learnt, scores, ordered, settings, step, random)
+        loss, values = _step(upper, embed, batch, scores, ordered, settings)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(upper.parameters(), 1.0)
@@ -284,10 +292,10 @@ def tune_jointly(
             upper.head.scores.clamp_(0.0, 1.0)
             for name, tensor in upper.state_dict().items():
                 average[name].lerp_(tensor, 1 - decay)
-        terms.append({name: float(value) for name, value in values.items()})
+        terms.append(values)
         last = step + 1 == settings.steps
         if (step + 1) % 10 == 0 or last:
-            entry = {name: float(np.mean([term[name] for term in terms])) for name in values}
+            entry = {name: float(torch.stack([term[name] for term in terms]).mean()) for name in values}
             log.append({"step": step + 1, **entry})
             terms = []
             shown = ", ".join(f"{name} {value:.4f}" for name, value in entry.items())
@@ -308,7 +316,7 @@ def _schedule(step: int, settings: JointSettings) -> float:
     return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (settings.steps - warmup)))
 
 
-Embed = Callable[[list[NDArray[np.uint8]], Tensor | None], Tensor]
+Embed = Callable[[NDArray[np.uint8], Tensor | None], Tensor]
 """From square pictures, and which patches of them are kept, to the frozen blocks' tokens."""
 
 
@@ -316,9 +324,9 @@ def _make_embedder(lower: LowerBlocks, config: PreprocessConfig) -> Embed:
     size, device = config.image_size, device_of(lower)
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (config.mean, config.std))
 
-    def embed(pictures: list[NDArray[np.uint8]], kept: Tensor | None) -> Tensor:
-        """Square uint8 pictures of one size to the frozen blocks' tokens."""
-        pixels = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
+    def embed(pictures: NDArray[np.uint8], kept: Tensor | None) -> Tensor:
+        """(B, H, H, 3) uint8 pictures to the frozen blocks' tokens."""
+        pixels = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 255
         if pixels.shape[-1] != size:
             pixels = functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
         kept = None if kept is None else kept.to(device)
@@ -329,17 +337,40 @@ def _make_embedder(lower: LowerBlocks, config: PreprocessConfig) -> Embed:
     return embed
 
 
-def _step(
-    upper: _Upper,
-    embed: Embed,
-    patches: int,
-    pictures: _Pictures,
-    scores: NDArray[np.float64],
-    ordered: OrderedPictures,
-    settings: JointSettings,
-    step: int,
-    random: np.random.Generator,
-) -> tuple[Tensor, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class _Batch:
+    """What one step looks at; B labelled pictures, P of them steady, and G ordered groups.
+
+    Attributes:
+        labelled: (B, h, h, 3) uint8.
+        chosen: (B,) their numbers.
+        seen: (B, n) indexes of the patches that are kept of them; None for all, here and below.
+        labelled_copies: (P, h, h, 3) uint8 copies of the first ones, which should score the same.
+        copies_seen: (P, n) the same places in these.
+        groups: Numbers of the groups.
+        grouped: (3 G, H, H, 3) uint8, the groups' pictures one after the other.
+        group_seen: (3 G, n) indexes of patches, alike within a group.
+        group_copies: (G, H, H, 3) uint8 copies of the undistorted ones; none where their term has no weight.
+        group_copies_seen: (G, n) the same places in these.
+    """
+
+    labelled: NDArray[np.uint8]
+    chosen: NDArray[np.int64]
+    seen: Tensor | None
+    labelled_copies: NDArray[np.uint8]
+    copies_seen: Tensor | None
+    groups: list[int]
+    grouped: NDArray[np.uint8]
+    group_seen: Tensor | None
+    group_copies: NDArray[np.uint8]
+    group_copies_seen: Tensor | None
+
+
+def _draw_batch(
+    pictures: _Pictures, ordered: OrderedPictures, patches: int, settings: JointSettings, step: int
+) -> _Batch:
+    """Choose and cut a step's pictures; depends on the settings' seed and the step alone."""
+    random = np.random.default_rng([settings.seed, step])
     batch = min(settings.batch_size, len(pictures))
     per_epoch = len(pictures) // batch
     order = np.random.default_rng([settings.seed, 1_000_000, step // per_epoch]).permutation(len(pictures))
@@ -348,39 +379,76 @@ def _step(
     groups = min(settings.groups_per_batch, len(ordered.groups))
     picked: list[int] = random.choice(len(ordered.groups), groups, replace=False).tolist() if groups else []
     share = settings.kept_patches if step < settings.steps - settings.whole_steps else 1.0
-    seen = _choose_patches(patches, share, len(labelled), random)
-    tokens = [embed(labelled, seen)]
-    if groups:
-        mirrored = random.random(groups) < 0.5
-        grouped = [
-            np.ascontiguousarray(picture[:, ::-1]) if flip else picture
-            for index, flip in zip(picked, mirrored, strict=True)
-            for picture in ordered.pixels[index]
-        ]
-        kept = _choose_patches(patches, share, groups, random)  # one choice for the pictures that are compared
-        tokens.append(embed(grouped, None if kept is None else kept.repeat_interleave(3, dim=0)))
-        if settings.steady_weight:
-            tokens.append(_embed_copies(embed, grouped[::3], kept, patches))
-    steady_pictures = min(settings.steady_pictures, batch)
-    if steady_pictures:
-        first = None if seen is None else seen[:steady_pictures]
-        tokens.append(_embed_copies(embed, labelled[:steady_pictures], first, patches))
-    seen_tokens = torch.cat(tokens)
-    with training_autocast(seen_tokens.device):
-        predicted = upper(seen_tokens).float()
+    seen = _choose_patches(patches, share, batch, random)
+    mirrored = random.random(groups) < 0.5
+    grouped = [
+        np.ascontiguousarray(picture[:, ::-1]) if flip else picture
+        for index, flip in zip(picked, mirrored, strict=True)
+        for picture in ordered.pixels[index]
+    ]
+    kept = _choose_patches(patches, share, groups, random)  # one choice for the pictures that are compared
+    steady = labelled[: settings.steady_pictures]
+    first = None if seen is None else seen[: len(steady)]
+    return _Batch(
+        labelled=_stack(labelled),
+        chosen=chosen,
+        seen=seen,
+        labelled_copies=_stack([steady_copy(picture) for picture in steady]),
+        copies_seen=None if first is None else mirror_patches(first, patches),
+        groups=picked,
+        grouped=_stack(grouped),
+        group_seen=None if kept is None else kept.repeat_interleave(3, dim=0),
+        group_copies=_stack([steady_copy(picture) for picture in grouped[::3]] if settings.steady_weight else []),
+        group_copies_seen=None if kept is None else mirror_patches(kept, patches),
+    )
+
+
+def _stack(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8)
+
+
+def _draw_ahead(draw: Callable[[int], _Batch], steps: range, threads: int) -> Iterator[_Batch]:
+    """The batches of all steps in turn; up to `threads` of the next ones are being drawn meanwhile."""
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        coming: deque[Future[_Batch]] = deque()
+        try:
+            for step in steps:
+                coming.append(pool.submit(draw, step))
+                if len(coming) > threads:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _step(
+    upper: _Upper, embed: Embed, batch: _Batch, scores: NDArray[np.float64], ordered: OrderedPictures,
+    settings: JointSettings,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    size, groups, steady_pictures = len(batch.labelled), len(batch.groups), len(batch.labelled_copies)
+    shown = [
+        (batch.labelled, batch.seen),
+        (batch.grouped, batch.group_seen),
+        (batch.group_copies, batch.group_copies_seen),
+        (batch.labelled_copies, batch.copies_seen),
+    ]
+    tokens = torch.cat([embed(pictures, kept) for pictures, kept in shown if len(pictures)])
+    with training_autocast(tokens.device):
+        predicted = upper(tokens).float()
     predicted, copies = predicted.split([len(predicted) - steady_pictures, steady_pictures])
-    human = torch.from_numpy(scores[chosen]).float().to(predicted.device)
-    error = functional.smooth_l1_loss(predicted[:batch], human, beta=SMOOTH_L1_BETA)
-    correlation = plcc_loss(predicted[:batch], human) if batch > 2 else error.new_zeros(())
+    human = torch.from_numpy(scores[batch.chosen]).float().to(predicted.device)
+    error = functional.smooth_l1_loss(predicted[:size], human, beta=SMOOTH_L1_BETA)
+    correlation = plcc_loss(predicted[:size], human) if size > 2 else error.new_zeros(())
     loss = error + settings.plcc_weight * correlation
     parts = {"smooth L1": error, "1 - PLCC": correlation}
     if groups:
-        in_groups = predicted[batch : batch + 3 * groups].view(-1, 3)
-        order_term, anchor = ordered_losses(in_groups, [ordered.groups[i] for i in picked])
+        in_groups = predicted[size : size + 3 * groups].view(-1, 3)
+        order_term, anchor = ordered_losses(in_groups, [ordered.groups[i] for i in batch.groups])
         loss = loss + settings.order_weight * order_term + settings.anchor_weight * anchor
         parts |= {"order": order_term, "anchor": anchor}
         if settings.steady_weight:
-            steady = (predicted[batch + 3 * groups :] - in_groups[:, 0]).abs().mean()
+            steady = (predicted[size + 3 * groups :] - in_groups[:, 0]).abs().mean()
             loss = loss + settings.steady_weight * steady
             parts["steady"] = steady
     if steady_pictures:
@@ -402,13 +470,6 @@ def steady_copy(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The mirror image of an (H, W, 3) picture, saved as JPEG: it should have the same score."""
     mirrored = Image.fromarray(np.ascontiguousarray(picture[:, ::-1]))
     return np.array(recode(mirrored, "JPEG", quality=STEADY_QUALITY))
-
-
-def _embed_copies(embed: Embed, pictures: list[NDArray[np.uint8]], kept: Tensor | None, patches: int) -> Tensor:
-    """Tokens of the pictures' copies, at the places that `kept` names in the pictures themselves."""
-    return embed(
-        [steady_copy(picture) for picture in pictures], None if kept is None else mirror_patches(kept, patches)
-    )
 
 
 def mirror_patches(kept: Tensor, patches: int) -> Tensor:
@@ -456,16 +517,17 @@ def ordered_losses(scores: Tensor, groups: list[OrderedGroup]) -> tuple[Tensor, 
 
 def _build_optimizer(upper: _Upper, settings: JointSettings) -> tuple[torch.optim.AdamW, list[float]]:
     depth = len(upper.blocks.blocks)
-    groups = []  # the slice of the tower keeps its blocks' own numbers
-    for name, parameter in upper.named_parameters():
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}  # each group costs the GPU a dozen launches a step
+    for name, parameter in upper.named_parameters():  # the slice of the tower keeps its blocks' own numbers
         if not parameter.requires_grad:
             continue
         rate = settings.head_learning_rate if name.startswith("head.") else settings.learning_rate
         if name.startswith("blocks.blocks."):
             rate *= settings.layer_decay ** (depth - 1 - int(name.split(".")[2]) + settings.frozen_blocks)
         decay = settings.weight_decay if parameter.ndim > 1 and not name.startswith("head.") else 0.0
-        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups), [group["lr"] for group in groups]  # type: ignore[misc]
+        alike.setdefault((rate, decay), []).append(parameter)
+    groups = [{"params": same, "lr": rate, "weight_decay": decay} for (rate, decay), same in alike.items()]
+    return torch.optim.AdamW(groups), [rate for rate, _ in alike]
 
 
 def _write_checkpoint(
@@ -558,7 +620,7 @@ def _run(upper: nn.Module, embed: Embed, pictures: NDArray[np.uint8], *, report:
     """What `upper` makes of all pictures, float32, a few at a time and without gradient."""
     results = []
     for start in range(0, len(pictures), 16):
-        tokens = embed(list(pictures[start : start + 16]), None)
+        tokens = embed(np.array(pictures[start : start + 16]), None)
         with torch.no_grad(), training_autocast(tokens.device):
             results.append(upper(tokens).float().cpu())
         if report is not None and (start // 16 + 1) % 100 == 0:

@@ -211,11 +211,10 @@ class Recipe:
         if config.ract is not None:
             outputs = ("model.safetensors", "tower.safetensors", *CURVES)
             stages.append(self._stage("ract", outputs, self._ract_inputs, self._ract))
-        before = stages[-1]
-        for index in range(len(config.joint)):
-            before = self._joint_stage(index, before)
-            stages.append(before)
-        return stages
+        models = [stages[-1]]
+        for index, section in enumerate(config.joint):
+            models.append(self._joint_stage(index, models[-1 if section.start_from is None else section.start_from]))
+        return [*stages, *models[1:]]
 
     def _stage(self, name: str, outputs: tuple[str, ...], inputs: Any, work: Any) -> Stage:
         return Stage(name, self.config.work_dir / name, outputs, inputs, work)
