@@ -29,10 +29,11 @@ from rali_core.training.joint import (
     fit_line,
     mirror_patches,
     ordered_losses,
+    predict_pictures,
     with_image_size,
 )
 from rali_core.training.ordered import OrderedGroup, cache_groups, cache_pictures, plan_groups, render_group
-from rali_core.training.refit import refit_head
+from rali_core.training.refit import DomainPictures, refit_head
 from rali_core.training.teachers import Teachers
 from rali_core.training.tokens import LowerBlocks
 
@@ -644,6 +645,29 @@ def test_a_new_head_learns_pictures_without_human_scores_as_much_as_they_weigh(t
             srcc[weight] = measure_agreement(model(pixels).numpy(), scores).srcc
     assert srcc[0.1] > 0.8
     assert srcc[10.0] < -0.8
+
+
+def test_a_new_head_learns_only_the_order_of_another_data_set(tiny_timm_file: Path) -> None:
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (60, 64, 64, 3), dtype=np.uint8) // np.arange(1, 61)[:, None, None, None]
+    pictures = pictures.astype(np.uint8)
+    own, theirs = pictures[::2], pictures[1::2]
+    scores = np.linspace(0.9, 0.1, 30)  # the darker, the worse; in the other set the darker, the better
+    heads: dict[tuple[float, float], torch.Tensor] = {}
+    said: list[str] = []
+    for weight, scale in ((0.0, 1.0), (0.5, 1.0), (0.5, 0.1)):
+        model = load_model(tiny_timm_file).model
+        other = DomainPictures("night", theirs, scale * (1 - scores), theirs[:10], scale * (1 - scores[:10]))
+        refit_head(
+            model, own, scores, validation=(own, scores), domains=[other], domains_weight=weight,
+            compressing=CompressConfig(pca_dim=16, prototypes=30), seed=0,
+            fitting=FitConfig(epochs=300, learning_rate=3e-2), report=said.append,
+        )  # fmt: skip
+        heads[weight, scale] = torch.from_numpy(predict_pictures(model, theirs))
+    assert measure_agreement(heads[0.0, 1.0].numpy(), scores).srcc > 0.6
+    assert measure_agreement(heads[0.5, 1.0].numpy(), scores).srcc < 0
+    assert torch.allclose(heads[0.5, 1.0], heads[0.5, 0.1], atol=0.02)
+    assert [line.split(" SRCC")[0] for line in said if "night" in line] == ["night: validation"] * 3
 
 
 def test_tuning_can_end_with_a_new_head(labels: Path, dino_file: Path, tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> No
             HEAD + SECTIONS + "[fit]\nteacher = 'svr'\n[joint]\nnew_head = true\nheld_out_weight = 2\nrecalibrate = true\n",
             "recalibrate fits to the validation images, which .* has learnt",
         ),
+        (
+            HEAD + SECTIONS + "[joint]\nnew_head = true\nothers_weight = 0.1\n",
+            r"joint\.others_weight must be at least 0, and needs new_head and \[\[ract\.data\]\], got 0\.1",
+        ),
         (HEAD + SECTIONS + "[joint]\nvalidation_fraction = 0.2\n", r"must lie in \(0, 0\.1\], what was held out before; got 0\.2"),
         (HEAD + SECTIONS + '[joint]\nmix_with = "a"\n', r"joint\.mix_with names weights to mix in, but joint\.start_share, .*0"),
         (HEAD + SECTIONS + "[joint]\nseed = 3\n", r"unknown key\(s\) in \[joint\]: seed; there are image_size"),
@@ -345,6 +349,7 @@ kept_patches = 0.2
 limit = 40
 first_run = 7
 new_head = true
+others_weight = 0.3
 recalibrate = true
 """
     text = SMALL.format(output="c.safetensors", work="w", epochs=1).replace("groups = 3", 'source = "score"') + more
@@ -371,6 +376,9 @@ recalibrate = true
     assert [f"'seed': {seed}" in run for seed, run in zip([0, 1, 2, 7], runs, strict=True)] == [True] * 4
     assert ("recalibrated" in training) != ("not recalibrated" in said)
     assert training["new head"]["compress"] == training["recipe"]["config"]["compress"]
+    sets = {"other": {"labels_sha256": hash_file(tmp_path / "data" / "other.csv"), "images": 30}}
+    assert training["domains"] == {"weight": 0.3, "sets": sets}
+    assert "other: validation SRCC" in said
     assert training["images"]["validation"] == 4, "as the section before"
     assert training["images"]["training"] == 40 < training["before"]["training"]["images"]["training"]
     assert training["before"]["training"]["teachers"] == {"sha256": [hash_file(tiny_timm_file)], "share": 0.25}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checkpoint import load_model
 from ..hashing import hash_file
 from ..model import RaliModel
 from .backbones import load_backbone
-from .config import CompressConfig, FitConfig
+from .config import CompressConfig, FitConfig, RactDataConfig
 from .curves import draw_curves
 from .data import scores_of
 from .evaluate import Report
@@ -24,7 +25,7 @@ from .joint import JointSettings, OrderedPictures, UnlabelledPictures, fit_line,
 from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, cache_weak, plan_groups
 from .pipeline import measure_and_save, read_splits
 from .precision import AUTO, training_device
-from .refit import refit_head
+from .refit import DomainPictures, refit_head
 from .teachers import Teachers
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
@@ -57,6 +58,8 @@ def adapt(
     runs: int = 1,
     first_run: int = 0,
     refit: tuple[CompressConfig, FitConfig] | None = None,
+    domains: Sequence[RactDataConfig] = (),
+    domains_weight: float = 0.0,
     recalibrate: bool = False,
     measure_test: bool = True,
     workers: int = 1,
@@ -110,6 +113,10 @@ def adapt(
             It learns what the tower learnt: with teachers, the scores with theirs mixed in. With `held_out_weight` it
             learns the validation images too, and the figures of these are marked as seen, here and in what goes on
             from that model.
+        domains: Further data sets on scales of their own, as `[[ract.data]]`, for the new head: its PCA is made of
+            the embeddings of their training images too. Their validation images are only reported on.
+        domains_weight: Weight of 1 - PLCC within each of these sets while the new head is fitted; their scores enter
+            in no other way, so their scales are never mixed.
         recalibrate: Fit slope and offset of the prototypes' scores to the validation images at the end. A model that
             saw fewer patches in training than it looks at scores all pictures a little too high or too low.
         measure_test: False leaves out the test images, for a model that another training goes on from.
@@ -123,7 +130,8 @@ def adapt(
     Raises:
         FileNotFoundError: A file or folder is missing.
         ValueError: The files do not fit, no image's name is like `teacher_images`, there are fewer than 20 training
-            images, one of `unlabelled` and `unlabelled_teachers` lacks the other, or there is no such device.
+            images, one of `unlabelled` and `unlabelled_teachers` lacks the other, there are `domains` or a weight of
+            them but no `refit`, or there is no such device.
     """
     settings = settings or JointSettings()
     output, work_dir = Path(output), Path(work_dir)
@@ -141,6 +149,11 @@ def adapt(
         raise ValueError(
             "unlabelled_weight must be positive, and any but 1 needs unlabelled pictures and a new head; got "
             f"{unlabelled_weight:g}"
+        )
+    if domains_weight < 0 or (refit is None and domains) or (domains_weight and not domains):
+        raise ValueError(
+            "domains, further data sets, are for a new head (refit), and domains_weight, at least 0, needs them; got "
+            f"{len(domains)} sets and {domains_weight:g}"
         )
     computes_on = training_device(device)
     loaded = load_model(model_file)
@@ -209,6 +222,7 @@ def adapt(
             for what, (pixels, names) in zip(("unlabelled", "unlabelled-distorted"), both, strict=True)
         ]
         others = UnlabelledPictures([pixels for pixels, _ in both], np.concatenate(judged))
+    further = [_load_domain(data, kept, suffix, cache, seed=settings.seed, report=report) for data in domains]
     start, logs = model, []
     for index in range(runs):
         folder = work_dir / f"run-{index}" if index else work_dir
@@ -236,7 +250,8 @@ def adapt(
     if refit is not None:
         refit_head(
             model, labelled, targets, validation=(held_out, human), compressing=refit[0], fitting=refit[1],
-            ordered=ordered, unlabelled=others, unlabelled_weight=unlabelled_weight, seed=settings.seed, report=report,
+            ordered=ordered, unlabelled=others, unlabelled_weight=unlabelled_weight,
+            domains=further, domains_weight=domains_weight, seed=settings.seed, report=report,
         )  # fmt: skip
     line = fit_line(model, held_out, human) if recalibrate else None
     if line is not None:
@@ -247,6 +262,13 @@ def adapt(
         "pictures": 2 * len(strangers),
         "teachers": [*their_judges.models],
         **({"weight": unlabelled_weight} if refit is not None else {}),
+    }
+    learnt_domains = {
+        "weight": domains_weight,
+        "sets": {
+            data.name: {"labels_sha256": hash_file(data.labels), "images": len(domain.scores)}
+            for data, domain in zip(domains, further, strict=True)
+        },
     }
     story = {
         "joint": {
@@ -260,6 +282,7 @@ def adapt(
         **({"teachers": judges.story()} if judges else {}),
         **({"unlabelled": learnt_too} if strangers else {}),
         **({"new head": {"compress": asdict(refit[0]), "fit": asdict(refit[1])}} if refit is not None else {}),
+        **({"domains": learnt_domains} if domains else {}),
         **({"recalibrated": line} if line is not None else {}),
         "before": {"model": loaded.info.name, "sha256": hash_file(model_file), "training": before},
     }
@@ -269,6 +292,27 @@ def adapt(
         labels=labels, rows=rows, story=story, measure_test=measure_test,
         validation_seen=seen, report=report,
     )  # fmt: skip
+
+
+def _load_domain(
+    data: RactDataConfig,
+    folder: Path,
+    suffix: str,
+    cache: Callable[[list[Path], Path], NDArray[np.uint8]],
+    *,
+    seed: int,
+    report: Report,
+) -> DomainPictures:
+    training, validation, test = read_splits(
+        data.labels, root=data.images_root, score_range=data.score_range, limit=data.limit,
+        validation_fraction=data.validation_fraction, seed=seed,
+    )  # fmt: skip
+    report(f"{data.name}: {len(training)} training, {len(validation)} validation, {len(test)} test images")
+    pixels, held_out = (
+        cache([row.path for row in part], folder / f"domain-{data.name}-{what}{suffix}")
+        for what, part in (("training", training), ("validation", validation))
+    )
+    return DomainPictures(data.name, pixels, scores_of(training), held_out, scores_of(validation))
 
 
 def _check_alike(model: RaliModel, other: RaliModel) -> None:

@@ -236,6 +236,7 @@ class JointConfig(JointSettings):
             that of another section is `model.safetensors` in the folder `joint` of `work_dir`, from the second on in
             `joint-2` and so on.
         new_head: Make the head anew from the tuned tower after that, with the settings of `[compress]` and `[fit]`.
+        others_weight: That of `[ract]`, for this new head: then the training images of `[[ract.data]]` take part in it.
         held_out_weight: That of `[fit]`, for this new head alone. From then on the validation images tell nothing more.
         recalibrate: Fit slope and offset of the scores to the validation images at last.
     """
@@ -257,6 +258,7 @@ class JointConfig(JointSettings):
     start_share: float = 0.0
     mix_with: Path | None = None
     new_head: bool = False
+    others_weight: float = 0.0
     held_out_weight: float = 0.0
     recalibrate: bool = False
 
@@ -440,6 +442,11 @@ def check(config: TrainConfig) -> None:
             raise ValueError(
                 "joint.held_out_weight must be at least 0, and needs new_head and fit.teacher = 'svr', got "
                 f"{joint.held_out_weight}"
+            )
+        if joint.others_weight < 0 or (joint.others_weight and not (joint.new_head and config.ract)):
+            raise ValueError(
+                "joint.others_weight must be at least 0, and needs new_head and [[ract.data]], got "
+                f"{joint.others_weight:g}"
             )
         held_out = smallest if joint.validation_fraction is None else joint.validation_fraction
         if not 0 < held_out <= smallest:

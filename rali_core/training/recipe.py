@@ -550,6 +550,7 @@ class Recipe:
                 "mix_with": hash_file(config.mix_with) if config.mix_with else None,
                 "seed": self.config.seed,
                 "model": self.config.name,
+                **({"sets": {data.name: data.inputs() for data in self.others}} if config.others_weight else {}),
                 **({"first_run": first_run} if first_run else {}),
             }
 
@@ -575,6 +576,8 @@ class Recipe:
                     (self.config.compress, replace(self.config.fit, held_out_weight=config.held_out_weight))
                     if config.new_head else None
                 ),
+                domains=self.config.ract.data if config.others_weight and self.config.ract else (),
+                domains_weight=config.others_weight,
                 recalibrate=config.recalibrate, measure_test=self._is_last(folder), workers=self.config.workers,
                 device=self.config.device, report=self.report,
             )  # fmt: skip
