@@ -23,7 +23,7 @@ from .data import scores_of
 from .evaluate import Report
 from .joint import JointSettings, OrderedPictures, UnlabelledPictures, fit_line, tune_jointly, with_image_size
 from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, cache_weak, plan_groups
-from .pipeline import measure_and_save, read_splits
+from .pipeline import measure_and_save, read_configured, read_splits
 from .precision import AUTO, training_device
 from .refit import DomainPictures, refit_head
 from .teachers import Teachers
@@ -303,11 +303,7 @@ def _load_domain(
     seed: int,
     report: Report,
 ) -> DomainPictures:
-    training, validation, test = read_splits(
-        data.labels, root=data.images_root, score_range=data.score_range, limit=data.limit,
-        validation_fraction=data.validation_fraction, seed=seed,
-    )  # fmt: skip
-    report(f"{data.name}: {len(training)} training, {len(validation)} validation, {len(test)} test images")
+    training, validation, _ = read_configured(data.name, data, seed=seed, report=report)
     pixels, held_out = (
         cache([row.path for row in part], folder / f"domain-{data.name}-{what}{suffix}")
         for what, part in (("training", training), ("validation", validation))

@@ -19,6 +19,7 @@ from ..model import RaliModel
 from ..preprocess import Coverage
 from ..scorer import RaliScorer
 from .backbones import Backbone
+from .config import DataConfig
 from .data import LabelledImage, read_labels, scores_of, split_validation
 from .evaluate import Report, format_agreement, measure_agreement
 from .precision import device_of
@@ -62,6 +63,27 @@ def read_splits(
             f"{len(validation)}"
         )
     return training, validation, [row for row in rows if row.split == "test" and not row.near_duplicate]
+
+
+def read_configured(name: str, data: DataConfig, *, seed: int, report: Report) -> Splits:
+    """Read the table of a configured data set, and report how many images it has.
+
+    Args:
+        name: The set's name in what is reported.
+        data: What the configuration says of it.
+        seed: As of `read_splits`.
+        report: Called with a line of text.
+
+    Raises:
+        ValueError: As `read_splits`.
+    """
+    rows = read_splits(
+        data.labels, root=data.images_root, score_range=data.score_range, limit=data.limit,
+        validation_fraction=data.validation_fraction, seed=seed,
+    )  # fmt: skip
+    training, validation, test = map(len, rows)
+    report(f"{name}: {training} training, {validation} validation, {test} test images")
+    return rows
 
 
 def measure_and_save(

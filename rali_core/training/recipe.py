@@ -46,7 +46,7 @@ from .evaluate import Report
 from .fit import OrderedEmbeddings
 from .joint import JointSettings, steady_copy
 from .ordered import OrderedGroup, plan_groups
-from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_splits
+from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_configured
 from .precision import training_autocast, training_device
 from .provenance import git_commit, hash_files
 from .ract import Domain, compress_domains, embed_views, fit_domains, make_validation, measure_domains
@@ -159,12 +159,7 @@ class Recipe:
         return tuple(self._read(data.name, data) for data in (self.config.ract.data if self.config.ract else ()))
 
     def _read(self, name: str, data: DataConfig) -> DataSet:
-        rows = read_splits(
-            data.labels, root=data.images_root, score_range=data.score_range, limit=data.limit,
-            validation_fraction=data.validation_fraction, seed=self.config.seed,
-        )  # fmt: skip
-        training, validation, test = rows
-        self.report(f"{name}: {len(training)} training, {len(validation)} validation, {len(test)} test images")
+        rows = read_configured(name, data, seed=self.config.seed, report=self.report)
         return DataSet(name, data, rows, hash_files(row.path for part in rows for row in part))
 
     @cached_property

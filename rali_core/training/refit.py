@@ -31,7 +31,7 @@ class DomainPictures:
         name: Short name.
         pixels: (N, H, H, 3) uint8 pictures that the head learns.
         scores: (N,) their human scores; only their correlation with the predicted ones is used.
-        validation: (M, H, H, 3) uint8 pictures that are only reported on; M may be 0.
+        validation: (M, H, H, 3) uint8 pictures that are only reported on.
         validation_scores: (M,) their human scores.
     """
 
@@ -107,6 +107,5 @@ def refit_head(
         others_weight=domains_weight, seed=seed, report=report,
     ).to(device_of(model.encoder))  # fmt: skip
     for domain in domains:
-        if len(domain.validation_scores) >= 3:
-            agreement = measure_agreement(predict_pictures(model, domain.validation), domain.validation_scores)
-            report(f"{domain.name}: validation SRCC {agreement.srcc:.4f} PLCC {agreement.plcc:.4f}")
+        agreement = measure_agreement(predict_pictures(model, domain.validation), domain.validation_scores)
+        report(f"{domain.name}: validation SRCC {agreement.srcc:.4f} PLCC {agreement.plcc:.4f}")
