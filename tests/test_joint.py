@@ -516,6 +516,8 @@ def test_pictures_without_human_scores_are_learnt_from_teachers(
         tune("bad", **both, unlabelled_weight=3.0)
     with pytest.raises(ValueError, match="unlabelled pictures need unlabelled_teachers"):
         tune("bad", unlabelled=[folder])
+    with pytest.raises(ValueError, match=r"domains, further data sets, are for a new head .* got 0 sets and 0\.1"):
+        tune("bad", domains_weight=0.1)
     table = tmp_path / "scores.csv"
     table.write_text("image,score\ncat.png,0.5\n")
     with pytest.raises(ValueError, match="unlabelled_teachers must be model files: a table"):
