@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ._common import SLOW_SECONDS, Interruption, find_images
 
 if TYPE_CHECKING:
-    from ..training.describe.describer import Describer
-    from ..training.describe.run import Task
+    from ..training.describe.describers import DescriptionRequest, FileDescriber
 
 DESCRIPTION = """\
 Write quality descriptions of images to a file of JSON lines {image, description, score, seed, source}. Sources:
@@ -63,21 +62,35 @@ def run(options: argparse.Namespace) -> int:
     """Describe and write."""
     from tqdm import tqdm
 
-    from ..training.describe.run import describe_all, failures_path
+    from ..training.describe.describers import FileDescriber, describe_all, failures_path, make_describer
 
     if options.seeds is not None and options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
-    tasks, root = _find_tasks(options)
-    describer = _make_describer(options, root)
+    if options.source == "file" and options.origin is None:
+        raise ValueError("--source file needs --from FILE.jsonl")
+    if options.source == "qinsight" and options.model is None:
+        raise ValueError("--source qinsight needs --model, a folder or a name on the hub")
+    requests, root = _find_requests(options)
+    describer = make_describer(
+        options.source,
+        file=options.origin,
+        root=root,
+        model=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        max_new_tokens=options.max_new_tokens,
+        attempts=options.attempts,
+        prompt_file=options.prompt_file,
+    )
     seeds = 3 if options.seeds is None else options.seeds
-    if options.source == "file" and options.seeds is None:
-        seeds = _count_in_file(describer, tasks)
-    total = len(tasks) * seeds
+    if isinstance(describer, FileDescriber) and options.seeds is None:
+        seeds = _count_in_file(describer, requests)
+    total = len(requests) * seeds
     with Interruption() as interruption, tqdm(
         total=total, unit="description", delay=SLOW_SECONDS, disable=None, file=sys.stderr
     ) as bar:  # fmt: skip
         summary = describe_all(
-            tasks,
+            requests,
             describer,
             options.output,
             seeds=range(seeds),
@@ -91,22 +104,22 @@ def run(options: argparse.Namespace) -> int:
     if summary.failed:
         print(f"rali: {len(summary.failed)} of {total} failed, see {failures_path(options.output)}", file=sys.stderr)
     if interruption.requested:
-        print("rali: stopped; the same command goes on from here", file=sys.stderr)
+        print("rali: stopped; run the same command again to resume", file=sys.stderr)
         return 130
     return 1 if summary.failed else 0
 
 
-def _find_tasks(options: argparse.Namespace) -> tuple[list[Task], Path]:
+def _find_requests(options: argparse.Namespace) -> tuple[list[DescriptionRequest], Path]:
     """The images and the folder that their names are relative to."""
     from ..training.data import read_labels
+    from ..training.describe.describers import DescriptionRequest
     from ..training.describe.records import image_name
-    from ..training.describe.run import Task
 
     given = Path(options.images)
     if given.is_dir():
         root = Path(options.images_root or given)
         files = find_images([str(given)], recursive=options.recursive)
-        tasks = [Task(image_name(file, root), file) for file in files]
+        requests = [DescriptionRequest(image_name(file, root), file) for file in files]
     else:
         root = Path(options.images_root or given.parent)
         rows = read_labels(given, root=root, score_range=tuple(options.score_range))
@@ -114,43 +127,16 @@ def _find_tasks(options: argparse.Namespace) -> tuple[list[Task], Path]:
         if not chosen:
             splits = ", ".join(sorted({row.split for row in rows}))
             raise ValueError(f"{given} has no rows with split {options.split!r}; it has {splits}")
-        tasks = [Task(image_name(row.path, root), row.path, row.score) for row in chosen]
-    return tasks[: options.limit], root
+        requests = [DescriptionRequest(image_name(row.path, root), row.path, row.score) for row in chosen]
+    return requests[: options.limit], root
 
 
-def _make_describer(options: argparse.Namespace, root: Path) -> Describer:
-    if options.source == "file":
-        from ..training.describe.from_file import FileDescriber
-
-        if options.origin is None:
-            raise ValueError("--source file needs --from FILE.jsonl")
-        return FileDescriber(options.origin, root=root)
-    if options.source == "qinsight":
-        from ..training.describe.qinsight import QInsightDescriber
-
-        if options.model is None:
-            raise ValueError("--source qinsight needs --model, a folder or a name on the hub")
-        prompt = Path(options.prompt_file).read_text(encoding="utf-8") if options.prompt_file else None
-        return QInsightDescriber(
-            options.model,
-            device=options.device,
-            dtype=options.dtype,
-            max_new_tokens=options.max_new_tokens,
-            attempts=options.attempts,
-            prompt=prompt,
-        )
-    from ..training.describe.measured import MeasuredDescriber
-
-    return MeasuredDescriber()
-
-
-def _count_in_file(describer: Any, tasks: list[Task]) -> int:
+def _count_in_file(describer: FileDescriber, requests: list[DescriptionRequest]) -> int:
     """How many descriptions the images have in the file, which must be as many for each."""
-    counts: set[int] = {describer.count(task.path) for task in tasks}
+    counts = {describer.count(request) for request in requests}
     if len(counts) > 1:
         raise ValueError(
             f"the images have between {min(counts)} and {max(counts)} descriptions in {describer.path}; "
             "say with --seeds how many to take"
         )
-    number: int = max(1, *counts)
-    return number
+    return max(1, *counts)

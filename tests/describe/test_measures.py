@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.color import rgb2lab
+from skimage.measure import blur_effect
 from skimage.restoration import estimate_sigma
 
-from rali_core.training.describe.artefacts import measure_banding, measure_blocking, measure_ringing
-from rali_core.training.describe.measurements import Measurements, measure_image
-from rali_core.training.describe.structure import measure_blur, measure_noise, measure_resolution
-from rali_core.training.describe.tone import (
+from rali_core.training.describe.measures import (
+    Measurements,
+    crop_boxes,
+    measure_blocking,
+    measure_blur,
     measure_clipping,
     measure_colour,
     measure_colourfulness,
     measure_contrast,
+    measure_image,
+    measure_noise,
+    measure_resolution,
 )
 from rali_core.training.distortions import distort
 
@@ -33,21 +39,6 @@ def luma_of(image: Image.Image) -> NDArray[np.float32]:
 
 def to_image(values: NDArray[np.floating]) -> Image.Image:
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-
-
-def cut_frequencies(image: Image.Image, level: int) -> Image.Image:
-    """An ideal low-pass, which rings as Gibbs said."""
-    cutoff = (0.4, 0.3, 0.22, 0.16)[level - 1]
-    values = np.asarray(image, dtype=np.float64)
-    spectrum = np.fft.fft2(values, axes=(0, 1))
-    down, right = (np.abs(np.fft.fftfreq(side)) for side in values.shape[:2])
-    spectrum[np.maximum(down[:, None], right[None, :]) > cutoff] = 0
-    return to_image(np.fft.ifft2(spectrum, axes=(0, 1)).real)
-
-
-def quantise(image: Image.Image, level: int) -> Image.Image:
-    steps = (24, 16, 10, 6, 4)[level - 1] - 1
-    return to_image(np.round(np.asarray(image) / 255.0 * steps) / steps * 255.0)
 
 
 def multiply(*factors: float) -> Callable[[Image.Image, int], Image.Image]:
@@ -107,28 +98,6 @@ def test_a_measurement_follows_its_own_distortion_on_photographs(
     assert all(direction * (after - before) > 0 for before, after in pairwise(values)), values
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "cat"])
-def test_ringing_never_falls_with_a_lower_cutoff_and_shows_at_the_lowest(photographs: Photographs, name: str) -> None:
-    # Not steadily: the ripples of a weak low-pass lie within reach of the edge and are not seen. The cat is left out:
-    # its whiskers are parallel lines beside edges and count as ringing (1.2) before anything is done to the picture.
-    photograph = photographs[name]
-    values = [
-        measure_ringing(luma_of(cut_frequencies(photograph, level) if level else photograph)) for level in range(5)
-    ]
-    assert values == sorted(values), values
-    assert values[4] > values[0] + 0.25
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_banding_follows_quantisation(photographs: Photographs, name: str) -> None:
-    values = [
-        measure_banding(np.asarray((quantise(photographs[name], level) if level else photographs[name]).convert("L")))
-        for level in range(6)
-    ]
-    assert values == sorted(values), values
-    assert values[1] > 10 * values[0]
-
-
 def test_white_noise_is_measured_to_five_per_cent() -> None:
     for sigma in (2.0, 10.0, 30.0):
         noise = np.random.default_rng(0).normal(128.0, sigma, (256, 256)).astype(np.float32)
@@ -138,6 +107,20 @@ def test_white_noise_is_measured_to_five_per_cent() -> None:
 def test_noise_agrees_with_scikit_image_where_no_coefficient_is_zero(photographs: Photographs) -> None:
     luma = luma_of(photographs["coffee"]) + np.random.default_rng(0).normal(0.0, 3.0, (400, 600)).astype(np.float32)
     assert measure_noise(luma) == pytest.approx(estimate_sigma(luma), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blur_and_colour_have_the_values_of_scikit_image(photographs: Photographs, name: str) -> None:
+    photograph = photographs[name]
+    luma = luma_of(photograph)
+    assert measure_blur(luma) == pytest.approx(blur_effect(luma / 255.0, h_size=11), abs=1e-6)
+    lab = rgb2lab(np.asarray(photograph)[::2, ::2])
+    light, green_red, blue_yellow = lab.reshape(-1, 3).mean(axis=0)
+    colour = measure_colour(np.asarray(photograph))
+    assert colour.lightness == pytest.approx(light, abs=1e-3)
+    assert colour.cast == pytest.approx(np.hypot(green_red, blue_yellow), abs=1e-2)
+    spread = np.hypot(lab[..., 1].std(), lab[..., 2].std())
+    assert colour.cast_dominance == pytest.approx((colour.cast - spread) / spread, abs=1e-2)
 
 
 @pytest.mark.parametrize("cutoff", [0.25, 0.5, 0.8])
@@ -159,28 +142,6 @@ def test_blocking_counts_only_steps_on_the_grid() -> None:
     assert measure_blocking(np.roll(steps, 3, axis=1)) < 1.0
 
 
-def test_ringing_follows_the_height_of_ripples_beside_an_edge_and_not_noise() -> None:
-    distance = np.arange(-64, 64)
-    edge = np.where(distance < 0, 60.0, 180.0)
-    ripple = np.cos(distance * 2.0 * np.pi / 5.0) * np.exp(-np.abs(distance) / 10.0)
-    row = [(edge + height * ripple)[None, :].repeat(128, axis=0).astype(np.float32) for height in (0, 2, 5, 10, 20)]
-    values = [measure_ringing(luma) for luma in row]
-    assert values[0] == 0.0
-    assert values == sorted(set(values))
-    noisy = row[0] + np.random.default_rng(0).normal(0.0, 10.0, row[0].shape).astype(np.float32)
-    assert measure_ringing(noisy) < values[1]
-    assert measure_ringing(row[2].T.copy()) == pytest.approx(values[2])
-
-
-def test_banding_sees_the_steps_of_a_coarse_gradient_only() -> None:
-    gradient = np.linspace(0.0, 255.0, 256)[None, :].repeat(64, axis=0)
-    fine = np.repeat(gradient, 4, axis=1).astype(np.uint8)  # 1,024 wide: every level of 8 bits, four pixels long
-    coarse = (fine // 17) * 17  # a step of 17 every 68 pixels
-    assert measure_banding(fine) == 0.0
-    on_grid = sum(1 for edge in range(68, 1024, 68) if edge % 8 == 0)
-    assert measure_banding(coarse.astype(np.uint8)) == pytest.approx(16 * (15 - on_grid) / 1024, rel=0.01)
-
-
 def test_colour_measures_have_their_known_values() -> None:
     red = np.zeros((32, 32, 3), dtype=np.uint8)
     red[..., 0] = 255
@@ -199,7 +160,7 @@ def test_colour_measures_have_their_known_values() -> None:
 @pytest.mark.parametrize("size", [(16, 16), (17, 300), (64, 40)])
 def test_a_blank_image_has_no_detail_and_no_artefact(size: tuple[int, int]) -> None:
     blank = measure_image(Image.new("RGB", size, (90, 90, 90)))
-    assert (blank.blur, blank.resolution, blank.ringing, blank.banding) == (1.0, 0.0, 0.0, 0.0)
+    assert (blank.blur, blank.resolution) == (1.0, 0.0)
     assert blank.noise < 1e-6
     assert blank.blocking == 1.0
     assert np.isfinite(astuple(blank)).all()
@@ -215,3 +176,32 @@ def test_all_measurements_of_a_photograph_are_finite_and_do_not_depend_on_the_mo
 def test_an_image_too_small_to_measure_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least 16 x 16 pixels to measure, got \(40, 15\)"):
         measure_image(Image.new("RGB", (40, 15)))
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [((512, 512), 1), ((1536, 1536), 1), ((3840, 2160), 9), ((600, 5000), 6), ((16, 200_000), 3)]
+)
+def test_an_image_is_measured_on_a_bounded_number_of_pixels(size: tuple[int, int], count: int) -> None:
+    boxes = crop_boxes(*size)
+    assert len(boxes) == count
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= size[0]
+        assert 0 <= top < bottom <= size[1]
+        assert (left % 8, top % 8) == (0, 0), "on the grid of JPEG's blocks"
+    assert sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) <= 1536 * 1536
+    assert len({(right - left, bottom - top) for left, top, right, bottom in boxes}) == 1
+
+
+@pytest.mark.parametrize("kind", ["noise", "jpeg"])
+@pytest.mark.parametrize("name", ["coffee", "cat"])
+def test_crops_of_a_large_image_measure_what_all_of_it_does(photographs: Photographs, name: str, kind: str) -> None:
+    large = by_kind(kind)(photographs[name].resize((2400, 1800), Image.Resampling.BICUBIC), 1)
+    measured = measure_image(large)
+    luma = luma_of(large)
+    assert measured.blur == pytest.approx(measure_blur(luma), abs=0.03)
+    assert measured.noise == pytest.approx(measure_noise(luma), abs=0.1)
+    assert measured.resolution == pytest.approx(measure_resolution(luma), abs=0.06)
+    assert measured.blocking == pytest.approx(measure_blocking(luma), abs=0.1)
+    assert measured.contrast == pytest.approx(measure_contrast(luma), abs=0.02)
+    assert measured.lightness == pytest.approx(measure_colour(np.asarray(large)).lightness, abs=1.0)
+    assert measured.colourfulness == pytest.approx(measure_colourfulness(np.asarray(large)), abs=2.0)

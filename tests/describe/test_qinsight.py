@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from rali_core.cli import main
-from rali_core.training.describe.answers import PROMPT
-from rali_core.training.describe.describer import DescriptionError
-from rali_core.training.describe.qinsight import QInsightDescriber
+from rali_core.training.describe.describers import DescriptionError, DescriptionRequest
+from rali_core.training.describe.qinsight import PROMPT, QInsightDescriber
 from rali_core.training.describe.records import read_descriptions
 
 THOUGHTS = {"The picture is sharp.": "4.00", "Strong blur hides it.": "2.00", "There is some noise.": "3.00"}
@@ -129,11 +128,11 @@ def images(tmp_path: Path) -> Path:
 
 def test_seeds_give_different_readable_answers_and_the_same_seed_the_same(taught_model: Path) -> None:
     describer = QInsightDescriber(taught_model, device="cpu", dtype="float32", max_new_tokens=80)
-    image = Image.new("RGB", (80, 60), "white")
+    request = DescriptionRequest("white", Image.new("RGB", (80, 60), "white"))
     state = torch.random.get_rng_state()
-    found = [describer.describe(image, seed=seed) for seed in range(6)]
+    found = [describer.describe(request, seed=seed) for seed in range(6)]
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left as it was"
-    assert describer.describe(image, seed=3) == found[3]
+    assert describer.describe(request, seed=3) == found[3]
     assert len({item.text for item in found}) >= 2
     for item in found:  # now and then it mixes two of its answers
         assert set(item.text.split()) <= set(" ".join(THOUGHTS).split())
@@ -172,7 +171,7 @@ def test_a_model_that_was_taught_nothing_fails_with_what_it_wrote(random_model: 
     with pytest.raises(
         DescriptionError, match=r"no readable answer in 2 attempt\(s\): expected one closed think block, got 0"
     ) as caught:
-        describer.describe(Image.new("RGB", (60, 60)), seed=0)
+        describer.describe(DescriptionRequest("black", Image.new("RGB", (60, 60))), seed=0)
     assert len(caught.value.outputs) == 2
     assert len(set(caught.value.outputs)) == 2
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from rali_core.training.describe.describer import DescriptionError
-from rali_core.training.describe.from_file import FileDescriber
 from rali_core.training.describe.records import DescriptionLog, DescriptionRecord, image_name, read_descriptions
 
 GOOD = {"image": "a.png", "description": "sharp"}
@@ -104,18 +102,3 @@ def test_what_another_source_wrote_is_not_gone_on_with_and_not_changed(tmp_path:
 def test_names_are_relative_inside_the_folder_and_absolute_outside(tmp_path: Path) -> None:
     assert image_name(tmp_path / "a" / "b.png", tmp_path) == "a/b.png"
     assert image_name(tmp_path / "b.png", tmp_path / "a") == (tmp_path / "b.png").as_posix()
-
-
-def test_the_file_source_finds_descriptions_by_path_and_number(tmp_path: Path) -> None:
-    file = write_lines(
-        tmp_path / "d.jsonl",
-        {"image": "x/a.png", "description": "second", "seed": 7},
-        {"image": "x/a.png", "description": "first", "seed": 2, "score": 0.25},
-    )
-    describer = FileDescriber(file, root=tmp_path)
-    image = tmp_path / "x" / "a.png"
-    assert describer.count(image) == 2
-    first, second = (describer.describe(image, score=0.5, seed=seed) for seed in range(2))
-    assert (first.text, first.score, second.text, second.score) == ("first", 0.25, "second", 0.5)
-    with pytest.raises(DescriptionError, match=r"has 2 description\(s\) of 'x/a.png', wanted number 2"):
-        describer.describe(image, seed=2)

@@ -1,5 +1,6 @@
 """Quality descriptions of images, the first stage of the training; needs the extra `train`.
 
-Three sources with one interface (`Describer`): `MeasuredDescriber` says what it measures, `QInsightDescriber` runs a
-reasoning model, `FileDescriber` reads what someone else wrote. `describe_all` writes them to a description file.
+`describers.describe_all` writes what a source says of images to a description file (`records`). Sources: `measured`
+says what is measured on the image (`measures`, `wording`), `qinsight` asks a reasoning model, `file` reads what another
+program wrote, `score` says the human score in words.
 """

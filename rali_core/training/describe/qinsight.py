@@ -1,22 +1,39 @@
 """The `qinsight` source: a reasoning model of the kind Qwen2.5-VL looks at the image and writes what it thinks.
 
-The weights are the user's: any folder or hub name that transformers loads as an image-text-to-text model with a
-processor and a chat template, such as the Q-Insight release that RALI was trained with.
+After W. Li et al., "Q-Insight: Understanding Image Quality via Visual Reinforcement Learning", NeurIPS 2025: the model
+reasons about the quality between think tags and then gives a rating from 1 to 5 as JSON between answer tags. RALI
+trains on the text between the think tags. The question is in our own words, and can be replaced by the very words that
+a model was trained with. The weights are the user's: any folder or hub name that transformers loads as an
+image-text-to-text model with a processor and a chat template, such as the Q-Insight release.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from .answers import PROMPT, read_answer
-from .describer import Description, DescriptionError, open_image
+from .describers import Description, DescriptionError, DescriptionRequest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+WORST, BEST = 1.0, 5.0
+"""Ends of the rating scale."""
+
+PROMPT = """\
+How good is the quality of this image? Look at its sharpness, noise, compression, exposure, contrast and colours, and \
+at whatever else disturbs or pleases, and reason about it step by step. Then rate the quality with a number from 1 \
+(very bad) to 5 (excellent) that has two decimals.
+Put your reasoning between <think> and </think>. After it, put only the rating, as JSON with the single key "rating", \
+between <answer> and </answer>, for example: <think>...</think><answer>{"rating": 3.47}</answer>"""
+
+THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 class QInsightDescriber:
@@ -33,7 +50,7 @@ class QInsightDescriber:
         attempts: How often it is asked before an unreadable answer counts as a failure.
         temperature: Of the sampling; higher gives more different texts.
         top_p: Nucleus of the sampling.
-        prompt: The question; by default `answers.PROMPT`. A model may want the words that it was trained with.
+        prompt: The question; by default `PROMPT`. A model may want the words that it was trained with.
 
     Raises:
         ModuleNotFoundError: transformers is not installed.
@@ -82,22 +99,13 @@ class QInsightDescriber:
             "max_new_tokens": max_new_tokens,
         }
 
-    def describe(
-        self,
-        image: Path | Image.Image,
-        *,
-        score: float | None = None,  # noqa: ARG002  the model judges by itself
-        distortion: str | None = None,  # noqa: ARG002
-        level: int = 0,  # noqa: ARG002
-        seed: int = 0,
-    ) -> Description:
-        """See `Describer.describe`; the score is the model's own, and `score` is not shown to it.
+    def describe(self, request: DescriptionRequest, *, seed: int = 0) -> Description:
+        """See `Describer.describe`; the score is the model's own, and that of the request is not shown to it.
 
         Raises:
             DescriptionError: None of the attempts could be read; `outputs` has what the model wrote.
         """
-        pixels = image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
-        inputs = self._prepare(pixels)
+        inputs = self._prepare(request.open())
         outputs: list[str] = []
         reasons: list[str] = []
         for attempt in range(self.attempts):
@@ -133,3 +141,44 @@ class QInsightDescriber:
 
 def _random_state(seed: int, attempt: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed},{attempt}".encode()).digest()[:7], "big")
+
+
+def read_answer(output: str) -> Description:
+    """Read what a model wrote.
+
+    Args:
+        output: Everything that the model wrote.
+
+    Returns:
+        The text between the think tags, white space made single, and the rating mapped from 1..5 to [0, 1].
+
+    Raises:
+        ValueError: There is no closed think block with words in it, no closed answer block, more than one of either, or
+            no single rating from 1 to 5 in the answer.
+    """
+    thought = " ".join(_only(THINK, output, "think").split())
+    if not any(character.isalpha() for character in thought):
+        raise ValueError("the think block holds no words")
+    rating = _read_rating(_only(ANSWER, output, "answer"))
+    if not WORST <= rating <= BEST:  # also NaN, which JSON as Python reads it can hold
+        raise ValueError(f"expected a rating from {WORST:g} to {BEST:g}, got {rating:g}")
+    return Description(thought, (rating - WORST) / (BEST - WORST))
+
+
+def _only(pattern: re.Pattern[str], output: str, name: str) -> str:
+    found: list[str] = pattern.findall(output)
+    if len(found) != 1:
+        raise ValueError(f"expected one closed {name} block, got {len(found)}")
+    return found[0]
+
+
+def _read_rating(answer: str) -> float:
+    """The rating in an answer: JSON with the key `rating`, as asked, or else the only number that is there."""
+    try:
+        parsed = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
+        return float(parsed["rating"])
+    except (ValueError, KeyError, TypeError):  # not JSON, another key, not a number
+        numbers = NUMBER.findall(answer)
+        if len(numbers) != 1:
+            raise ValueError(f"expected one rating in the answer, got {answer.strip()[:80]!r}") from None
+        return float(numbers[0])

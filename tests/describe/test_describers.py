@@ -1,0 +1,219 @@
+"""Sources of descriptions behind one interface, and the run that writes, resumes and shares out the work."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rali_core.training.describe.describers import (
+    Description,
+    DescriptionError,
+    DescriptionRequest,
+    FileDescriber,
+    MeasuredDescriber,
+    ScoreDescriber,
+    describe_all,
+    failures_path,
+    make_describer,
+)
+from rali_core.training.describe.records import DescriptionRecord, read_descriptions
+from rali_core.training.distortions import distort
+
+Photographs = dict[str, Image.Image]
+
+
+class Counting:
+    """A source that says its seed, and cannot say anything of an image that is called broken."""
+
+    source = "counting"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def describe(self, request: DescriptionRequest, *, seed: int = 0) -> Description:
+        self.asked.append((request.image, seed))
+        if request.image == "broken":
+            raise DescriptionError("cannot", outputs=("what?", "how?"))
+        return Description(f"seed {seed}", request.score)
+
+
+def request_named(image: str) -> DescriptionRequest:
+    return DescriptionRequest(image, Path(image))
+
+
+def mixed_requests(photographs: Photographs, folder: Path) -> list[DescriptionRequest]:
+    """Files, images and renderings, two of which cannot be described."""
+    small = {name: photograph.resize((96, 80)) for name, photograph in photographs.items()}
+    small["cat"].save(folder / "cat.png")
+    return [
+        DescriptionRequest("cat.png", folder / "cat.png", score=0.7),
+        DescriptionRequest("none.png", folder / "none.png"),
+        DescriptionRequest("astronaut", small["astronaut"]),
+        DescriptionRequest("tiny", Image.new("RGB", (9, 9))),
+        *(
+            DescriptionRequest(f"{name}-{kind}", partial(distort, small[name], kind, 4), distortion=kind, level=4)
+            for name in ("coffee", "rocket")
+            for kind in ("ringing", "jpeg", "banding")
+        ),
+    ]
+
+
+def test_workers_write_the_same_files_as_one_process(photographs: Photographs, tmp_path: Path) -> None:
+    requests = mixed_requests(photographs, tmp_path)
+    outputs = [tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"]
+    done: list[int] = []
+    for workers, output in zip((0, 2), outputs, strict=True):
+        summary = describe_all(
+            requests, MeasuredDescriber(), output, seeds=range(2), workers=workers, on_done=lambda: done.append(1)
+        )
+        assert (summary.written, summary.kept, len(summary.failed)) == (16, 0, 4)
+    assert len(done) == 2 * 2 * len(requests)
+    alone, shared = outputs
+    assert shared.read_bytes() == alone.read_bytes()
+    assert failures_path(shared).read_bytes() == failures_path(alone).read_bytes()
+    names = [request.image for request in requests if request.image not in ("none.png", "tiny")]
+    assert [(record.image, record.seed) for record in read_descriptions(alone)] == [
+        (n, s) for n in names for s in (0, 1)
+    ]
+
+
+def test_a_stopped_run_with_workers_resumes_to_the_same_file(photographs: Photographs, tmp_path: Path) -> None:
+    requests = mixed_requests(photographs, tmp_path)
+    run = partial(describe_all, requests, MeasuredDescriber(), seeds=range(2), workers=1)
+    run(output=tmp_path / "whole.jsonl")
+    answers = iter([False] * 7 + [True])
+    summary = run(output=tmp_path / "parts.jsonl", stop=lambda: next(answers))
+    assert (summary.written, len(summary.failed)) == (4, 3)
+    summary = run(output=tmp_path / "parts.jsonl")
+    assert (summary.written, summary.kept, len(summary.failed)) == (12, 4, 4)
+    assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_what_is_there_is_kept_and_a_failure_is_noted_and_tried_again(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "d.jsonl"
+    requests = [request_named("a"), request_named("broken"), request_named("b")]
+    first = describe_all(requests, Counting(), output, seeds=[0])
+    assert (first.written, first.kept, first.failed) == (2, 0, (("broken", 0, "cannot"),))
+    again = Counting()
+    second = describe_all(requests, again, output, seeds=[0, 4, 4])
+    assert (second.written, second.kept) == (2, 2)
+    assert again.asked == [("a", 4), ("broken", 0), ("broken", 4), ("b", 4)]
+    assert failures_path(output) == tmp_path / "new" / "d.failures.jsonl"
+    notes = [json.loads(line) for line in failures_path(output).read_text().splitlines()]
+    assert [(note["image"], note["seed"]) for note in notes] == [("broken", 0), ("broken", 0), ("broken", 4)]
+    assert notes[0] == {"image": "broken", "seed": 0, "reason": "cannot", "outputs": ["what?", "how?"]}
+
+
+def test_seeds_of_one_image_open_it_once(photographs: Photographs, tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def open_image(name: str) -> Image.Image:
+        opened.append(name)
+        return photographs[name].resize((64, 64))
+
+    requests = [DescriptionRequest(name, partial(open_image, name)) for name in ("cat", "coffee")]
+    describe_all(requests, MeasuredDescriber(), tmp_path / "d.jsonl", seeds=range(5))
+    assert opened == ["cat", "coffee"]
+    assert len({record.description for record in read_descriptions(tmp_path / "d.jsonl")}) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"requests": [request_named("a"), request_named("b"), request_named("a")]}, "'a' comes 2 times"),
+     ({"workers": -1}, "workers must be at least 0, got -1"),
+     ({"requests": [DescriptionRequest("f", lambda: Image.new("RGB", (20, 20)))], "workers": 1},
+      "the source of f cannot be sent to a worker process .*functools.partial")],
+)  # fmt: skip
+def test_a_run_that_cannot_be_done_is_refused(arguments: dict[str, object], message: str, tmp_path: Path) -> None:
+    given = {"requests": [request_named("a")], "output": tmp_path / "d.jsonl", "seeds": [0], **arguments}
+    with pytest.raises(ValueError, match=message):
+        describe_all(describer=MeasuredDescriber(), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [({"score": 1.2}, r"^a.png: score must lie in \[0, 1\], or be None, got 1.2"),
+     ({"score": float("nan")}, "got nan"),
+     ({"level": 2}, "level must be 0 without a distortion, got 2"),
+     ({"distortion": "blur"}, r"level must lie in 1..5 with a distortion, got 0 for 'blur'"),
+     ({"distortion": "blur", "level": 6}, r"level must lie in 1..5 with a distortion, got 6 for 'blur'")],
+)  # fmt: skip
+def test_a_request_that_makes_no_sense_is_refused(known: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DescriptionRequest("a.png", Path("a.png"), **known)  # type: ignore[arg-type]
+
+
+def test_a_request_opens_files_images_and_functions_alike(photographs: Photographs, tmp_path: Path) -> None:
+    clear = photographs["cat"].convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "clear.png")
+    for source in (tmp_path / "clear.png", clear, lambda: clear):
+        image = DescriptionRequest("cat", source).open()
+        assert (image.mode, image.size, image.getextrema()) == ("RGB", clear.size, ((255, 255),) * 3)
+
+
+def test_the_measured_source_tells_score_and_distortion(photographs: Photographs) -> None:
+    describer = MeasuredDescriber()
+    request = DescriptionRequest("cat", photographs["cat"], score=0.1, distortion="motion_blur", level=5)
+    for seed in range(5):
+        description = describer.describe(request, seed=seed)
+        assert description.score == 0.1
+        assert " bad" in description.text
+        assert any(name in description.text.lower() for name in ("motion blur", "camera shake"))
+        assert MeasuredDescriber().describe(request, seed=seed) == description
+
+
+def test_the_score_source_tells_the_score_only() -> None:
+    texts = [ScoreDescriber().describe(DescriptionRequest("a", Path("no/file"), 0.5), seed=s).text for s in range(20)]
+    assert all("fair" in text for text in texts)
+    assert len(set(texts)) > 5
+    with pytest.raises(DescriptionError, match="a has no score"):
+        ScoreDescriber().describe(request_named("a"))
+
+
+@pytest.fixture
+def description_file(tmp_path: Path) -> Path:
+    entries = [
+        {"image": "x/a.png", "description": "second", "seed": 7},
+        {"image": "x/a.png", "description": "first", "seed": 2, "score": 0.25},
+    ]
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("by_path", [True, False])
+def test_the_file_source_finds_an_image_by_its_path_or_name(description_file: Path, by_path: bool) -> None:
+    describer = FileDescriber(description_file)
+    path = description_file.parent / "x" / "a.png"
+    request = DescriptionRequest("x/a.png", path if by_path else Image.new("RGB", (20, 20)), score=0.5)
+    assert describer.count(request) == 2
+    assert describer.describe(request, seed=0) == Description("first", 0.25)
+    assert describer.describe(request, seed=1) == Description("second", 0.5)
+    with pytest.raises(DescriptionError, match=r"has 2 description\(s\) of 'x/a.png', wanted number 2"):
+        describer.describe(request, seed=2)
+    assert describer.count(request_named("y.png")) == 0
+
+
+def test_a_file_with_names_below_another_folder(description_file: Path, tmp_path: Path) -> None:
+    describer = make_describer("file", file=description_file, root=tmp_path / "images")
+    request = DescriptionRequest("anything", tmp_path / "images" / "x" / "a.png")
+    summary = describe_all([request], describer, tmp_path / "out.jsonl", seeds=[1])
+    assert summary.written == 1
+    assert read_descriptions(tmp_path / "out.jsonl") == [
+        DescriptionRecord("anything", "second", None, 1, "file d.jsonl")
+    ]
+
+
+def test_a_source_is_made_by_its_name() -> None:
+    assert [make_describer(name).source for name in ("measured", "score")] == ["measured", "score"]
+    with pytest.raises(ValueError, match="'file' needs a description file"):
+        make_describer("file")
+    with pytest.raises(ValueError, match="'qinsight' needs a model"):
+        make_describer("qinsight")
+    with pytest.raises(ValueError, match="source must be one of .*, got 'magic'"):
+        make_describer("magic")  # type: ignore[arg-type]
