@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Write quality descriptions of images to a file of JSON lines {image, description, score, seed, source}. Sources:
   measured  what is measured on the image (sharpness, noise, compression, exposure, colour ...), in words
-  qinsight  what a reasoning model of the kind Qwen2.5-VL thinks of it; needs transformers and --model
+  qinsight  the reasoning of a vision-language model such as Q-Insight (Qwen2.5-VL); needs transformers and --model
   file      descriptions that another program wrote (--from), checked against the images
-A run that was stopped goes on where it was when the same command is given again. Images that could not be described
-are noted in a file beside the output that ends in .failures.jsonl; the next run tries them again."""
+Run the same command again to resume a run that was stopped. Images that could not be described are noted in a file
+beside the output that ends in .failures.jsonl; the next run tries them again."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("images", metavar="LABELS_OR_FOLDER",
                         help="table with the columns image and mos, or a folder of images")  # fmt: skip
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.jsonl", help="file to write or to go on with")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.jsonl", help="file to write or to resume")
     parser.add_argument("--source", choices=("measured", "qinsight", "file"), default="measured",
                         help="who describes (default: measured)")  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N",
@@ -52,7 +52,7 @@ def add_parser(subparsers: Any) -> None:
     model.add_argument("--max-new-tokens", type=int, default=1024, metavar="N",
                        help="longest answer, in tokens (default: 1024)")  # fmt: skip
     model.add_argument("--attempts", type=int, default=3, metavar="N",
-                       help="tries before an unreadable answer counts as a failure (default: 3)")  # fmt: skip
+                       help="attempts before an unreadable answer counts as a failure (default: 3)")  # fmt: skip
     model.add_argument("--prompt-file", metavar="FILE", help="text to ask with instead of the built-in question")
     parser.add_argument("--from", dest="origin", metavar="FILE.jsonl", help="with --source file: the file to check")
     parser.set_defaults(run=run)
@@ -66,10 +66,6 @@ def run(options: argparse.Namespace) -> int:
 
     if options.seeds is not None and options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
-    if options.source == "file" and options.origin is None:
-        raise ValueError("--source file needs --from FILE.jsonl")
-    if options.source == "qinsight" and options.model is None:
-        raise ValueError("--source qinsight needs --model, a folder or a name on the hub")
     requests, root = _find_requests(options)
     describer = make_describer(
         options.source,

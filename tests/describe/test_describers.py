@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from rali_core.cli import main
+from rali_core.training.data import read_labels
 from rali_core.training.describe.describers import (
     Description,
     DescriptionError,
@@ -134,6 +137,14 @@ def test_a_run_that_cannot_be_done_is_refused(arguments: dict[str, object], mess
         describe_all(describer=MeasuredDescriber(), **given)  # type: ignore[arg-type]
 
 
+def test_a_worker_that_dies_ends_the_run_and_what_was_written_stays(photographs: Photographs, tmp_path: Path) -> None:
+    requests = [DescriptionRequest("cat", photographs["cat"]), DescriptionRequest("killer", partial(os._exit, 3))]
+    with pytest.raises(RuntimeError, match="a worker process died.*what was written stays"):
+        describe_all(requests, MeasuredDescriber(), tmp_path / "d.jsonl", seeds=[0], workers=1)
+    summary = describe_all(requests[:1], MeasuredDescriber(), tmp_path / "d.jsonl", seeds=[0])
+    assert summary.written + summary.kept == 1
+
+
 @pytest.mark.parametrize(
     ("known", "message"),
     [({"score": 1.2}, r"^a.png: score must lie in \[0, 1\], or be None, got 1.2"),
@@ -211,9 +222,52 @@ def test_a_file_with_names_below_another_folder(description_file: Path, tmp_path
 
 def test_a_source_is_made_by_its_name() -> None:
     assert [make_describer(name).source for name in ("measured", "score")] == ["measured", "score"]
-    with pytest.raises(ValueError, match="'file' needs a description file"):
+    with pytest.raises(ValueError, match="source 'file' needs the description file .*--from"):
         make_describer("file")
-    with pytest.raises(ValueError, match="'qinsight' needs a model"):
+    with pytest.raises(ValueError, match="source 'qinsight' needs a model.*--model"):
         make_describer("qinsight")
     with pytest.raises(ValueError, match="source must be one of .*, got 'magic'"):
         make_describer("magic")  # type: ignore[arg-type]
+
+
+def test_the_command_describes_a_split_of_a_table(labels: Path, tmp_path: Path) -> None:
+    output = tmp_path / "d.jsonl"
+    assert main(["describe", str(labels), "-o", str(output), "--split", "test", "--limit", "3", "--seeds", "2"]) == 0
+    records = read_descriptions(output, root=labels.parent)
+    assert [(record.image, record.seed) for record in records] == [
+        (f"{n}.png", s) for n in (84, 85, 86) for s in (0, 1)
+    ]
+    scores = {row.path.name: row.score for row in read_labels(labels)}
+    assert all(record.score == pytest.approx(scores[record.image]) for record in records)
+    assert {record.source for record in records} == {"measured"}
+
+
+def test_the_command_checks_the_descriptions_of_another_program(
+    labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [{"image": f"{n}.png", "description": f"about {n}", "seed": s} for n in range(3) for s in range(2)]
+    given = tmp_path / "given.jsonl"
+    given.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    command = ["describe", str(labels), "-o", str(tmp_path / "d.jsonl"), "--source", "file", "--from", str(given)]
+    assert main([*command, "--limit", "3"]) == 0
+    assert len(read_descriptions(tmp_path / "d.jsonl")) == 6
+    assert main([*command, "--limit", "4"]) != 0
+    assert "between 0 and 2 descriptions" in capsys.readouterr().err
+    assert main([*command, "--limit", "4", "--seeds", "1"]) == 1
+    told = capsys.readouterr().err
+    assert "0 descriptions written" in told
+    assert "3 were there already" in told
+    assert "1 of 4 failed" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--seeds", "0"], "--seeds must be at least 1, got 0"), (["--split", "fair"], "no rows with split 'fair'; it has"),
+     (["--source", "file"], "--from FILE.jsonl"), (["--source", "qinsight"], "--model")],
+)  # fmt: skip
+def test_a_command_that_cannot_be_done_is_refused(
+    arguments: list[str], message: str, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["describe", str(labels), "-o", str(tmp_path / "d.jsonl"), *arguments]) != 0
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "d.jsonl").exists()

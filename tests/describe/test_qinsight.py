@@ -12,7 +12,7 @@ from PIL import Image
 
 from rali_core.cli import main
 from rali_core.training.describe.describers import DescriptionError, DescriptionRequest
-from rali_core.training.describe.qinsight import PROMPT, QInsightDescriber
+from rali_core.training.describe.qinsight import PROMPT, QInsightDescriber, read_answer
 from rali_core.training.describe.records import read_descriptions
 
 THOUGHTS = {"The picture is sharp.": "4.00", "Strong blur hides it.": "2.00", "There is some noise.": "3.00"}
@@ -80,9 +80,13 @@ def save_model(folder: Path) -> None:
 
 def teach(folder: Path, *, steps: int = 60) -> None:
     """A few steps in which the random model learns to give each of the three answers equally often."""
-    describer = QInsightDescriber(folder, device="cpu", dtype="float32")
-    model, tokenizer = describer._model.train(), describer._processor.tokenizer
-    inputs = describer._prepare(Image.new("RGB", (64, 64), "grey"))
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    model, tokenizer = AutoModelForImageTextToText.from_pretrained(folder).train(), processor.tokenizer
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+    text = processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+    inputs = processor(text=[text], images=[Image.new("RGB", (64, 64), "grey")], return_tensors="pt")
     asked = inputs["input_ids"].shape[1]
     answers = [tokenizer(text + "<|im_end|>", return_tensors="pt")["input_ids"] for text in ANSWERS]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -139,7 +143,7 @@ def test_seeds_give_different_readable_answers_and_the_same_seed_the_same(taught
         assert item.score in {(float(rating) - 1) / 4 for rating in THOUGHTS.values()}
 
 
-def test_a_stopped_run_goes_on_and_ends_with_what_an_unstopped_one_writes(
+def test_an_interrupted_run_resumes_to_the_file_of_a_whole_one(
     taught_model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def command(output: str) -> list[str]:
@@ -180,3 +184,31 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     save_processor(tmp_path, template=None)
     with pytest.raises(ValueError, match="has no chat template"):
         QInsightDescriber(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("output", "text", "score"),
+    [('<think>Sharp.</think><answer>{"rating": 4.00}</answer>', "Sharp.", 0.75),
+     ('Well: <THINK> Sharp,\n\n but  noisy. </THINK>\n<Answer>\n{"rating": "1"}\n</Answer> Done.', "Sharp, but noisy.", 0.0),
+     ("<think>Blurred.</think><answer>5</answer>", "Blurred.", 1.0),
+     ('<think>Fair.</think><answer>```json\n{"rating": 3}\n```</answer>', "Fair.", 0.5)],
+)  # fmt: skip
+def test_an_answer_is_read(output: str, text: str, score: float) -> None:
+    description = read_answer(output)
+    assert (description.text, description.score) == (text, pytest.approx(score))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("Sharp. 4.0", "one closed think block, got 0"), ("<think>Sharp.<answer>4</answer>", "one closed think block, got 0"),
+     ("<think>a</think><think>b</think><answer>4</answer>", "one closed think block, got 2"),
+     ("<think> ... </think><answer>4</answer>", "the think block holds no words"),
+     ("<think>Sharp.</think>", "one closed answer block, got 0"),
+     ("<think>Sharp.</think><answer>good</answer>", "one rating in the answer, got 'good'"),
+     ("<think>Sharp.</think><answer>4 of 5</answer>", "one rating in the answer, got '4 of 5'"),
+     ('<think>Sharp.</think><answer>{"rating": 85}</answer>', "a rating from 1 to 5, got 85"),
+     ('<think>Sharp.</think><answer>{"rating": NaN}</answer>', "a rating from 1 to 5, got nan")],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_read_is_refused(output: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_answer(output)

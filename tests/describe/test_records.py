@@ -39,15 +39,15 @@ def test_score_seed_and_source_may_be_left_out_and_other_keys_be_there(tmp_path:
 @pytest.mark.parametrize(
     ("line", "message"),
     [("{oops", "line 2: not JSON in UTF-8"), ('["a"]', r"line 2: expected an object \{...\}, got list"),
-     ('{"description": "x"}', "line 2: image must be a string that is not empty, got None"),
-     ('{"image": "b", "description": " "}', "line 2: description must be a string that is not empty, got ' '"),
-     ('{"image": "b", "description": "x", "score": 3.2}', r"line 2: score must be a number in \[0, 1\], .* got 3.2"),
+     ('{"description": "x"}', "line 2: image must be a non-empty string, got None"),
+     ('{"image": "b", "description": " "}', "line 2: description must be a non-empty string, got ' '"),
+     ('{"image": "b", "description": "x", "score": 3.2}', r"line 2: score must be a number in \[0, 1\] or left out, got 3.2"),
      ('{"image": "b", "description": "x", "score": NaN}', "line 2: score must be a number .* got nan"),
      ('{"image": "b", "description": "x", "score": true}', "line 2: score must be a number .* got True"),
-     ('{"image": "b", "description": "x", "seed": -1}', "line 2: seed must be a whole number from 0 on, got -1"),
-     ('{"image": "b", "description": "x", "source": 1}', "line 2: source must be a string, or be left out, got 1"),
-     ('{"image": "a.png", "description": "x"}', "line 2: image 'a.png' with seed 0 stands in line 1 already"),
-     ('{"image": "b", "descri', "line 2: not JSON in UTF-8 .*was the program stopped while it wrote")],
+     ('{"image": "b", "description": "x", "seed": -1}', "line 2: seed must be an integer from 0, got -1"),
+     ('{"image": "b", "description": "x", "source": 1}', "line 2: source must be a string or left out, got 1"),
+     ('{"image": "a.png", "description": "x"}', "line 2: image 'a.png' with seed 0 is already in line 1"),
+     ('{"image": "b", "descri', "line 2: not JSON in UTF-8 .*was the program killed while writing")],
 )  # fmt: skip
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, message: str) -> None:
     file = write_lines(tmp_path / "d.jsonl", GOOD)
@@ -87,14 +87,14 @@ def test_a_half_line_is_dropped_and_the_whole_ones_are_kept(tmp_path: Path) -> N
     assert [record.image for record in read_descriptions(file)] == ["a.png", "b.png"]
 
 
-def test_what_another_source_wrote_is_not_gone_on_with_and_not_changed(tmp_path: Path) -> None:
+def test_a_file_of_another_source_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "d.jsonl", {**GOOD, "source": "measured"})
     before = file.read_bytes()
-    with pytest.raises(ValueError, match="cannot go on with .*it was written by 'measured' and not by 'file x'; name"):
+    with pytest.raises(ValueError, match="cannot resume .*it was written by 'measured', not by 'file x'; choose"):
         DescriptionLog(file, source="file x")
     labels = tmp_path / "labels.csv"
     labels.write_text("image,mos\na.png,0.5\n")
-    with pytest.raises(ValueError, match="cannot go on with .*labels.csv: not JSON"):
+    with pytest.raises(ValueError, match="cannot resume .*labels.csv: not JSON"):
         DescriptionLog(labels, source="measured")
     assert (file.read_bytes(), labels.read_text()) == (before, "image,mos\na.png,0.5\n")
 

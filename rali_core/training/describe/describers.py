@@ -243,11 +243,11 @@ def make_describer(
         return ScoreDescriber()
     if source == "file":
         if file is None:
-            raise ValueError("the source 'file' needs a description file to read, and none was given")
+            raise ValueError("source 'file' needs the description file to read (file=, or --from FILE.jsonl)")
         return FileDescriber(file, root=root)
     if source == "qinsight":
         if model is None:
-            raise ValueError("the source 'qinsight' needs a model, a folder or a name on the hub, and none was given")
+            raise ValueError("source 'qinsight' needs a model: a folder or a name on the hub (model=, or --model)")
         from .qinsight import QInsightDescriber
 
         prompt = None if prompt_file is None else Path(prompt_file).read_text(encoding="utf-8")

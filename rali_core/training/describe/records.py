@@ -1,7 +1,7 @@
-"""The description file: JSON lines of {image, description, score?, seed, source?}, appended one by one.
+"""The description file: JSON lines of {image, description, score?, seed?, source?}, appended one by one.
 
-Each line is on the disk before the next one is begun. A line that was being written when the program was killed has no
-line end; the reader says so, and `DescriptionLog` drops it and goes on behind the last whole line.
+Each line is on disk before the next one is begun. A program that is killed while it writes leaves a line without a line
+end: `read_descriptions` reports it, and `DescriptionLog` drops it and resumes after the last whole line.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MOST_PROBLEMS = 10
-"""So many problems of a file are listed in an error."""
+MAX_PROBLEMS = 10
+"""At most so many problems of a file are listed in an error."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class DescriptionRecord:
     Attributes:
         image: The image file, relative to the folder of all images, with forward slashes; or an absolute path.
         description: What is said about its quality.
-        score: In [0, 1], 1 is best; None where no one gave any.
+        score: In [0, 1], 1 is best; None if there is none.
         seed: Tells several descriptions of one image apart; 0, 1, ...
-        source: Who wrote it, such as `"measured"`; None where the file does not say.
+        source: Who wrote it, such as `"measured"`; None if the file does not say.
     """
 
     image: str
@@ -44,17 +44,17 @@ def read_descriptions(path: str | Path, *, root: str | Path | None = None) -> li
 
     Args:
         path: JSON lines, UTF-8. Every line is an object with `image` and `description` (strings, not empty) and
-            optionally `score` (number in [0, 1], or null), `seed` (whole number from 0 on, default 0) and `source`.
-            Other keys are left alone; blank lines are skipped.
-        root: If given, the folder of the images: each of them must be a file.
+            optionally `score` (number in [0, 1], or null), `seed` (integer from 0, default 0) and `source`. Other keys
+            are ignored; blank lines are skipped.
+        root: Folder of the images. If given, each image must exist there.
 
     Returns:
-        The records in the file's order.
+        The records, in file order.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A line is not as described, an image's seed comes twice, an image is missing, or nothing is there;
-            the message lists the line numbers.
+        ValueError: A line is invalid, an image and seed occur twice, an image is missing, or the file is empty; the
+            message lists the line numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,14 +71,14 @@ def read_descriptions(path: str | Path, *, root: str | Path | None = None) -> li
                 raise ValueError(f"no file {Path(root) / record.image}")
             first = seen.setdefault((record.image, record.seed), number)
             if first != number:
-                raise ValueError(f"image {record.image!r} with seed {record.seed} stands in line {first} already")
+                raise ValueError(f"image {record.image!r} with seed {record.seed} is already in line {first}")
         except ValueError as error:
             problems.append(f"line {number}: {error}")
         else:
             records.append(record)
     if problems:
-        rest = len(problems) - MOST_PROBLEMS
-        listed = "\n  ".join(problems[:MOST_PROBLEMS]) + (f"\n  and {rest} more" if rest > 0 else "")
+        rest = len(problems) - MAX_PROBLEMS
+        listed = "\n  ".join(problems[:MAX_PROBLEMS]) + (f"\n  and {rest} more" if rest > 0 else "")
         raise ValueError(f"{path} has {len(problems)} unusable line(s):\n  {listed}")
     if not records:
         raise ValueError(f"{path} holds no descriptions")
@@ -89,37 +89,37 @@ def parse_line(line: bytes) -> DescriptionRecord:
     """Check one line of a description file.
 
     Raises:
-        ValueError: It is not as `read_descriptions` wants it.
+        ValueError: It is not as `read_descriptions` describes it.
     """
     try:
         entry: Any = json.loads(line.decode("utf-8"))
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both
-        raise ValueError(f"not JSON in UTF-8 ({error}); was the program stopped while it wrote?") from None
+        raise ValueError(f"not JSON in UTF-8 ({error}); was the program killed while writing?") from None
     if not isinstance(entry, dict):
         raise ValueError(f"expected an object {{...}}, got {type(entry).__name__}")
     for key in ("image", "description"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
-            raise ValueError(f"{key} must be a string that is not empty, got {entry.get(key)!r}")
+            raise ValueError(f"{key} must be a non-empty string, got {entry.get(key)!r}")
     score, seed, source = entry.get("score"), entry.get("seed", 0), entry.get("source")
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1):
-        raise ValueError(f"score must be a number in [0, 1], or be left out, got {score!r}")
+        raise ValueError(f"score must be a number in [0, 1] or left out, got {score!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number from 0 on, got {seed!r}")
+        raise ValueError(f"seed must be an integer from 0, got {seed!r}")
     if source is not None and not isinstance(source, str):
-        raise ValueError(f"source must be a string, or be left out, got {source!r}")
+        raise ValueError(f"source must be a string or left out, got {source!r}")
     return DescriptionRecord(
         entry["image"], entry["description"].strip(), None if score is None else float(score), seed, source
     )
 
 
 def image_name(file: Path, root: Path) -> str:
-    """How a file's image is named in a description file: relative to `root` where it lies inside, else absolute."""
+    """Name of an image in a description file: its path relative to `root` if it lies inside, else its absolute path."""
     file, root = file.absolute(), root.absolute()
     return PurePosixPath(file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
 
 
 class JsonLines:
-    """A file of JSON lines that survives being killed: opened for appending, a half line at its end dropped."""
+    """A crash-safe file of JSON lines, opened for appending; an incomplete line at its end is dropped."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -129,14 +129,14 @@ class JsonLines:
         content = self.file.read()
         whole = content.rfind(b"\n") + 1
         self.dropped = len(content) - whole
-        """Bytes of a half line that were dropped."""
+        """Bytes of an incomplete line that were dropped."""
         if self.dropped:
             self.file.truncate(whole)
         self.lines = [line for line in content[:whole].split(b"\n") if line.strip()]
-        """What was there."""
+        """The lines that the file held when it was opened."""
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Write one line; it is on the disk when this returns."""
+        """Write one line; it is on disk when this returns."""
         self.file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -151,29 +151,29 @@ class JsonLines:
 
 
 class DescriptionLog(JsonLines):
-    """A description file that is being written, or goes on being written.
+    """A description file opened for writing or resuming.
 
     Args:
-        path: The file; it is made if need be.
-        source: Who writes; lines of someone else are refused, so that one file never mixes two sources.
+        path: The file; created if it does not exist.
+        source: Who writes. A file of another source is refused, so that one file never mixes two.
 
     Raises:
-        ValueError: What is there is not a description file, or another source wrote it.
+        ValueError: The file exists and is not a description file, or another source wrote it.
     """
 
     def __init__(self, path: str | Path, *, source: str) -> None:
         super().__init__(path)
         self.source = source
         self.done: set[tuple[str, int]] = set()
-        """(image, seed) of what is there."""
+        """(image, seed) of each description in the file."""
         try:
             for record in map(parse_line, self.lines):
                 if record.source != source:
-                    raise ValueError(f"it was written by {record.source!r} and not by {source!r}")
+                    raise ValueError(f"it was written by {record.source!r}, not by {source!r}")
                 self.done.add((record.image, record.seed))
         except ValueError as error:
             self.file.close()
-            raise ValueError(f"cannot go on with {self.path}: {error}; name another output file") from None
+            raise ValueError(f"cannot resume {self.path}: {error}; choose another output file") from None
 
     def write(self, image: str, description: str, *, score: float | None, seed: int) -> None:
         """Write one description."""
