@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rali_core.devices import has_bf16_instructions, training_autocast
 from rali_core.encoder import build_encoder
-from rali_core.precision import has_bf16_instructions
 from rali_core.preprocess import PreprocessConfig
 from rali_core.training.backbones import load_backbone
 from rali_core.training.compress import compress
@@ -38,7 +38,6 @@ from rali_core.training.evaluate import Agreement, measure_agreement
 from rali_core.training.fit import build_head, fit_head
 from rali_core.training.ordered import cache_pictures
 from rali_core.training.pipeline import read_splits
-from rali_core.training.precision import training_autocast
 
 BATCH = 8
 CHECKERBOARD = 518

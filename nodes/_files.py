@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("rali")
 
 FORMATS = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 SCORE_KEYS = ("rali_score", "aesthetic_score")

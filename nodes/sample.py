@@ -14,7 +14,7 @@ from ._convert import join_latents
 from ._inputs import coverage_input, model_input, threshold_input
 from ._scoring import score_images, show
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("rali")
 
 
 class RaliBestOfNSampler(io.ComfyNode):

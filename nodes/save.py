@@ -10,8 +10,8 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..rali_core.files import append_json_line
 from ..rali_core.selection import rank
-from ..rali_core.sidecar import append_json_line
 from ._convert import check_numbers, split_images, to_pil
 from ._files import FORMATS, encode, write_new
 from ._inputs import images_input, model_input, scores_input

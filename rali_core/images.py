@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+
 ImageInput: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, NDArray[np.generic], Tensor]
 """One image: a path, a PIL image, a numpy array (H, W[, C]) or a torch tensor (C, H, W)."""
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""File name endings that count as images when a folder is searched; a named file is tried whatever its ending."""
 
 RANGE_TOLERANCE = 1e-3
 """Float images may leave [0, 1] by this much, from rounding; they are clipped."""

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint import ModelInfo, load_model
+from .devices import choose_device, fastest_precision, narrowest_precision
 from .hub import find_model
 from .images import ImageError, ImageInput, load_image, to_pixels
 from .model import RaliModel
@@ -108,7 +109,7 @@ class RaliScorer:
         info: What its file says about it.
         device: Where to compute; by default the GPU where there is one (CUDA, then Apple's), else the CPU.
         dtype: Arithmetic of the image tower; the head always computes in float32. `"auto"` takes 16 bits where this
-            machine is faster in them, see `precision.fastest_precision`, so that scores differ between machines by
+            machine is faster in them, see `devices.fastest_precision`, so that scores differ between machines by
             their rounding.
         batch_size: Crops per forward pass.
         coverage: `"center"` or `"tiles"`; by default the model's own setting.
@@ -145,8 +146,6 @@ class RaliScorer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.device = choose_device(device)
         if dtype == "auto":
-            from .precision import fastest_precision
-
             dtype = fastest_precision(model.encoder, self.device)
         self.dtype: DtypeName = dtype
         self.model = model.to(self.device)
@@ -187,8 +186,6 @@ class RaliScorer:
         path = find_model(name_or_file)
         if dtype == "auto":
             # In 16 bits first: where they win, which is usual on machines that have them, memory never held more.
-            from .precision import fastest_precision, narrowest_precision
-
             chosen = choose_device(device)
             narrowest = narrowest_precision(chosen)
             loaded = load_model(path, dtype=getattr(torch, narrowest))
@@ -436,26 +433,3 @@ def _iterate(images: Images) -> Iterator[ImageInput]:
 def _check_dtype(dtype: str) -> None:
     if dtype not in get_args(DtypeName):
         raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; None is the GPU where there is one (CUDA, then Apple's), else the CPU.
-
-    Raises:
-        ValueError: There is no such device here.
-    """
-    if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; examples: cpu, cuda, cuda:1, mps") from error
-    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(
-            f"device {str(chosen)!r} is not available: torch sees {torch.cuda.device_count()} CUDA device(s)"
-        )
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps' is not available on this machine")
-    return chosen

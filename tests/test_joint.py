@@ -13,7 +13,7 @@ from PIL import Image
 
 from rali_core.checkpoint import load_model, read_metadata, save_model
 from rali_core.cli import main
-from rali_core.hashing import hash_file
+from rali_core.files import hash_file
 from rali_core.model import RaliModel
 from rali_core.scorer import RaliScorer
 from rali_core.training.adapt import adapt, find_pictures

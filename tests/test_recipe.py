@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from rali_core.checkpoint import load_model, read_metadata
 from rali_core.cli import main
-from rali_core.hashing import hash_file
+from rali_core.files import hash_file
 from rali_core.training.config import read_config
 from rali_core.training.data import read_labels
 from rali_core.training.provenance import git_commit, hash_files

@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rali_core.checkpoint import load_model
 from rali_core.cli import main
+from rali_core.devices import device_of, training_device
 from rali_core.training import align, joint
 from rali_core.training.contrast import EmbeddingQueue, TextProjection
 from rali_core.training.ordered import OrderedGroup
-from rali_core.training.precision import device_of, training_device
 from rali_core.training.tokens import LowerBlocks, UpperBlocks, iterate_embeddings
 
 GPU = torch.device("cuda", 0)

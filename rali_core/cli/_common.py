@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import threading
@@ -61,38 +60,6 @@ def load_scorer(options: argparse.Namespace) -> RaliScorer:
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:
     """`--cache`."""
     parser.add_argument("--cache", metavar="DIR", help="remember scores by content there; several runs may share it")
-
-
-def find_images(paths: Iterable[str], *, recursive: bool) -> list[Path]:
-    """The image files under `paths`, in the order given, folders sorted by name, each file once.
-
-    A named file is kept whatever its ending, also where it does not exist: scoring it reports the reason.
-
-    Raises:
-        FileNotFoundError: No image in any of the folders, and no file was named.
-    """
-    from ..images import IMAGE_SUFFIXES
-
-    found: dict[str, Path] = {}
-    for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            for file in sorted(_walk(path, recursive)):
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
-                    found.setdefault(os.path.abspath(file), file)
-        else:
-            found.setdefault(os.path.abspath(path), path)
-    if not found:
-        hint = "" if recursive else " (folders inside folders are searched with --recursive)"
-        raise FileNotFoundError(f"no images in {', '.join(paths)}{hint}")
-    return list(found.values())
-
-
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        if not recursive:
-            folders.clear()
-        yield from (Path(root, name) for name in names)
 
 
 class Interruption:

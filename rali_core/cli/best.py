@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..files import find_images
 from ._common import (
     add_cache_argument,
     add_model_arguments,
     add_path_arguments,
-    find_images,
     load_scorer,
     report_errors,
     score_files,

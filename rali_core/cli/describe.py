@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._common import SLOW_SECONDS, Interruption, find_images
+from ..files import find_images
+from ._common import SLOW_SECONDS, Interruption
 
 if TYPE_CHECKING:
     from ..training.describe.describers import DescriptionRequest, FileDescriber

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..hashing import hash_file
+from ..files import hash_file
 from ..hub import find_model
 from ..scorer import RaliScorer
 from .listing import Listing

@@ -13,9 +13,9 @@ from typing import IO
 
 from PIL import Image
 
+from ..files import atomic_write
 from ..images import IMAGE_SUFFIXES
 from . import storage
-from .files import whole_file
 from .filter import Chosen
 from .items import Item
 from .result import ContentReader
@@ -81,7 +81,7 @@ def copy_images(chosen: Chosen, target: Path, *, report: Report | None = None) -
                     if not filecmp.cmp(item.path, path, shallow=False):
                         raise _Occupied(path)
                     return
-                with whole_file(path, durable=False) as temporary:
+                with atomic_write(path, durable=False) as temporary:
                     shutil.copy2(item.path, temporary)
                 return
             try:
@@ -94,7 +94,7 @@ def copy_images(chosen: Chosen, target: Path, *, report: Report | None = None) -
                 if path.read_bytes() != content:
                     raise _Occupied(path)
                 return
-            with whole_file(path, durable=False) as temporary:
+            with atomic_write(path, durable=False) as temporary:
                 temporary.write_bytes(content)
 
         return _export(chosen, target, copy, report)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .files import whole_file
+from ..files import atomic_write
 from .items import Item
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def write_listing(path: Path, items: Iterable[Item], shard_size: int, carried: I
     hashes = array("Q")  # 8 bytes per image
     stream = iter(items)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
             while chunk := list(islice(stream, shard_size)):
                 hashes.extend(_hash(item.id) for item in chunk)

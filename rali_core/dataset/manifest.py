@@ -13,9 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..files import atomic_write, remove_leftovers
 from ..preprocess import Coverage
 from ..scorer import DtypeName
-from .files import remove_leftovers, whole_file
 from .items import Payload
 from .listing import Listing
 from .shards import SHARD_GLOB, shard_path, shard_problem
@@ -91,7 +91,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write it; from then on the folder holds a result."""
-        with whole_file(folder / MANIFEST) as temporary:
+        with atomic_write(folder / MANIFEST) as temporary:
             text = json.dumps({"format": "rali-dataset", "format_version": FORMAT_VERSION, **asdict(self)}, indent=1)
             temporary.write_text(text + "\n", encoding="utf-8")
 

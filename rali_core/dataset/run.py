@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..checkpoint import read_metadata
-from ..hashing import hash_file
+from ..files import hash_file
 from ..hub import find_model
 from ..preprocess import Coverage
 from ..scorer import DtypeName, Progress, RaliScorer

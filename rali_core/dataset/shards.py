@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .files import whole_file
+from ..files import atomic_write
 from .listing import ITEM_COLUMNS
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def write_shard(
     columns += [pa.array([model_hash] * count, pa.string()), pa.array([now] * count, schema.field("scored_at").type)]
     columns += [images.column(field.name) for field in carried]
     table = pa.Table.from_arrays(columns, schema=schema.with_metadata({RUN_KEY: run.encode()}))
-    with whole_file(shard_path(folder, shard)) as temporary:
+    with atomic_write(shard_path(folder, shard)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 

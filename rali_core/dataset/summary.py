@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..files import atomic_write
 from ..sheet import draw_contact_sheet
-from .files import whole_file
 from .items import Item
 from .result import ContentReader, ScoredDataset
 from .stats import Summary, summarise
@@ -38,14 +38,14 @@ def write_summary(folder: Path) -> Summary:
         ModuleNotFoundError: matplotlib is missing.
     """
     summary = summarise(folder)
-    with whole_file(folder / SUMMARY) as temporary:
+    with atomic_write(folder / SUMMARY) as temporary:
         temporary.write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
     if summary.scored:
-        with whole_file(folder / HISTOGRAM) as temporary:
+        with atomic_write(folder / HISTOGRAM) as temporary:
             draw_histogram(summary, temporary)
         sheet = draw_extremes(ScoredDataset(folder))
         if sheet is not None:
-            with whole_file(folder / SHEET) as temporary:
+            with atomic_write(folder / SHEET) as temporary:
                 sheet.save(temporary, format="PNG")
     return summary
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ..hashing import hash_file
+from ..files import hash_file
 from . import files
 
 REPOSITORY, FOLDER = "ByteDance/Q-Insight", "RALI"

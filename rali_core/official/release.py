@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..calibration import Calibration
 from ..checkpoint import CheckpointError, ModelInfo
-from ..hashing import hash_file
+from ..files import hash_file
 from ..model import RaliModel
 from . import files
 from .errors import ReleaseError, describe

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import load_model
-from ..hashing import hash_file
+from ..devices import AUTO, training_device
+from ..files import hash_file
 from ..model import RaliModel
 from .backbones import load_backbone
 from .config import CompressConfig, FitConfig, RactDataConfig
@@ -24,7 +25,6 @@ from .evaluate import Report
 from .joint import JointSettings, OrderedPictures, UnlabelledPictures, fit_line, tune_jointly, with_image_size
 from .ordered import PICTURE_SIZE, cache_groups, cache_pictures, cache_weak, plan_groups
 from .pipeline import measure_and_save, read_configured, read_splits
-from .precision import AUTO, training_device
 from .refit import DomainPictures, refit_head
 from .teachers import Teachers
 

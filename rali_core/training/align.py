@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..devices import device_of, training_autocast
 from .contrast import EmbeddingQueue, TextProjection, backward_in_chunks, info_nce, retrieval_recall
 from .curves import Panel, draw_curves
 from .evaluate import Report
-from .precision import device_of, training_autocast
 from .tokens import UpperBlocks, iterate_embeddings
 
 RECALL_AT = (1, 5, 10)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..encoder import EncoderConfig
-from ..hashing import hash_file
+from ..files import hash_file
 from ..preprocess import PreprocessConfig
 
 DINOV2_ONNX_NAME = "dinov2_vits14_patch_8x8.onnx"

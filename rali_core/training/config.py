@@ -9,11 +9,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ..devices import AUTO
 from ..preprocess import Coverage
 from .align import AlignSettings
 from .fit import Teacher
 from .joint import JointSettings
-from .precision import AUTO
 from .tokens import ViewKind
 
 if sys.version_info >= (3, 11):

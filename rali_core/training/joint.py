@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..devices import device_of, training_autocast
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
 from ..vision_transformer import PatchPattern
@@ -33,7 +34,6 @@ from .distortions import recode
 from .evaluate import Agreement, Report, measure_agreement
 from .losses import ORDER_MARGIN_PER_LEVEL, SMOOTH_L1_BETA, plcc_loss
 from .ordered import GENTLE, OrderedGroup
-from .precision import device_of, training_autocast
 from .tokens import LowerBlocks, UpperBlocks, timm_trunk
 
 PRISTINE_FLOOR = 0.62

@@ -13,7 +13,8 @@ from torch import nn
 
 from ..calibration import Calibration
 from ..checkpoint import ModelInfo, save_model
-from ..hashing import hash_file
+from ..devices import device_of
+from ..files import hash_file
 from ..head import PrototypeHead
 from ..model import RaliModel
 from ..preprocess import Coverage
@@ -22,7 +23,6 @@ from .backbones import Backbone
 from .config import DataConfig
 from .data import LabelledImage, read_labels, scores_of, split_validation
 from .evaluate import Report, format_agreement, measure_agreement
-from .precision import device_of
 
 MINIMUM_IMAGES = 20
 """Fewer labelled training images cannot give a head that means anything."""

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..hashing import hash_file
+from ..files import hash_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

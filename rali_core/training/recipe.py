@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..checkpoint import read_metadata
+from ..devices import training_autocast, training_device
 from ..encoder import build_encoder
-from ..hashing import hash_file
+from ..files import hash_file
 from ..preprocess import preprocess
 from ..scorer import RaliScorer
 from .adapt import adapt, find_pictures
@@ -47,7 +48,6 @@ from .fit import OrderedEmbeddings
 from .joint import JointSettings, steady_copy
 from .ordered import OrderedGroup, plan_groups
 from .pipeline import Splits, assemble, measure_and_save, measure_on_test, read_configured
-from .precision import training_autocast, training_device
 from .provenance import git_commit, hash_files
 from .ract import Domain, compress_domains, embed_views, fit_domains, make_validation, measure_domains
 from .rendered import describe_groups, list_pictures, render_groups

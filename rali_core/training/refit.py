@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..devices import device_of
 from ..model import RaliModel
 from .compress import compress
 from .config import CompressConfig, FitConfig
 from .evaluate import Report, measure_agreement
 from .fit import OrderedEmbeddings, build_head, fit_head
 from .joint import OrderedPictures, UnlabelledPictures, embed_pictures, predict_pictures, steady_copy
-from .precision import device_of
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..hashing import hash_file
+from ..files import hash_file
 from .evaluate import Report
 from .provenance import git_commit
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..checkpoint import load_model
-from ..hashing import hash_file
+from ..files import hash_file
 from ..model import RaliModel
 from .data import LabelledImage, parse_number, scores_of
 from .evaluate import Report

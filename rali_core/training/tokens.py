@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..devices import device_of, training_autocast
 from ..images import load_image
 from ..preprocess import PreprocessConfig, preprocess
 from ..vision_transformer import DinoBlock
 from .backbones import Backbone
 from .data import LabelledImage
 from .evaluate import Report
-from .precision import device_of, training_autocast
 
 ViewKind = Literal["whole", "mirrored", "crop"]
 VIEW_KINDS: tuple[ViewKind, ...] = get_args(ViewKind)

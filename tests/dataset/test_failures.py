@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from rali_core.dataset import DatasetResult
-from rali_core.dataset.files import whole_file
+from rali_core.files import atomic_write
 
 from .conftest import approximately, encode, make_picture, read_rows
 
@@ -67,7 +67,7 @@ def test_a_file_size_limit_leaves_no_half_file(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(OSError, match=r"part-000000.parquet cannot be written: File too large"):  # noqa: SIM117
-            with whole_file(target) as temporary:
+            with atomic_write(target) as temporary:
                 temporary.write_bytes(b"x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

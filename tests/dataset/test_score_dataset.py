@@ -12,7 +12,7 @@ from PIL import Image
 
 from rali_core.checkpoint import ModelInfo, save_model
 from rali_core.dataset import DatasetResult
-from rali_core.hashing import hash_file
+from rali_core.files import hash_file
 from rali_core.model import RaliModel
 from rali_core.scorer import RaliScorer
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rali_core.sidecar import append_json_line
+from rali_core.files import append_json_line
 
 WRITER = """
 import sys
-from rali_core.sidecar import append_json_line
+from rali_core.files import append_json_line
 for number in range(50):
     append_json_line(sys.argv[1], {"writer": int(sys.argv[2]), "number": number, "filler": "x" * 300})
 """

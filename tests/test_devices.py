@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from rali_core import precision
+from rali_core import devices
 from rali_core.checkpoint import ModelInfo
+from rali_core.devices import fastest_precision, has_bf16_instructions
 from rali_core.model import RaliModel
-from rali_core.precision import fastest_precision, has_bf16_instructions
 from rali_core.scorer import RaliScorer
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
     """Let blocks take that long in each dtype."""
     monkeypatch.setattr(
-        precision,
+        devices,
         "_fastest_seconds",
         lambda blocks, _: [seconds[str(next(block.parameters()).dtype)[6:]] for block in blocks],
     )
@@ -34,7 +34,7 @@ def test_fewer_bits_are_chosen_only_where_they_are_faster(
     tiny_model: RaliModel, tiny_info: ModelInfo, monkeypatch: pytest.MonkeyPatch,
     seconds: dict[str, float], hardware: bool, chosen: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: hardware)
+    monkeypatch.setattr(devices, "has_bf16_instructions", lambda: hardware)
     pretend(monkeypatch, seconds)
     assert fastest_precision(tiny_model.encoder, torch.device("cpu")) == chosen
     assert RaliScorer(tiny_model, tiny_info, device="cpu", dtype="auto").dtype == chosen
@@ -44,7 +44,7 @@ def test_fewer_bits_are_chosen_only_where_they_are_faster(
 def test_a_file_loaded_with_auto_scores_exactly_as_with_the_dtype_that_was_chosen(
     tiny_file: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]
 ) -> None:
-    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(devices, "has_bf16_instructions", lambda: True)
     pretend(monkeypatch, seconds)
     pixels = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     chosen = RaliScorer.from_pretrained(tiny_file, device="cpu", dtype="auto")
@@ -71,11 +71,11 @@ def test_blocks_take_turns_their_fastest_run_counts_and_slow_ones_are_tried_twic
     monkeypatch: pytest.MonkeyPatch, slow: float, rounds: int
 ) -> None:
     clock, order = [0.0], []
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(precision, "PROBE_ROUNDS", 3)
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(devices, "PROBE_ROUNDS", 3)
     first = Recorder("a", [9.0, slow, slow / 2, slow], clock, order)
     second = Recorder("b", [9.0, slow / 4, slow, slow], clock, order)
-    fastest = precision._fastest_seconds([first, second], [torch.zeros(1)] * 2)
+    fastest = devices._fastest_seconds([first, second], [torch.zeros(1)] * 2)
     assert order == ["a", "b"] * (1 + rounds)
     assert fastest == pytest.approx([slow / 2, slow / 4])
 

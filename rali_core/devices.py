@@ -1,8 +1,8 @@
-"""Which arithmetic of the image tower a machine is fastest at.
+"""Where to compute, and in which arithmetic: devices by name, the fastest precision, mixed precision for training.
 
-Not among them is int8. Dynamic quantisation of the blocks' linear layers (8-bit weights with a scale per output, inputs
-rounded per token, oneDNN's products) was tried on the bundled model: on 24 photographs scores moved by up to 0.05 and
-SRCC with float32 fell to 0.98, for a gain of a tenth to a third; see `bench/notes.md`.
+int8 was tried and rejected: with dynamic quantisation of the blocks' linear layers (8-bit weights with a scale per
+output, inputs rounded per token, oneDNN's products) scores of the bundled model moved by up to 0.05 on 24 photographs
+and SRCC with float32 fell to 0.98, for a gain of a tenth to a third; see `bench/notes.md`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from .vision_transformer import ClipTower, DinoTower
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+AUTO = "auto"
+"""CUDA where there is a GPU of its kind, else the CPU. Apple's has to be asked for: training was not tried there."""
 
 MIN_GAIN = 1.1
 """Fewer bits are chosen only where they are this much faster than float32; less is within what a probe can tell."""
@@ -93,3 +96,50 @@ def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return False
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return not BF16_FLAGS.isdisjoint(flags.split())
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None is the GPU where there is one (CUDA, then Apple's), else the CPU.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; examples: cpu, cuda, cuda:1, mps") from error
+    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"device {str(chosen)!r} is not available: torch sees {torch.cuda.device_count()} CUDA device(s)"
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' is not available on this machine")
+    return chosen
+
+
+def training_device(name: str) -> torch.device:
+    """The device of a name such as `"cpu"` or `"cuda:1"`; `"auto"` chooses.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return choose_device(name)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
+
+
+def training_autocast(device: torch.device, *, wanted: bool = True) -> torch.autocast:
+    """bfloat16 autocast where it is wanted and done in hardware; on other CPUs it is far slower than float32."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16, enabled=wanted and torch.cuda.is_bf16_supported())
+    in_hardware = device.type == "cpu" and has_bf16_instructions()
+    return torch.autocast("cpu", torch.bfloat16, enabled=wanted and in_hardware)

@@ -1,0 +1,192 @@
+"""Files: written whole or not at all, appended to safely, hashed, and found; free of torch and numpy.
+
+What needs neither an image's pixels nor a model is here, because ComfyUI imports it at its start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such module
+    fcntl = None  # type: ignore[assignment]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+"""File name endings that count as images when a folder is searched; a named file is tried whatever its ending."""
+
+TEMPORARY_PREFIX = ".writing-"
+"""Readers of data sets skip names that begin with a dot."""
+
+NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES})
+"""What network mounts answer to a request that they cannot fulfil; the bytes are written all the same."""
+
+_append_lock = Lock()
+
+
+def hash_file(path: str | os.PathLike[str], kind: str = "sha256", prefix: bytes = b"") -> str:
+    """Hexadecimal digest of `prefix` and a file's bytes, read in pieces."""
+    digest = hashlib.new(kind, prefix, usedforsecurity=False)
+    with Path(path).open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`; when the block ends well, it is flushed to the disk and renamed to `path`.
+
+    When the block raises, the temporary file is removed and `path` stays as it was. A file system that cannot flush
+    or change permissions (some network mounts) is no error.
+
+    Args:
+        path: The file to be made; its folder must exist.
+        durable: Wait until it is on the disk. Without, many small files go faster, and the last ones may be lost when
+            the machine stops.
+
+    Raises:
+        OSError: It cannot be written; the message names `path`.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with contextlib.suppress(OSError):  # some network mounts know no permissions
+            os.chmod(temporary, 0o644)
+        if durable:
+            with temporary.open("rb+") as file, where_supported():
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno, f"{path} cannot be written: {reason}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def where_supported() -> Iterator[None]:
+    """Go on where the file system answers that it does not support what is asked within."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of runs that were killed. No run may be writing there."""
+    for path in folder.glob(TEMPORARY_PREFIX + "*"):
+        path.unlink(missing_ok=True)
+
+
+def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy a file's bytes, and its times and permissions where the target's file system takes them.
+
+    Raises:
+        OSError: The bytes cannot be read or written.
+    """
+    shutil.copyfile(source, target)
+    with contextlib.suppress(OSError):  # network mounts: EPERM, though the bytes are there
+        shutil.copystat(source, target)
+
+
+def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Append one record to a JSON Lines file, made where it does not exist; crash-safe, safe for several processes.
+
+    The line is written with one call in append mode and, except on Windows, under a lock on the file, so lines of
+    several processes do not mix, and it is on the disk before this returns. Where an earlier writer died in the middle
+    of a line, the new one starts on a line of its own.
+
+    Args:
+        path: The file; its folder must exist.
+        record: JSON types; NaN is refused, since no JSON reader has to take it.
+
+    Raises:
+        ValueError: The record holds NaN or infinite numbers.
+        OSError: The file cannot be written.
+    """
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    with _append_lock, Path(path).open("ab+") as file:
+        _lock_against_other_processes(file)
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        with where_supported():
+            os.fsync(file.fileno())
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = False) -> list[Path]:
+    """The image files under `paths`, in the order given, folders sorted by name, each file once.
+
+    A named file is kept whatever its ending, also where it does not exist: reading it reports the reason.
+
+    Args:
+        paths: Files and folders.
+        recursive: Search folders inside folders as well.
+
+    Raises:
+        FileNotFoundError: No image in any of the folders, and no file was named.
+    """
+    given: Sequence[str | os.PathLike[str]] = list(paths)
+    found: dict[str, Path] = {}
+    for path in map(Path, given):
+        if path.is_dir():
+            for file in sorted(_walk(path, recursive)):
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+                    found.setdefault(os.path.abspath(file), file)
+        else:
+            found.setdefault(os.path.abspath(path), path)
+    if not found:
+        hint = "" if recursive else " (folders inside folders are searched with --recursive)"
+        raise FileNotFoundError(f"no images in {', '.join(map(str, given))}{hint}")
+    return list(found.values())
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        if not recursive:
+            folders.clear()
+        yield from (Path(root, name) for name in names)
+
+
+def _lock_against_other_processes(file: IO[bytes]) -> None:
+    """Wait for the file's exclusive lock, which closing it gives back."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            return  # some network file systems have no locks: appending is then all there is
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there, and renaming is journalled
+        return
+    with where_supported():
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
