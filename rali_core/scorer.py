@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint import ModelInfo, load_model
+from .content import NO_CONTENT, NO_CONTENT_SCORE, has_content, is_no_content
 from .devices import choose_device, fastest_precision, narrowest_precision
 from .hub import find_model
 from .images import ImageError, ImageInput, load_image, to_pixels
@@ -49,6 +50,7 @@ class ImageScore:
         band: bad, poor, fair, good or excellent; empty without a score.
         percentile: Percentage of the model's reference pictures that score lower; NaN without calibration.
         error: Why the image has no score, or None.
+        reason: `"no content"` where the score is not the model's because the image is blank, see `content`; else None.
     """
 
     index: int
@@ -56,6 +58,7 @@ class ImageScore:
     band: str
     percentile: float
     error: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class ScoreResult:
         percentiles: (N,) float32, 0..100; NaN where the model file has no calibration.
         errors: N texts, None for each image that was scored.
         stopped: True where the progress callback ended the run; N then counts only what was done.
+        reasons: N texts; `"no content"` where the score is not the model's, because the image is blank (see
+            `content`), None for all others.
     """
 
     scores: NDArray[np.float32]
@@ -75,13 +80,15 @@ class ScoreResult:
     percentiles: NDArray[np.float32]
     errors: tuple[str | None, ...]
     stopped: bool = False
+    reasons: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def ranking(self) -> list[int]:
-        """0-based indexes of the scored images, best first."""
-        return rank(self.scores)
+        """0-based indexes of the scored images, best first; images without content come after all others."""
+        order = rank(self.scores)
+        return sorted(order, key=lambda index: bool(self.reasons) and self.reasons[index] == NO_CONTENT)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,9 @@ class PrototypeShare:
 
 class RaliScorer:
     """Scores images with one model.
+
+    Images without content (blank frames, ramps, a few pixels) get `content.NO_CONTENT_SCORE` and the reason "no
+    content" instead of the model's guess. Only `model` itself, which has gradients, is the model alone.
 
     Args:
         model: A model, in evaluation mode.
@@ -230,6 +240,7 @@ class RaliScorer:
             percentiles=np.array([result.percentile for result in results], dtype=np.float32),
             errors=tuple(result.error for result in results),
             stopped=stopped,
+            reasons=tuple(result.reason for result in results),
         )
 
     def stream(self, images: Images, *, on_error: OnError = "raise") -> Iterator[ImageScore]:
@@ -241,16 +252,20 @@ class RaliScorer:
         for batch in self._batches(_iterate(images), on_error, ahead=_may_read_ahead(images)):
             yield from batch
 
-    def score_crops(self, crops: Sequence[Tensor]) -> list[ImageScore]:
+    def score_crops(self, crops: Sequence[Tensor | None]) -> list[ImageScore]:
         """Score images that were decoded and preprocessed elsewhere, as data-set scoring does in other processes.
 
         Args:
-            crops: N images as `model.preprocess` makes them of one picture: (T, 3, S, S), any T from 1 up.
+            crops: N images as `model.preprocess` makes them of one image: (T, 3, S, S), any T from 1 up; None for an
+                image that `content.has_content` denied.
 
         Returns:
             N results in input order.
         """
-        return self._score_batch([_Prepared(index, crop.to(self.device)) for index, crop in enumerate(crops)])
+        return self._score_batch([
+            _Prepared(index, score=NO_CONTENT_SCORE) if crop is None else _Prepared(index, crop.to(self.device))
+            for index, crop in enumerate(crops)
+        ])  # fmt: skip
 
     def explain(self, image: ImageInput, *, top: int = 5) -> tuple[PrototypeShare, ...]:
         """Show which prototypes make an image's score.
@@ -269,7 +284,7 @@ class RaliScorer:
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
         with torch.inference_mode():
-            crops = self._prepare(image)
+            crops = self._crops(to_pixels(image))
             weights = self.model.head.weights(self._embed(crops)).mean(dim=0).double().cpu().numpy()
         scores = self.model.head.scores.detach().double().cpu().numpy()
         order = np.argsort(-weights, kind="stable")
@@ -325,17 +340,19 @@ class RaliScorer:
                     known = self.cache.find([key])
                     if known:
                         return _Prepared(index, score=known[key])
-                return _Prepared(index, self._prepare(image), key=key)
+                pixels = to_pixels(image)
+                if not has_content(pixels):
+                    return _Prepared(index, score=NO_CONTENT_SCORE, key=key)
+                return _Prepared(index, self._crops(pixels), key=key)
         except (ImageError, OSError, TypeError) as error:
             if on_error == "raise":
                 error.args = (f"image {index}: {error}",)
                 raise
             return _Prepared(index, error=str(error))
 
-    def _prepare(self, image: ImageInput) -> Tensor:
-        """One image to its (T, 3, S, S) crops on the model's device."""
-        pixels = to_pixels(image).to(self.device)
-        return self.model.preprocess(pixels.unsqueeze(0), coverage=self.coverage)[0]
+    def _crops(self, pixels: Tensor) -> Tensor:
+        """One image's (T, 3, S, S) crops on the model's device."""
+        return self.model.preprocess(pixels.to(self.device).unsqueeze(0), coverage=self.coverage)[0]
 
     def cache_namespace(self) -> str:
         """Everything besides the image that a score depends on: the model's contents, arithmetic, device, coverage.
@@ -346,7 +363,7 @@ class RaliScorer:
             from .score_cache import tensors_key
 
             self._model_key = f"{tensors_key(self.model.state_dict())}|{self.model.preprocess_config}"
-        return f"{self._model_key}|{self.dtype}|{self.device.type}|{self.coverage}"
+        return f"content-1|{self._model_key}|{self.dtype}|{self.device.type}|{self.coverage}"
 
     def _embed(self, crops: Tensor) -> Tensor:
         return torch.cat([self.model.embed(part) for part in crops.split(self.batch_size)])
@@ -360,8 +377,8 @@ class RaliScorer:
                 means = [part.mean() for part in per_crop.split([len(part) for part in crops])]
                 for item, score in zip(pending, torch.stack(means).cpu().tolist(), strict=True):
                     item.score = score
-            if self.cache is not None:
-                self.cache.put({item.key: item.score for item in pending if item.key and item.score is not None})
+        if self.cache is not None:
+            self.cache.put({item.key: item.score for item in prepared if item.key and item.score is not None})
         scores = [item.score for item in prepared if item.score is not None]
         calibration = self.info.calibration
         bands = calibration.bands(scores) if calibration else ("",) * len(scores)
@@ -370,9 +387,14 @@ class RaliScorer:
         return [
             ImageScore(item.index, float("nan"), "", float("nan"), item.error)
             if item.error is not None
-            else ImageScore(item.index, *next(made))
+            else _with_reason(ImageScore(item.index, *next(made)))
             for item in prepared
         ]
+
+
+def _with_reason(result: ImageScore) -> ImageScore:
+    """A score that came out of the cache, too, tells by its value that there was no content."""
+    return replace(result, reason=NO_CONTENT) if is_no_content(result.score) else result
 
 
 @dataclass
