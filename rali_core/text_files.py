@@ -148,7 +148,7 @@ def read_list(file: IO[bytes], *, null: bool = False) -> Iterator[str]:
     start = _read_up_to(file, SNIFFED_BYTES)
     mark, encoding = _sniff_encoding(start)
     if encoding != "utf-8" and not null:
-        rejoined: Any = io.BufferedReader(_Rejoined(start[len(mark) :], file))  # type: ignore[type-var]
+        rejoined: Any = io.BufferedReader(_Rejoined(start[len(mark) :], file))
         text = io.TextIOWrapper(rejoined, encoding, "replace", newline="")
         for line in text:
             if line.strip():

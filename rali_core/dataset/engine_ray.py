@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 from ..files import hash_file
 from ..hub import find_model
 from ..scorer import RaliScorer
-from .listing import Listing
-from .manifest import Manifest, missing_shards
+from .manifest import Manifest
 from .score_shards import Job, open_pool, score_shards
-from .shards import shard_path, shard_problem
-from .storage import LISTING
+from .shards import failed_rows, shard_path, shard_problem
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -98,11 +96,11 @@ def run_ray(
                 if not report(images, errors):
                     return
         except ray.exceptions.RayError as error:
-            still = missing_shards(job.folder, job.manifest, Listing(job.folder / LISTING))[0]
+            still = list(job.unfinished()[0])
             failures = failures + 1 if len(still) == len(missing) else 0
             if failures >= ATTEMPTS:
                 raise RuntimeError(f"Ray failed {ATTEMPTS} times without a shard in between: {error}") from error
-        missing = missing_shards(job.folder, job.manifest, Listing(job.folder / LISTING))[0]
+        missing = list(job.unfinished()[0])
 
 
 class ShardScorer:
@@ -135,7 +133,7 @@ class ShardScorer:
         file = find_model(model)
         if hash_file(file) != settings.model_hash:
             raise ValueError(f"{file} is another model than the driver's on this machine")
-        self._listing = Listing(job.folder / LISTING)
+        self._sizes = job.manifest.sizes(job.manifest.listing(job.folder))
         self._scorer = RaliScorer.from_pretrained(
             file, device=device, dtype=settings.dtype, batch_size=batch_size, coverage=settings.coverage
         )
@@ -152,7 +150,7 @@ class ShardScorer:
             return 0, 0, self._problem
         try:
             if self._is_there(shard):  # another actor wrote it before its machine went down
-                return self._listing.batch(shard).num_rows, 0, ""
+                return self._sizes[shard], 0, ""
             steps = list(score_shards(self._job, [self._scorer], self._pool, [shard]))
         except (OSError, ValueError) as error:
             self._problem = _pack(error)
@@ -162,7 +160,9 @@ class ShardScorer:
     def _is_there(self, shard: int) -> bool:
         path: Path = shard_path(self._job.folder, shard)
         manifest: Manifest = self._job.manifest
-        return path.exists() and shard_problem(path, manifest.run, self._listing.batch(shard).num_rows) is None
+        if not path.exists() or shard_problem(path, manifest.run, self._sizes[shard]) is not None:
+            return False
+        return not (self._job.attempt and failed_rows(self._job.folder, shard, self._job.attempt))
 
 
 def _counts(scored: Dataset) -> Iterator[tuple[int, int]]:

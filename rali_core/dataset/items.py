@@ -21,7 +21,7 @@ class Item(NamedTuple):
         uri: For people and other programs: the file's path or URL; `#` and the member or row inside a container.
         path: What is opened; may hold bytes that are not UTF-8, as surrogates.
         offset: First byte inside a tar, or 0-based row inside a Parquet file.
-        length: Bytes inside a tar; unknown otherwise.
+        length: Bytes inside a tar, or 0-based place in the row's list of images; unknown otherwise.
         file_size: Bytes of the file at `path` when it was listed.
         modified: Last change of the file at `path` when it was listed, nanoseconds since 1970.
         problem: Why this is no image; then it becomes a row with this error.

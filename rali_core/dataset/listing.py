@@ -5,15 +5,17 @@ An Arrow IPC file: batch i holds the images of shard i, and one batch is read wi
 
 from __future__ import annotations
 
+import json
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..files import atomic_write
 from .items import Item
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHOWN_REPEATS = 3
+REVISED_KEY = b"rali.revised"
 ITEM_COLUMNS = 8
 """Columns before the carried ones."""
 
@@ -70,37 +73,90 @@ def write_listing(path: Path, items: Iterable[Item], shard_size: int, carried: I
     with atomic_write(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
             while chunk := list(islice(stream, shard_size)):
-                hashes.extend(_hash(item.id) for item in chunk)
+                hashes.extend(hash_id(item.id) for item in chunk)
                 writer.write_batch(_to_batch(chunk, schema))
         _check_unique(temporary, hashes)
     return len(hashes)
 
 
-class Listing:
-    """A listing that was written before.
+def write_revision(path: Path, batches: dict[int, list[Item]], carried: Iterable[pa.Field] = ()) -> None:
+    """Write what some shards' images are now, for a `Listing` that has other ones for them.
 
     Args:
-        path: The file.
+        path: Where to.
+        batches: The images of each shard that changed, with their carried values.
+        carried: Fields of the items' carried values.
+    """
+    import pyarrow as pa
+
+    sizes = json.dumps({str(shard): len(items) for shard, items in batches.items()})
+    schema = listing_schema(carried).with_metadata({REVISED_KEY: sizes.encode()})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        atomic_write(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema, options=options) as writer,
+    ):
+        for items in batches.values():
+            writer.write_batch(_to_batch(items, schema))
+
+
+class Listing:
+    """The images of a result: those of the first listing, of those that added what came later, and of revisions.
+
+    Args:
+        paths: The listings, in order; their shards are numbered through.
+        revisions: Files of `write_revision`, in order; later ones count.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: One cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-
-        self._file = pa.memory_map(str(path))
-        self._reader = pa.ipc.open_file(self._file)
-        self.schema: pa.Schema = self._reader.schema
+    def __init__(self, paths: Sequence[Path], revisions: Sequence[Path] = ()) -> None:
+        self._readers = [_open(path) for path in paths]
+        self._places = [(reader, batch) for reader in self._readers for batch in range(int(reader.num_record_batches))]
+        self._revised: dict[int, int] = {}
+        for path in revisions:
+            reader = _open(path)
+            sizes = json.loads(reader.schema.metadata[REVISED_KEY])
+            for batch, (shard, size) in enumerate(sizes.items()):
+                self._places[int(shard)] = (reader, batch)
+                self._revised[int(shard)] = size
+        self.schema: pa.Schema = self._readers[0].schema.remove_metadata()
 
     @property
     def shards(self) -> int:
         """How many batches there are."""
-        return int(self._reader.num_record_batches)
+        return len(self._places)
 
     def batch(self, shard: int) -> pa.RecordBatch:
         """The images of one shard as a table."""
-        return self._reader.get_batch(shard)
+        reader, batch = self._places[shard]
+        return reader.get_batch(batch)
+
+    def sizes(self, images: Sequence[int], shard_size: int) -> list[int]:
+        """Images in each shard, without reading them.
+
+        Args:
+            images: How many each of the listings has.
+            shard_size: How many a full shard has.
+        """
+        sizes = [min(shard_size, count - start) for count in images for start in range(0, count, shard_size)]
+        for shard, size in self._revised.items():
+            sizes[shard] = size
+        return sizes
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """(N,) sorted hashes of all ids; 8 bytes per image."""
+        values = array("Q")
+        for shard in range(self.shards):
+            values.extend(map(hash_id, self.batch(shard).column("id").to_pylist()))
+        return np.sort(np.frombuffer(values, dtype=np.uint64))
+
+    def carried(self, shard: int) -> list[tuple[Any, ...]]:
+        """The carried values of one shard's images."""
+        columns = [column.to_pylist() for column in self.batch(shard).columns[ITEM_COLUMNS:]]
+        return list(zip(*columns, strict=True)) if columns else [()] * self.batch(shard).num_rows
 
     def items(self, shard: int) -> list[Item]:
         """The images of one shard, without the carried values."""
@@ -110,6 +166,12 @@ class Listing:
             Item(id_, uri, os.fsdecode(path), offset, length, file_size, modified, problem)
             for id_, uri, path, offset, length, file_size, modified, problem in zip(*columns, strict=True)
         ]
+
+
+def _open(path: Path) -> Any:
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
 def _to_batch(items: list[Item], schema: pa.Schema) -> pa.RecordBatch:
@@ -122,7 +184,8 @@ def _to_batch(items: list[Item], schema: pa.Schema) -> pa.RecordBatch:
     return pa.record_batch(arrays, schema=schema)
 
 
-def _hash(name: str) -> int:
+def hash_id(name: str) -> int:
+    """64 bits that stand for an id."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
@@ -134,10 +197,10 @@ def _check_unique(path: Path, hashes: array[int]) -> None:
     if not repeated:
         return
     seen: dict[str, int] = {}
-    listing = Listing(path)
+    listing = Listing([path])
     for shard in range(listing.shards):
         for name in listing.batch(shard).column("id").to_pylist():
-            if _hash(name) in repeated:
+            if hash_id(name) in repeated:
                 seen[name] = seen.get(name, 0) + 1
     twice = [name for name, count in seen.items() if count > 1]
     if twice:  # else only the hashes are equal

@@ -13,13 +13,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..files import atomic_write, remove_leftovers
 from ..preprocess import Coverage
 from ..scorer import DtypeName
+from ..files import remove_leftovers, atomic_write
 from .items import Payload
 from .listing import Listing
 from .shards import SHARD_GLOB, shard_path, shard_problem
-from .storage import MANIFEST
+from .storage import LISTING, MANIFEST
 
 FORMAT_VERSION = 1
 
@@ -66,8 +66,10 @@ class Manifest:
         settings: What the rows depend on.
         payload: Where the images' bytes are.
         image_column: The column of them that was found in a Parquet source.
-        images: How many there are.
+        images: How many there are in the first listing.
         created: When the listing was made, ISO 8601.
+        added: How many each later listing has; they hold what the source had more by then.
+        revisions: How many files say what images became that were tried again.
     """
 
     run: str
@@ -76,6 +78,18 @@ class Manifest:
     image_column: str | None
     images: int
     created: str
+    added: tuple[int, ...] = ()
+    revisions: int = 0
+
+    def listing(self, folder: Path) -> Listing:
+        """The images of the result."""
+        names = [LISTING, *(added_listing(number) for number in range(1, len(self.added) + 1))]
+        revised = [revision(number) for number in range(1, self.revisions + 1)]
+        return Listing([folder / name for name in names], [folder / name for name in revised])
+
+    def sizes(self, listing: Listing) -> list[int]:
+        """How many images each shard has."""
+        return listing.sizes((self.images, *self.added), self.settings.shard_size)
 
     @classmethod
     def create(cls, settings: Settings, payload: Payload, image_column: str | None, images: int) -> Manifest:
@@ -92,7 +106,11 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write it; from then on the folder holds a result."""
         with atomic_write(folder / MANIFEST) as temporary:
-            text = json.dumps({"format": "rali-dataset", "format_version": FORMAT_VERSION, **asdict(self)}, indent=1)
+            values = asdict(self)
+            for name in ("added", "revisions"):  # a version that does not know them reads results without
+                if not values[name]:
+                    del values[name]
+            text = json.dumps({"format": "rali-dataset", "format_version": FORMAT_VERSION, **values}, indent=1)
             temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -112,6 +130,7 @@ class Manifest:
                 raise ValueError(f"format {version!r}; this version reads {FORMAT_VERSION}")
             settings = values.pop("settings")
             settings |= {key: tuple(settings[key]) for key in ("carry", "plugins")}
+            values["added"] = tuple(values.get("added", ()))
             return cls(settings=Settings(**settings), **values)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be used: {error}") from error
@@ -146,21 +165,34 @@ def missing_shards(folder: Path, manifest: Manifest, listing: Listing) -> tuple[
     Raises:
         ValueError: There are shards of another run.
     """
-    size, missing, problems = manifest.settings.shard_size, [], []
+    missing, problems = [], []
     present = {path.name for path in folder.glob(SHARD_GLOB)}
-    for shard in range(listing.shards):
+    for shard, size in enumerate(manifest.sizes(listing)):
         path = shard_path(folder, shard)
+        if size == 0:  # what it held went when it was tried again
+            present.discard(path.name)
+            continue
         if path.name not in present:
             missing.append(shard)
             continue
         present.discard(path.name)
-        problem = shard_problem(path, manifest.run, min(size, manifest.images - shard * size))
+        problem = shard_problem(path, manifest.run, size)
         if problem is not None:
             missing.append(shard)
             problems.append(f"{path}: {problem}")
     if present:
         raise ValueError(f"{folder} holds Parquet files that are not of this result, such as {min(present)}: move them")
     return missing, problems
+
+
+def added_listing(number: int) -> str:
+    """Name of a listing of images that came later, by its 1-based number."""
+    return LISTING.replace("listing", f"listing-{number:03d}")
+
+
+def revision(number: int) -> str:
+    """Name of a file of what images became that were tried again, by its 1-based number."""
+    return LISTING.replace("listing", f"revision-{number:03d}")
 
 
 @contextmanager

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from . import storage
 from .decode import check_unchanged
 from .items import Item
-from .listing import Listing
 from .manifest import Manifest, missing_shards
 from .shards import shard_path
-from .storage import LISTING
 from .tasks import ParquetRows
 
 if TYPE_CHECKING:
@@ -31,7 +29,9 @@ class ScoredDataset:
         folder: Where it is.
         manifest: What it says about itself.
         listing: All images.
+        images: How many there are.
         shards: 0-based numbers of the shards that are there, ascending.
+        complete: Whether every image has its row.
 
     Args:
         folder: As for `score_dataset`.
@@ -44,14 +44,13 @@ class ScoredDataset:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).expanduser().absolute()
         self.manifest = Manifest.load(self.folder)
-        self.listing = Listing(self.folder / LISTING)
+        self.listing = self.manifest.listing(self.folder)
         missing = set(missing_shards(self.folder, self.manifest, self.listing)[0])
-        self.shards = [shard for shard in range(self.listing.shards) if shard not in missing]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every image has its row."""
-        return len(self.shards) == self.listing.shards
+        sizes = self.manifest.sizes(self.listing)
+        self.shards = [shard for shard, size in enumerate(sizes) if size and shard not in missing]
+        self.complete = not missing
+        self.images = sum(sizes)
+        self._starts = np.cumsum([0, *(sizes[shard] for shard in self.shards)])
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The shards' tables, in order, one in memory at a time.
@@ -79,14 +78,14 @@ class ScoredDataset:
 
     def items(self, positions: Sequence[int]) -> list[Item]:
         """Images by their 0-based positions among the rows that are there."""
-        size = self.manifest.settings.shard_size
         cached: dict[int, list[Item]] = {}
         found = []
-        for position in positions:  # every shard but the last one is full
-            shard = self.shards[position // size]
+        for position in positions:
+            index = int(np.searchsorted(self._starts, position, side="right")) - 1
+            shard = self.shards[index]
             if shard not in cached:
                 cached = {shard: self.listing.items(shard)}
-            found.append(cached[shard][position % size])
+            found.append(cached[shard][position - int(self._starts[index])])
         return found
 
 

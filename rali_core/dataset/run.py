@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import uuid
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,15 +21,17 @@ from ..scorer import DtypeName, Progress, RaliScorer
 from . import storage
 from .decode import DEFAULT_MAX_PIXELS
 from .items import Kind
-from .listing import Listing, write_listing
+from .listing import write_listing
 from .manifest import Manifest, Settings, locked, missing_shards
 from .pool import DEFAULT_TIMEOUT
 from .score_shards import Job, open_pool, score_shards
 from .shards import SHARD_GLOB
-from .sources import open_source
 from .storage import LISTING, MANIFEST
+from .update import open_settings, update
 
 Engine = Literal["local", "ray"]
+
+logger = logging.getLogger("rali")
 
 DEFAULT_SHARD_SIZE = 512
 """Images per shard: what a killed run has to do again, at most, for each model at work."""
@@ -41,10 +45,11 @@ class DatasetResult:
         folder: Of the result.
         images: How many the data set has.
         done: How many of them are in the result now; all of them unless `stopped`.
-        scored_now: How many of them this run did.
+        scored_now: How many of them this run did, those that were tried again included.
         errors_now: How many of these have an error.
         repaired: A text for each shard that was there, could not be used, and was made again.
         stopped: The progress callback ended the run; another run goes on.
+        added: How many images this run found that were not in the source before.
     """
 
     folder: Path
@@ -54,6 +59,7 @@ class DatasetResult:
     errors_now: int
     repaired: tuple[str, ...] = ()
     stopped: bool = False
+    added: int = 0
 
 
 def score_dataset(
@@ -75,13 +81,17 @@ def score_dataset(
     timeout: float = DEFAULT_TIMEOUT,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     plugins: Iterable[str] = (),
+    retry_errors: bool = False,
     progress: Progress | None = None,
     **ray_options: Any,
 ) -> DatasetResult:
     """Score all images of a data set into a folder of Parquet shards, or go on with what an earlier run left.
 
+    A run that was stopped goes on with the images that were listed at its beginning. Where all of them have their row,
+    the source is listed again, and what is new there is scored.
+
     Args:
-        source: See `sources.open_source`. The images are listed in the first run only.
+        source: See `sources.open_source`.
         folder: A local folder for the result; with Ray on several machines one that all of them share.
         engine: `"local"`: this machine; `"ray"`: Ray Data, on the cluster of `RAY_ADDRESS`.
         kind: What the source is, where its name does not tell.
@@ -99,6 +109,7 @@ def score_dataset(
         timeout: Seconds after which an image is given up.
         max_pixels: Larger images are errors; by default Pillow's limit of 179 megapixels.
         plugins: Modules that register further image formats with Pillow when they are imported.
+        retry_errors: Try the images again that have an error, as they are now; the other rows stay as they are.
         progress: Called after each batch with (done, total); returning False stops.
         **ray_options: See `engine_ray.run_ray`.
 
@@ -133,17 +144,18 @@ def score_dataset(
         coverage=coverage or metadata["coverage"], shard_size=shard_size, max_pixels=max_pixels, plugins=tuple(plugins),
     )  # fmt: skip
     with locked(folder):
-        manifest = _begin_or_go_on(folder, settings)
-        listing = Listing(folder / LISTING)
-        missing, repaired = missing_shards(folder, manifest, listing)
-        run = RunProgress(folder, manifest, set(missing), progress)
-        if run.report(0, 0) and missing:
-            job = Job(folder, manifest, workers or _default_workers(engine, device), timeout)
+        manifest, added = _begin_or_go_on(folder, settings, retry_errors)
+        attempt = uuid.uuid4().hex if retry_errors else ""
+        job = Job(folder, manifest, workers or _default_workers(engine, device), timeout, attempt)
+        todo, repaired = job.unfinished()
+        total = sum(manifest.sizes(manifest.listing(folder)))
+        run = RunProgress(total, sum(todo.values()), progress)
+        if run.report(0, 0) and todo:
             if engine == "ray":
                 from .engine_ray import run_ray
 
                 name = os.fspath(model) if model is not None else None
-                run_ray(job, missing, run.report, model=name, batch_size=batch_size, device=device, **ray_options)
+                run_ray(job, list(todo), run.report, model=name, batch_size=batch_size, device=device, **ray_options)
             else:
                 devices: list[str | None] = [*device.split(",")] if device else _default_devices()
                 scorers = [
@@ -152,63 +164,57 @@ def score_dataset(
                     )
                     for name in devices
                 ]
-                with open_pool(job, scorers) as pool, closing(score_shards(job, scorers, pool, missing)) as steps:
+                with open_pool(job, scorers) as pool, closing(score_shards(job, scorers, pool, list(todo))) as steps:
                     for step in steps:
                         if not run.report(step.images, step.errors):
                             break
-        still_missing, _ = missing_shards(folder, manifest, listing)
+        left = sum(job.unfinished()[0].values())
     return DatasetResult(
         folder,
-        manifest.images,
-        manifest.images - run.count(still_missing),
-        run.count(missing) - run.count(still_missing),
+        total,
+        total - left,
+        sum(todo.values()) - left,
         run.errors,
         tuple(repaired),
-        bool(still_missing),
+        bool(left),
+        added,
     )
 
 
 class RunProgress:
     """Counts and reports; knows when to stop."""
 
-    def __init__(self, folder: Path, manifest: Manifest, missing: set[int], progress: Progress | None) -> None:
-        self.folder, self.manifest, self._progress = folder, manifest, progress
-        self.done = manifest.images - self.count(missing)
+    def __init__(self, total: int, todo: int, progress: Progress | None) -> None:
+        self.total, self.done, self._progress = total, total - todo, progress
         self.errors = 0
-
-    def count(self, shards: Iterable[int]) -> int:
-        """Images in some shards."""
-        size, images = self.manifest.settings.shard_size, self.manifest.images
-        return sum(min(size, images - shard * size) for shard in shards)
 
     def report(self, images: int, errors: int) -> bool:
         """Note progress; False where the caller wishes to stop."""
         self.done += images
         self.errors += errors
-        return self._progress is None or self._progress(self.done, self.manifest.images) is not False
+        return self._progress is None or self._progress(self.done, self.total) is not False
 
 
-def _begin_or_go_on(folder: Path, settings: Settings) -> Manifest:
+def _begin_or_go_on(folder: Path, settings: Settings, retry: bool) -> tuple[Manifest, int]:
+    """The result's description, and how many images were added to it just now."""
     if (folder / MANIFEST).exists():
         manifest = Manifest.load(folder)
         manifest.check_settings(settings)
-        return manifest
+        complete = not missing_shards(folder, manifest, manifest.listing(folder))[0]
+        if not complete and not retry:
+            return manifest, 0
+        return update(folder, manifest, retry=retry, grow=complete)
     there = next(folder.glob(SHARD_GLOB), None)
     if there is not None:
         raise ValueError(f"{folder} holds {there.name}, but no result of `rali dataset score`: choose another folder")
-    source = open_source(
-        settings.source,
-        kind=settings.kind,  # type: ignore[arg-type]  # open_source checks it
-        image_column=settings.image_column,
-        id_column=settings.id_column,
-        carry=settings.carry,
-    )
+    logger.info("listing the images of %s", settings.source)
+    source = open_settings(settings)
     images = write_listing(folder / LISTING, source.items, settings.shard_size, source.carried)
     if images == 0:
         raise FileNotFoundError(f"no images in {settings.source}")
     manifest = Manifest.create(settings, source.payload, source.image_column, images)
     manifest.save(folder)
-    return manifest
+    return manifest, 0
 
 
 def _default_devices() -> list[str | None]:

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from ..scorer import RaliScorer
 from .decode import Decoded, DecodeSettings
-from .listing import Listing
-from .manifest import Manifest
+from .manifest import Manifest, missing_shards
 from .pool import DEFAULT_TIMEOUT, DecodePool
-from .shards import Row, write_shard
-from .storage import LISTING
+from .shards import Row, failed_rows, shard_path, shard_problem, write_shard
 from .tasks import Place, read_tasks
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,38 @@ class Job:
         manifest: The result's description.
         workers: Decoding processes per model.
         timeout: Seconds for one image.
+        attempt: Identifier of a run that tries failed rows again; empty for one that does not.
     """
 
     folder: Path
     manifest: Manifest
     workers: int
     timeout: float = DEFAULT_TIMEOUT
+    attempt: str = ""
+
+    def places(self, shard: int) -> list[int] | None:
+        """Which of a shard's images are to be scored: those with an error, where these are tried again; None: all."""
+        if not self.attempt:
+            return None
+        listing = self.manifest.listing(self.folder)
+        path, size = shard_path(self.folder, shard), self.manifest.sizes(listing)[shard]
+        if not path.exists() or shard_problem(path, self.manifest.run, size) is not None:
+            return None
+        return failed_rows(self.folder, shard, self.attempt)
+
+    def unfinished(self) -> tuple[dict[int, int], list[str]]:
+        """The shards that are to be made and how many images of each, and a text for each that cannot be used."""
+        listing = self.manifest.listing(self.folder)
+        sizes = self.manifest.sizes(listing)
+        missing, problems = missing_shards(self.folder, self.manifest, listing)
+        for shard in (shard for shard, size in enumerate(sizes) if size == 0):
+            shard_path(self.folder, shard).unlink(missing_ok=True)
+        todo = {shard: sizes[shard] for shard in missing}
+        if self.attempt:
+            there = [shard for shard, size in enumerate(sizes) if size and shard not in todo]
+            counts = {shard: len(failed_rows(self.folder, shard, self.attempt)) for shard in there}
+            todo |= {shard: count for shard, count in counts.items() if count}
+        return dict(sorted(todo.items())), problems
 
 
 class Progress(NamedTuple):
@@ -88,18 +115,40 @@ def score_shards(
         ChildProcessError: The decoding processes do not start.
     """
     settings = job.manifest.settings
-    listing = Listing(job.folder / LISTING)
-    tasks = read_tasks(listing, shards, job.manifest.payload, job.manifest.image_column)
+    listing = job.manifest.listing(job.folder)
+    wanted: dict[int, list[int] | None] = {}
+
+    def places() -> Iterator[tuple[int, list[int] | None]]:
+        for shard in shards:
+            wanted[shard] = job.places(shard)
+            yield shard, wanted[shard]
+
+    tasks = read_tasks(listing, places(), job.manifest.payload, job.manifest.image_column)
     rows: list[Row] = []
     for batch, scored in _score_ordered(_batches(pool.map(tasks), scorers[0].batch_size), scorers):
         rows += scored
         if batch.last:
             write_shard(
                 job.folder, batch.shard, listing.batch(batch.shard), rows,
-                model_hash=settings.model_hash, run=job.manifest.run,
+                model_hash=settings.model_hash, run=job.manifest.run, attempt=job.attempt,
+                kept=_kept_rows(job.folder, batch.shard, wanted.pop(batch.shard)),
             )  # fmt: skip
             rows = []
         yield Progress(batch.shard, len(scored), sum(row.error is not None for row in scored), batch.last)
+
+
+def _kept_rows(folder: Path, shard: int, tried: list[int] | None) -> tuple[pa.Table, list[int]] | None:
+    """A shard's rows that were not tried again, and their places."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if tried is None:
+        return None
+    with pq.ParquetFile(shard_path(folder, shard)) as file:
+        table = file.read()
+    again = set(tried)
+    places = [place for place in range(table.num_rows) if place not in again]
+    return table.take(pa.array(places, pa.int64())), places
 
 
 def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[Row]:

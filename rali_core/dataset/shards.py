@@ -7,6 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from ..files import atomic_write
 from .listing import ITEM_COLUMNS
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 SHARD_GLOB = "part-*.parquet"
 RUN_KEY = b"rali.run"
+ATTEMPT_KEY = b"rali.attempt"
 
 
 class Row(NamedTuple):
@@ -64,7 +67,15 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 def write_shard(
-    folder: Path, shard: int, images: pa.RecordBatch, rows: Sequence[Row], *, model_hash: str, run: str
+    folder: Path,
+    shard: int,
+    images: pa.RecordBatch,
+    rows: Sequence[Row],
+    *,
+    model_hash: str,
+    run: str,
+    kept: tuple[pa.Table, Sequence[int]] | None = None,
+    attempt: str = "",
 ) -> None:
     """Write one shard: under a temporary name, flushed to the disk, renamed.
 
@@ -75,6 +86,8 @@ def write_shard(
         rows: One row per image, in its order.
         model_hash: SHA-256 of the model file.
         run: Identifier of the result that the shard belongs to.
+        kept: Rows that are there already, and their 0-based places among `images`; `rows` are then of the others.
+        attempt: Identifier of the run that tried failed rows again.
 
     Raises:
         OSError: It cannot be written; nothing is left of it then.
@@ -85,15 +98,35 @@ def write_shard(
     carried = list(images.schema)[ITEM_COLUMNS:]
     schema = shard_schema(carried)
     count, now = len(rows), datetime.now(timezone.utc)
-    columns = [images.column("id"), images.column("uri")]
+    places = [] if kept is None else list(kept[1])
+    there = set(places)
+    others = [place for place in range(images.num_rows) if place not in there]
+    new = images if kept is None else images.take(pa.array(others, pa.int64()))
+    columns = [new.column("id"), new.column("uri")]
     columns += [
         pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), list(schema)[2:8], strict=True)
     ]
     columns += [pa.array([model_hash] * count, pa.string()), pa.array([now] * count, schema.field("scored_at").type)]
-    columns += [images.column(field.name) for field in carried]
-    table = pa.Table.from_arrays(columns, schema=schema.with_metadata({RUN_KEY: run.encode()}))
+    columns += [new.column(field.name) for field in carried]
+    metadata = {RUN_KEY: run.encode(), **({ATTEMPT_KEY: attempt.encode()} if attempt else {})}
+    table = pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))
+    if kept is not None:
+        order = np.argsort(np.array(places + others), kind="stable")
+        old = kept[0].select(schema.names).cast(schema).replace_schema_metadata(metadata)
+        table = pa.concat_tables([old, table]).take(pa.array(order)).combine_chunks()
     with atomic_write(shard_path(folder, shard)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def failed_rows(folder: Path, shard: int, attempt: str = "") -> list[int]:
+    """0-based places of a shard's rows that have an error; none where this attempt has tried them already."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(shard_path(folder, shard)) as file:
+        if attempt and (file.schema_arrow.metadata or {}).get(ATTEMPT_KEY, b"").decode() == attempt:
+            return []
+        errors = file.read(columns=["error"]).column("error")
+    return np.flatnonzero(np.asarray(errors.is_valid())).tolist()
 
 
 def shard_problem(path: Path, run: str, images: int) -> str | None:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "image_bytes", "path", "image_path", "file", "file_name", "uri")
 """Names that are tried, in this order, where none is given."""
 
+BYTES_FIELDS = ("bytes", "data", "content")
+PATH_FIELDS = ("path", "uri", "url", "file_name")
+"""Fields of a record that hold the image, and where it is if they do not."""
+
 ROWS_AT_ONCE = 4096
+LISTS_AT_ONCE = 16
+"""Of lists that may have to be read with the images in them."""
 
 
 class ParquetSource:
@@ -25,7 +31,8 @@ class ParquetSource:
     Args:
         root: Folder that names are relative to.
         files: The files.
-        image_column: Column of the images; None looks for one of `IMAGE_COLUMNS`.
+        image_column: Column of the images, `outer.inner` for a field of a struct; None looks for one of
+            `IMAGE_COLUMNS`.
         id_column: Column of unique names; None makes them of file name and row.
         carry: Columns that are copied into the result.
 
@@ -45,12 +52,11 @@ class ParquetSource:
         self.id_column, self.carry = id_column, carry
         schema = self._first_schema()
         self.image_column = image_column or _find_column(schema)
-        for column in filter(None, (self.image_column, id_column, *carry)):
+        for column in filter(None, (id_column, *carry)):
             if column not in schema.names:
                 raise ValueError(f"there is no column {column!r}; the columns are {', '.join(schema.names)}")
-        self.type = schema.field(self.image_column).type
-        self.payload: Payload = "file" if _holds_paths(self.type, self.image_column) else "parquet"
-        self.carried: list[pa.Field] = [schema.field(column) for column in carry]
+        self.payload: Payload = "file" if _holds_paths(_image_type(schema, self.image_column)) else "parquet"
+        self.carried: list[pa.Field] = [_plain_field(schema.field(column)) for column in carry]
 
     def items(self) -> Iterator[Item]:
         """One item per row; one with a problem for a file that cannot be used."""
@@ -71,34 +77,45 @@ class ParquetSource:
     def _rows(self, whole: Item) -> Iterator[Item]:
         with storage.open_binary(whole.path) as handle, open_parquet(handle) as table:
             found = table.schema_arrow
-            for column in filter(None, (self.image_column, self.id_column, *self.carry)):
+            for column in filter(None, (self.id_column, *self.carry)):
                 if column not in found.names:
                     raise ValueError(f"it has no column {column!r}")
-            if found.field(self.image_column).type != self.type:
-                raise ValueError(
-                    f"column {self.image_column!r} is {found.field(self.image_column).type} here and {self.type} before"
-                )
-            paths = [self.image_column] if self.payload == "file" else []
-            wanted = [*paths, *filter(None, [self.id_column]), *self.carry]
-            row = 0
-            for batch in table.iter_batches(ROWS_AT_ONCE, columns=wanted) if wanted else _empty_batches(table):
+            kind = _image_type(found, self.image_column)
+            if _holds_paths(kind) != (self.payload == "file"):
+                holds = "paths" if self.payload == "parquet" else "images"
+                raise ValueError(f"column {self.image_column!r} holds {holds} here and did not before ({kind})")
+            listed = _is_list(kind)
+            top = _split_column(found, self.image_column)[0]
+            images = [top] if self.payload == "file" else _length_leaf(table, top) if listed else []
+            wanted = [*filter(None, [self.id_column]), *self.carry]
+            row, size = 0, LISTS_AT_ONCE if listed and self.payload == "parquet" else ROWS_AT_ONCE
+            names = [*images, *wanted]
+            for batch in table.iter_batches(size, columns=names) if names else _empty_batches(table):
                 columns = {name: batch.column(name).to_pylist() for name in wanted}
+                values = batch.column(top).to_pylist() if images else None
                 for position in range(batch.num_rows):
-                    values = {name: column[position] for name, column in columns.items()}
-                    yield self._item(whole, row, values)
+                    record = {name: column[position] for name, column in columns.items()}
+                    value = None if values is None else _inner(values[position], found, self.image_column)
+                    if listed and value:
+                        yield from (self._item(whole, row, record, one, part) for part, one in enumerate(value))
+                    else:
+                        yield self._item(whole, row, record, None if listed else value)
                     row += 1
 
-    def _item(self, whole: Item, row: int, values: dict[str, Any]) -> Item:
+    def _item(self, whole: Item, row: int, values: dict[str, Any], value: Any, part: int = storage.UNKNOWN) -> Item:
         carried = tuple(values[column] for column in self.carry)
-        name = str(values[self.id_column]) if self.id_column else f"{whole.id}#{row}"
+        place = f"#{row}" if part == storage.UNKNOWN else f"#{row}.{part}"
+        name = f"{whole.id}{place}"
+        if self.id_column:
+            name = str(values[self.id_column]) + ("" if part == storage.UNKNOWN else f".{part}")
         if self.payload == "parquet":
-            return whole._replace(id=name, uri=f"{whole.uri}#{row}", offset=row, carried=carried)
-        path = values[self.image_column]
+            return whole._replace(id=name, uri=f"{whole.uri}{place}", offset=row, length=part, carried=carried)
+        path = image_content(value)
         if path is None:
             return whole._replace(
-                id=name, uri=f"{whole.uri}#{row}", problem="the image column is empty here", carried=carried
+                id=name, uri=f"{whole.uri}{place}", problem="the image column is empty here", carried=carried
             )
-        target = storage.join(storage.parent(whole.path), str(path))
+        target = storage.find(storage.parent(whole.path), str(path))
         file = storage.stat(target)
         return Item(name, readable(target), target, file_size=file.size, modified=file.modified, carried=carried)
 
@@ -141,15 +158,123 @@ def _find_column(schema: pa.Schema) -> str:
     )
 
 
-def _holds_paths(kind: pa.DataType, column: str) -> bool:
+def image_content(value: Any) -> bytes | str | None:
+    """The image in one value of an image column: its bytes, else its path, else None."""
+    if isinstance(value, dict):
+        for names in (BYTES_FIELDS, PATH_FIELDS, IMAGE_COLUMNS):
+            found = next((content for name in names if (content := image_content(value.get(name)))), None)
+            if found is not None:
+                return found
+        return None
+    if isinstance(value, str):
+        return value or None
+    return None if value is None or isinstance(value, list) else bytes(value)  # a list: an empty one
+
+
+def image_value(value: Any, schema: pa.Schema, column: str, part: int) -> Any:
+    """Of one value of the column that the file has: the field that `column` names, and one of a list's parts."""
+    inner = _inner(value, schema, column)
+    return inner[part] if part != storage.UNKNOWN and inner is not None else inner
+
+
+def top_column(schema: pa.Schema, column: str) -> str:
+    """The column of the file that holds `column`, which may name a field of a struct."""
+    return _split_column(schema, column)[0]
+
+
+def _split_column(schema: pa.Schema, column: str) -> tuple[str, list[str]]:
+    if column in schema.names:
+        return column, []
+    top, *fields = column.split(".")
+    if top not in schema.names or not fields:
+        raise ValueError(f"there is no column {column!r}; the columns are {', '.join(schema.names)}")
+    return top, fields
+
+
+def _inner(value: Any, schema: pa.Schema, column: str) -> Any:
+    for name in _split_column(schema, column)[1]:
+        value = None if value is None else value.get(name)
+    return value
+
+
+def _image_type(schema: pa.Schema, column: str) -> pa.DataType:
+    top, fields = _split_column(schema, column)
+    kind = _plain(schema.field(top).type)
+    for name in fields:
+        if not _is_struct(kind) or kind.get_field_index(name) < 0:
+            raise ValueError(f"there is no column {column!r}: {top!r} is {schema.field(top).type}")
+        kind = kind.field(name).type
+    inner = kind.value_type if _is_list(kind) else kind
+    if _content_type(inner) is None:
+        raise ValueError(
+            f"column {column!r} is {schema.field(top).type}; expected binary (encoded images), string (paths), a "
+            "struct with a field bytes or path, or a list of these"
+        )
+    return kind
+
+
+def _content_type(kind: pa.DataType) -> str | None:
+    """Whether a value holds an image ("bytes"), or only where it is ("path"), or neither (None)."""
     import pyarrow.types as types
 
     if types.is_string(kind) or types.is_large_string(kind):
-        return True
-    if types.is_binary(kind) or types.is_large_binary(kind):
-        return False
-    if types.is_struct(kind) and "bytes" in [kind.field(i).name for i in range(kind.num_fields)]:
-        return False
-    raise ValueError(
-        f"column {column!r} is {kind}; expected binary (encoded images), string (paths) or a struct with a field bytes"
-    )
+        return "path"
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return "bytes"
+    if not _is_struct(kind):
+        return None
+    inner = {
+        _content_type(kind.field(name).type)
+        for name in (*BYTES_FIELDS, *PATH_FIELDS, *IMAGE_COLUMNS)
+        if kind.get_field_index(name) >= 0
+    }
+    return "bytes" if "bytes" in inner else "path" if "path" in inner else None
+
+
+def _holds_paths(kind: pa.DataType) -> bool:
+    return _content_type(kind.value_type if _is_list(kind) else kind) == "path"
+
+
+def _is_struct(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    return bool(types.is_struct(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    tests = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
+    return any(getattr(types, test)(kind) for test in tests if hasattr(types, test))  # views: from pyarrow 16 on
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type without views and dictionaries, in which today's writers store the same values."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    if types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if getattr(types, "is_string_view", lambda _: False)(kind):
+        return pa.string()
+    if getattr(types, "is_binary_view", lambda _: False)(kind):
+        return pa.binary()
+    if _is_struct(kind):
+        return pa.struct([_plain_field(kind.field(index)) for index in range(kind.num_fields)])
+    if _is_list(kind) and not types.is_fixed_size_list(kind):
+        return (
+            pa.large_list(_plain(kind.value_type)) if types.is_large_list(kind) else pa.list_(_plain(kind.value_type))
+        )
+    return kind
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(_plain(field.type))
+
+
+def _length_leaf(table: pq.ParquetFile, column: str) -> list[str]:
+    """What must be read of a list column to know how long its lists are: not the images, where there is more."""
+    paths = [table.schema.column(index).path for index in range(len(table.schema))]
+    leaves = [path for path in paths if path.split(".")[0] == column]
+    light = [path for path in leaves if path.split(".")[-1] in PATH_FIELDS]
+    return light[:1] or [column]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 
 from ..images import IMAGE_SUFFIXES
@@ -36,14 +37,18 @@ def list_tar(root: str, file: FoundFile) -> Iterator[Item]:
         return
     try:
         with storage.open_binary(file.path) as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
-            end = 0
+            end, seen = 0, Counter[str]()
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                 end = member.offset_data + member.size
-                if member.isreg() and os.path.splitext(member.name)[1].lower() in IMAGE_SUFFIXES:
+                if not member.isreg() or storage.is_companion(member.name):
+                    continue
+                if os.path.splitext(member.name)[1].lower() in IMAGE_SUFFIXES:
+                    seen[member.name] += 1
+                    again = f"#{seen[member.name]}" if seen[member.name] > 1 else ""  # a tar may hold a name twice
                     yield whole._replace(
-                        id=readable(f"{name}/{member.name}"),
-                        uri=readable(f"{file.path}#{member.name}"),
+                        id=readable(f"{name}/{member.name}{again}"),
+                        uri=readable(f"{file.path}#{member.name}{again}"),
                         offset=member.offset_data,
                         length=member.size,
                     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
 from ..images import IMAGE_SUFFIXES
+from ..text_files import read_list
 from . import storage
 from .items import Item, Kind, Payload, readable
 from .source_parquet import ParquetSource
@@ -108,6 +109,8 @@ def _guess_kind(source: str, files: _Files) -> Kind:
     seen: set[Kind] = set()
     for file in files:
         ending = _ending(file.path)
+        if files.folder and storage.is_companion(storage.relative(file.path, files.path)):
+            continue
         if file.problem is not None or ending in IMAGE_SUFFIXES:
             return "files"
         if ending in ENDINGS and not (files.folder and ENDINGS[ending] == "list"):
@@ -122,13 +125,17 @@ def _guess_kind(source: str, files: _Files) -> Kind:
 
 
 def _only(files: Iterable[FoundFile], ending: str) -> Iterator[FoundFile]:
-    return (file for file in files if file.problem is not None or _ending(file.path) == ending)
+    return (
+        file
+        for file in files
+        if file.problem is not None or (_ending(file.path) == ending and not storage.is_companion(file.path))
+    )
 
 
 def _image_files(root: str, files: _Files) -> Iterator[Item]:
     """A folder's images by their endings; what a glob or a name picked, whatever its ending."""
     for file in files:
-        if file.problem is None and files.folder and _ending(file.path) not in IMAGE_SUFFIXES:
+        if file.problem is None and files.folder and not _is_image(file.path, root):
             continue
         yield Item(
             readable(storage.relative(file.path, root)),
@@ -140,17 +147,18 @@ def _image_files(root: str, files: _Files) -> Iterator[Item]:
         )
 
 
+def _is_image(path: str, root: str) -> bool:
+    return _ending(path) in IMAGE_SUFFIXES and not storage.is_companion(storage.relative(path, root))
+
+
 def _read_list(path: str) -> Iterator[Item]:
     folder = storage.parent(path)
     with storage.open_binary(path) as lines:
-        for raw in lines:
-            name = os.fsdecode(raw.rstrip(b"\r\n"))
-            if not name.strip():
-                continue
-            target = storage.join(folder, name)
+        for name in read_list(lines):
+            target = storage.find(folder, name)
             file = storage.stat(target)
             yield Item(readable(name), readable(target), target, file_size=file.size, modified=file.modified)
 
 
 def _ending(path: str) -> str:
-    return os.path.splitext(path.split("::")[0])[1].lower()
+    return os.path.splitext(path.split("::")[0] if storage.is_url(path) else path)[1].lower()

@@ -97,7 +97,7 @@ def summarise(folder: str | os.PathLike[str]) -> Summary:
     scores = rows[~np.isnan(rows)].astype(np.float64)
     counts, edges = _histogram(scores)
     return Summary(
-        images=dataset.manifest.images,
+        images=dataset.images,
         done=len(rows),
         scored=len(scores),
         errors=len(rows) - len(scores),

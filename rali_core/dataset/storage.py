@@ -5,8 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import re
+import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import IO, Any, NamedTuple, cast
+from urllib.request import url2pathname
+
+from ..text_files import find_listed
 
 MANIFEST = os.path.join("_rali", "manifest.json")
 """Marks a folder of results, whose own pictures are never part of a data set."""
@@ -14,6 +19,9 @@ MANIFEST = os.path.join("_rali", "manifest.json")
 LISTING = os.path.join("_rali", "listing.arrow")
 
 UNKNOWN = -1
+
+URL_SECONDS = 60.0
+"""After so long without an answer a web server is given up."""
 
 
 class FoundFile(NamedTuple):
@@ -33,13 +41,23 @@ class FoundFile(NamedTuple):
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` is one that fsspec opens (`s3://...`, `zip://...::file.zip`), and not a local path."""
-    return "://" in path or "::" in path
+    """Whether `path` is one that fsspec opens (`s3://...`, `zip://...::file.zip`), and not a local path.
+
+    What is there on the disk is local whatever its name, and so is every absolute path.
+    """
+    return bool(re.match(r"[A-Za-z][\w+.-]+(://|::)", path)) and not os.path.lexists(path)
+
+
+def is_companion(path: str) -> bool:
+    """Whether it is what macOS leaves beside a file (`._a.jpg`, `__MACOSX/`): an image by its name alone."""
+    *folders, name = path.replace(os.sep, "/").split("/")
+    return name.startswith("._") or "__MACOSX" in folders
 
 
 def normalise(path: str) -> str:
     """A URL as it is, `file://` and local paths as an absolute path."""
-    path = path.removeprefix("file://")
+    if path.lower().startswith("file://") and not os.path.lexists(path):
+        path = url2pathname(path[7:])
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
@@ -146,6 +164,17 @@ def join(folder: str, name: str) -> str:
     return f"{first}/{name}{chain}{rest}"
 
 
+def find(folder: str, name: str) -> str:
+    """What a list in a folder means by `name`: the local file that is there (see `find_listed`), else a URL or path."""
+    if not is_url(folder):
+        path = find_listed(folder, name)
+        if os.path.lexists(path):
+            return path
+    if name.lower().startswith("file://"):
+        return normalise(name)
+    return join(folder, name)
+
+
 def glob_root(pattern: str) -> str:
     """The folder above the first part of a pattern that is not a plain name."""
     _, chain, rest = pattern.partition("::") if is_url(pattern) else (pattern, "", "")
@@ -174,6 +203,11 @@ def read_bytes(path: str, offset: int = 0, length: int = UNKNOWN) -> bytes:
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(length)
+    if length == UNKNOWN and re.match("https?://", path, re.IGNORECASE) and find_spec("aiohttp") is None:
+        # fsspec reads these by aiohttp only, which is not its requirement.
+        request = urllib.request.Request(path, headers={"User-Agent": "rali"})
+        with urllib.request.urlopen(request, timeout=URL_SECONDS) as response:
+            return bytes(response.read())
     system, inner = _filesystem(path)
     if length == UNKNOWN:
         return bytes(system.cat_file(inner))
@@ -192,12 +226,18 @@ def relative(path: str, root: str) -> str:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    import fsspec
-
+    try:
+        import fsspec
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'{url} is a URL, and reading it needs fsspec: pip install "rali-score[dataset]"'
+        ) from error
     try:
         system, inner = fsspec.url_to_fs(url)
     except ImportError as error:  # fsspec names the package that the protocol needs
         raise ModuleNotFoundError(f"{url}: {error}") from error
+    except ValueError as error:  # a protocol that fsspec does not know
+        raise FileNotFoundError(f"no such file, and no URL that fsspec knows: {url}: {error}") from error
     return system, inner
 
 

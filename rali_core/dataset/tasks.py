@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +11,7 @@ from . import storage
 from .decode import Task, check_unchanged
 from .items import Item, Payload
 from .listing import Listing
-from .source_parquet import open_parquet
+from .source_parquet import image_content, image_value, open_parquet, top_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,20 +28,24 @@ class Place(NamedTuple):
 
 
 def read_tasks(
-    listing: Listing, shards: Iterable[int], payload: Payload, image_column: str | None
+    listing: Listing,
+    shards: Iterable[tuple[int, Sequence[int] | None]],
+    payload: Payload,
+    image_column: str | None,
 ) -> Iterator[tuple[Place, Task]]:
     """The images of some shards, in order.
 
     Args:
         listing: All images.
-        shards: 0-based numbers of the shards.
+        shards: 0-based numbers of the shards, and which of their images, None for all.
         payload: Where the images' bytes are.
         image_column: Of a Parquet source.
     """
     with ExitStack() as stack:
         table = ParquetRows(image_column or "", stack) if payload == "parquet" else None
-        for shard in shards:
+        for shard, places in shards:
             items = listing.items(shard)
+            items = items if places is None else [items[place] for place in places]
             for position, item in enumerate(items):
                 task = Task(item) if table is None else table.task(item)
                 yield Place(shard, position == len(items) - 1), task
@@ -62,6 +66,8 @@ class ParquetRows:
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._values: pa.Array | None = None
         self._start = 0
+        self._schema: pa.Schema | None = None
+        self._top = column
 
     def task(self, item: Item) -> Task:
         """An image with its bytes, or the path that stands in their place, or the reason why it cannot be read."""
@@ -72,7 +78,7 @@ class ParquetRows:
                 self._open(item)
             if self._problem is None:
                 return Task(item, self._content(item))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IndexError) as error:
             self._problem = f"{item.path}: {error}"
         return Task(item._replace(problem=self._problem))
 
@@ -82,13 +88,15 @@ class ParquetRows:
         self._path, self._problem, self._values, self._start = item.path, None, None, item.offset
         check_unchanged(item)
         file = self._stack.enter_context(open_parquet(self._stack.enter_context(storage.open_binary(item.path))))
+        self._schema = file.schema_arrow
+        self._top = top_column(self._schema, self._column)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         ends = list(accumulate(sizes))
         first = next((group for group, end in enumerate(ends) if item.offset < end), len(ends))
         if first == len(ends):
             raise ValueError(f"it has {sum(sizes)} rows and had more when it was listed")
         self._start = ends[first] - sizes[first]
-        self._batches = file.iter_batches(ROWS_AT_ONCE, row_groups=range(first, len(ends)), columns=[self._column])
+        self._batches = file.iter_batches(ROWS_AT_ONCE, row_groups=range(first, len(ends)), columns=[self._top])
 
     def _content(self, item: Item) -> bytes | str | None:
         while self._values is None or item.offset >= self._start + len(self._values):
@@ -99,7 +107,5 @@ class ParquetRows:
                 raise ValueError("it ends before the row that was listed")
             self._values = batch.column(0)
         value = self._values[item.offset - self._start].as_py()
-        if isinstance(value, dict):
-            path = value.get("path")
-            value = value.get("bytes") or (storage.join(storage.parent(item.path), path) if path else None)
-        return value if isinstance(value, str) or value is None else bytes(value)
+        content = image_content(image_value(value, self._schema, self._column, item.length))
+        return storage.find(storage.parent(item.path), content) if isinstance(content, str) else content

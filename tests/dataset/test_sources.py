@@ -195,3 +195,137 @@ def test_what_a_source_is_must_be_clear(tmp_path: Path, parquet_file: Path, tar_
         open_source(str(pictures), id_column="key")
     with pytest.raises(ValueError, match="kind must be one of files, list, parquet, webdataset, got 'csv'"):
         open_source(str(pictures), kind="csv")  # type: ignore[arg-type]
+
+
+def parquet_columns() -> dict[str, pa.Array]:
+    """Three images and their paths, in all the types that today's writers use."""
+    images, paths = [encode(number) for number in range(3)], [f"{number}.png" for number in range(3)]
+    record = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    deep = pa.struct([("meta", pa.struct([("w", pa.int32())])), ("image", record)])
+    both = [{"bytes": image, "path": path} for image, path in zip(images, paths, strict=True)]
+    return {
+        "binary view": pa.array(images, pa.binary_view()),
+        "large binary": pa.array(images, pa.large_binary()),
+        "dictionary of binary": pa.array(images, pa.binary()).dictionary_encode(),
+        "string": pa.array(paths),
+        "string view": pa.array(paths, pa.string_view()),
+        "dictionary of string": pa.array(paths).dictionary_encode(),
+        "struct": pa.array(both, record),
+        "struct of views": pa.array(both, pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())])),
+        "struct of a path": pa.array([{"path": path} for path in paths]),
+        "nested struct": pa.array([{"meta": {"w": 1}, "image": one} for one in both], deep),
+    }
+
+
+@pytest.mark.parametrize("kind", parquet_columns())
+def test_parquet_columns_of_todays_writers_are_read(kind: str, score: Score, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encode(number))
+    captions = pa.array(["a", "b", "a"]).dictionary_encode()
+    names = pa.array(["x", "y", "z"], pa.string_view())
+    pq.write_table(
+        pa.table({"image": parquet_columns()[kind], "key": names, "caption": captions}), tmp_path / "t.parquet"
+    )
+    score(tmp_path / "t.parquet", id_column="key", carry=["caption"])
+    score(tmp_path / "[0-9].png", "files")
+    rows, expected = read_rows(tmp_path / "out"), read_rows(tmp_path / "files")
+    assert [row["error"] for row in rows.values()] == [None] * 3
+    assert [row["score"] for row in rows.values()] == [row["score"] for row in expected.values()]
+    assert [(name, row["caption"]) for name, row in rows.items()] == [("x", "a"), ("y", "b"), ("z", "a")]
+
+
+@pytest.mark.parametrize("form", ["bytes", "both", "paths"])
+def test_lists_of_images_are_an_image_each(form: str, score: Score, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encode(number))
+    record = pa.struct([("bytes", pa.binary()), ("path", pa.string())] if form == "both" else [("bytes", pa.binary())])
+    one = {
+        "bytes": lambda n: {"bytes": encode(n)},
+        "both": lambda n: {"bytes": encode(n), "path": f"{n}.png"},
+        "paths": lambda n: f"{n}.png",
+    }[form]
+    values = [[one(0), one(1)], [], None, [one(2)]]
+    column = pa.array(values, pa.list_(pa.string() if form == "paths" else record))
+    pq.write_table(pa.table({"image": column}), tmp_path / "t.parquet", row_group_size=2)
+    score(tmp_path / "t.parquet")
+    score(tmp_path / "[0-9].png", "files")
+    rows = read_rows(tmp_path / "out")
+    assert list(rows) == ["t.parquet#0.0", "t.parquet#0.1", "t.parquet#1", "t.parquet#2", "t.parquet#3.0"]
+    good = [row["score"] for row in rows.values() if row["error"] is None]
+    assert good == pytest.approx([row["score"] for row in read_rows(tmp_path / "files").values()], abs=1e-6)
+    assert all("the image column is empty here" in rows[f"t.parquet#{row}"]["error"] for row in (1, 2))
+
+
+def test_a_field_of_a_struct_can_be_named(score: Score, tmp_path: Path) -> None:
+    values = [{"left": {"bytes": encode(1)}, "right": {"bytes": encode(2)}}]
+    pq.write_table(pa.table({"pair": values}), tmp_path / "t.parquet")
+    score(tmp_path / "t.parquet", image_column="pair.right")
+    (tmp_path / "2.png").write_bytes(encode(2))
+    score(tmp_path / "2.png", "file")
+    assert read_rows(tmp_path / "out")["t.parquet#0"]["score"] == read_rows(tmp_path / "file")["2.png"]["score"]
+    with pytest.raises(ValueError, match="there is no column 'pair.middle': 'pair' is struct"):
+        open_source(str(tmp_path / "t.parquet"), image_column="pair.middle")
+
+
+def test_string_types_may_differ_between_files(score: Score, tmp_path: Path) -> None:
+    for name, kind in (("a", pa.binary()), ("b", pa.large_binary()), ("c", pa.binary_view())):
+        pq.write_table(pa.table({"image": pa.array([encode(1)], kind)}), tmp_path / f"{name}.parquet")
+    score(tmp_path / "*.parquet")
+    assert [row["error"] for row in read_rows(tmp_path / "out").values()] == [None] * 3
+
+
+def test_a_tar_that_holds_a_name_twice_has_a_row_for_each(score: Score, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, number in (
+            ("a.png", 1),
+            ("a.png", 2),
+            ("b.png", 3),
+            ("a.png", 4),
+            ("__MACOSX/._a.png", 5),
+            ("._b.png", 6),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(encode(number))
+            tar.addfile(member, io.BytesIO(encode(number)))
+    score(tmp_path / "t.tar")
+    rows = read_rows(tmp_path / "out")
+    assert list(rows) == ["t.tar/a.png", "t.tar/a.png#2", "t.tar/b.png", "t.tar/a.png#3"]
+    assert len({row["score"] for row in rows.values()}) == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names cannot be there")
+def test_what_is_on_the_disk_is_local_whatever_its_name(
+    score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a::b"
+    (folder / "s3:" / "bucket").mkdir(parents=True)
+    names = ["12::30.jpg", "zip:::x.png", "a b?.png", "{1,2}.png", "[x].png", "s3:/bucket/y.png"]
+    for name in names:
+        (folder / name).write_bytes(encode(1))
+    score(folder)
+    assert {row["error"] for row in read_rows(tmp_path / "out").values()} == {None}
+    assert set(read_rows(tmp_path / "out")) == set(names)
+    monkeypatch.chdir(folder)
+    for number, name in enumerate([*names, "s3://bucket/y.png"]):
+        score(name, f"one-{number}")
+        assert [row["error"] for row in read_rows(tmp_path / f"one-{number}").values()] == [None]
+    (folder / "list.txt").write_text("\n".join(names))
+    score(folder / "list.txt", "listed")
+    assert {row["error"] for row in read_rows(tmp_path / "listed").values()} == {None}
+
+
+def test_companions_of_macos_are_left_out(pictures: Path) -> None:
+    before = ids(pictures)
+    (pictures / "__MACOSX" / "inner").mkdir(parents=True)
+    for name in ("._01.jpg", "inner/._00.png", "__MACOSX/inner/._00.png"):
+        (pictures / name).write_bytes(b"\0\5\x16\7" * 20)
+    assert ids(pictures) == before
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_lists_of_other_systems_are_sources(encoding: str, score: Score, tmp_path: Path) -> None:
+    (tmp_path / "café").mkdir()
+    (tmp_path / "café" / "a b.png").write_bytes(encode(1))
+    (tmp_path / "list.txt").write_bytes('"café\\a b.png"\r\n'.encode(encoding))
+    score(tmp_path / "list.txt")
+    assert [row["error"] for row in read_rows(tmp_path / "out").values()] == [None]
