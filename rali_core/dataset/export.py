@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import os
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -13,11 +11,12 @@ from typing import IO
 
 from PIL import Image
 
-from ..files import atomic_write
+from ..exports import FreeNames, Mode, find_sidecars, place_file, remove_moved_sidecars, safe_name, sidecar_path
 from ..images import IMAGE_SUFFIXES
 from . import storage
+from ..files import atomic_write
 from .filter import Chosen
-from .items import Item
+from .items import Item, readable
 from .result import ContentReader
 
 ITEMS_AT_ONCE = 1024
@@ -26,85 +25,141 @@ Report = Callable[[int], None]
 
 
 def write_list(chosen: Chosen, file: IO[bytes], *, end: bytes = b"\n") -> None:
-    """One line per image: the path or URL of its file; `#` and the member or row behind that of a container."""
+    """One line per image: the path or URL of its file; `#` and the member or row behind that of a container.
+
+    Raises:
+        ValueError: A name holds a line break, and lines end with one; nothing is written then.
+    """
     files = chosen.dataset.manifest.payload == "file"
-    for item in _items(chosen):
-        file.write((os.fsencode(item.path) if files else item.uri.encode()) + end)
+
+    def names() -> Iterator[bytes]:
+        for item in _items(chosen):
+            yield os.fsencode(item.path) if files else item.uri.encode()
+
+    if end == b"\n":
+        broken = [name for name in names() if b"\n" in name or b"\r" in name]
+        if broken:
+            raise ValueError(
+                f"{len(broken)} names hold a line break, such as {readable(os.fsdecode(broken[0]))!r}: end the list's "
+                "names with a zero byte (-0)"
+            )
+    for name in names():
+        file.write(name + end)
 
 
-def link_images(chosen: Chosen, target: Path, *, report: Report | None = None) -> list[str]:
-    """Make a symbolic link to each image, named by its id.
+def link_images(chosen: Chosen, target: Path, *, report: Report | None = None, **options: bool) -> list[str]:
+    """Make a symbolic link to each image, named by its id; arguments, result and errors as for `export_images`."""
+    return export_images(chosen, target, "link", report=report, **options)
+
+
+def copy_images(chosen: Chosen, target: Path, *, report: Report | None = None, **options: bool) -> list[str]:
+    """Copy each image, named by its id; arguments, result and errors as for `export_images`."""
+    return export_images(chosen, target, "copy", report=report, **options)
+
+
+def export_images(
+    chosen: Chosen,
+    target: Path,
+    mode: Mode,
+    *,
+    sidecars: bool = False,
+    bands: bool = False,
+    report: Report | None = None,
+) -> list[str]:
+    """Copy, move or link to each image, named by its id; copies of those inside tars and Parquet files become files.
+
+    As many files come out as images were chosen: names that some system would not take are changed, and names that are
+    equal there get a number. What is there already and is the same is left as it is.
 
     Args:
         chosen: Which images.
-        target: Folder for the links, made where it does not exist.
+        target: Folder, made where it does not exist.
+        mode: What to do.
+        sidecars: Files that belong to an image (`.txt`, `.json`, `.xmp`, `.caption`, `.npz`) go with it.
+        bands: Into a folder per band: bad, poor, fair, good, excellent; `unbanded` for a model without bands.
         report: Called with the number of images done.
 
     Returns:
         A text for each image that is not there any more.
 
     Raises:
-        ValueError: The images are not local files.
-        FileExistsError: Something else has a link's name.
+        ValueError: The images are not local files and are to be moved or linked to, or their sidecars are wanted.
+        FileExistsError: Something else has a file's name.
+        OSError: A file cannot be written.
     """
     if chosen.dataset.manifest.payload != "file":
-        raise ValueError("images inside tars and Parquet files cannot be linked to: copy them with --copy")
-
-    def link(item: Item, path: Path) -> None:
-        if storage.is_url(item.path):
-            raise ValueError(f"{item.uri} is no local file and cannot be linked to: copy with --copy")
-        if not os.path.exists(item.path):
-            raise _Unreadable(f"{item.uri}: the file is gone")
-        if path.is_symlink() and os.readlink(path) == item.path:
-            return
-        try:
-            path.symlink_to(item.path)
-        except FileExistsError:
-            raise _Occupied(path) from None
-
-    return _export(chosen, target, link, report)
-
-
-def copy_images(chosen: Chosen, target: Path, *, report: Report | None = None) -> list[str]:
-    """Copy each image, named by its id; those inside tars and Parquet files become files.
-
-    A copy that is there already is left as it is. Arguments, result and errors as for `link_images`.
-    """
-    payload = chosen.dataset.manifest.payload
+        if mode != "copy":
+            what = "moved" if mode == "move" else "linked to"
+            raise ValueError(f"images inside tars and Parquet files cannot be {what}: copy them with --copy")
+        if sidecars:
+            raise ValueError("--sidecars is for images that are files of their own, not inside tars and Parquet files")
+    folders = _bands(chosen) if bands else [""] * len(chosen.positions)
+    target.mkdir(parents=True, exist_ok=True)
+    names = FreeNames(by_stem=sidecars)
+    problems: list[str] = []
+    moved: set[Path] = set()
     with ContentReader(chosen.dataset.manifest) as reader:
-
-        def copy(item: Item, path: Path) -> None:
-            if payload == "file" and not storage.is_url(item.path):
-                if not os.path.isfile(item.path):
-                    raise _Unreadable(f"{item.uri}: the file is gone")
-                if path.exists():
-                    if not filecmp.cmp(item.path, path, shallow=False):
-                        raise _Occupied(path)
-                    return
-                with atomic_write(path, durable=False) as temporary:
-                    shutil.copy2(item.path, temporary)
-                return
+        for number, (item, folder) in enumerate(zip(_items(chosen), folders, strict=True), start=1):
             try:
-                content = reader.read(item)
-            except OSError as error:
-                raise _Unreadable(f"{item.uri}: {error}") from error
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
-                path = path.with_name(path.name + _suffix(content))
-            if path.exists():
-                if path.read_bytes() != content:
-                    raise _Occupied(path)
-                return
-            with atomic_write(path, durable=False) as temporary:
-                temporary.write_bytes(content)
+                path = _export(item, folder, target, names, mode, reader)
+                if sidecars and not storage.is_url(item.path):
+                    for sidecar, ending in find_sidecars(item.path):
+                        _place(sidecar, sidecar_path(path, item.path, ending), "link" if mode == "link" else "copy")
+                        moved.add(sidecar)
+            except _Unreadable as error:
+                problems.append(str(error))
+            if report is not None:
+                report(number)
+    if mode == "move":
+        remove_moved_sidecars(moved)
+    return problems
 
-        return _export(chosen, target, copy, report)
+
+def _export(item: Item, folder: str, target: Path, names: FreeNames, mode: Mode, reader: ContentReader) -> Path:
+    name = safe_name(f"{folder}/{item.id}")
+    if reader.payload == "file" and not storage.is_url(item.path):
+        path = target / names.take(name)
+        if os.path.isfile(item.path):
+            _place(Path(item.path), path, mode)
+        elif not (mode == "move" and path.is_file() and path.stat().st_size == item.file_size):  # moved before
+            raise _Unreadable(f"{item.uri}: the file is gone")
+        return path
+    if mode != "copy":
+        raise ValueError(f"{item.uri} is no local file: copy with --copy")
+    try:
+        content = reader.read(item)
+    except Exception as error:  # an expired URL is an error of its library's own
+        raise _Unreadable(f"{item.uri}: {error}") from error
+    if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+        name += _suffix(content)
+    path = target / names.take(name)
+    if path.exists():
+        if not path.is_file() or path.read_bytes() != content:
+            raise _Occupied(path)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, durable=False) as temporary:
+        temporary.write_bytes(content)
+    return path
 
 
-def safe_name(name: str) -> str:
-    """An id as a relative path that cannot leave its folder: no root, drive, `..` or control characters."""
-    name = re.sub(r'[\x00-\x1f<>:"|?*\\]', "_", name)
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    return "/".join("_" if part == ".." else part for part in parts) or "_"
+def _place(source: Path, path: Path, mode: Mode) -> None:
+    if mode == "link" and path.is_symlink() and os.readlink(path) == str(source):
+        return
+    if path.is_symlink() or path.exists():
+        if mode == "link" or not path.is_file() or not filecmp.cmp(source, path, shallow=False):
+            raise _Occupied(path)
+        if mode == "move":
+            source.unlink()
+        return
+    place_file(source, path, mode)
+
+
+def _bands(chosen: Chosen) -> list[str]:
+    names: list[str | None] = []
+    for table in chosen.dataset.tables(["band"]):
+        names += table.column("band").to_pylist()
+    return [names[position] or "unbanded" for position in chosen.positions.tolist()]
 
 
 class _Unreadable(Exception):
@@ -122,22 +177,10 @@ def _items(chosen: Chosen) -> Iterator[Item]:
         yield from chosen.dataset.items(positions[start : start + ITEMS_AT_ONCE].tolist())
 
 
-def _export(chosen: Chosen, target: Path, place: Callable[[Item, Path], None], report: Report | None) -> list[str]:
-    target.mkdir(parents=True, exist_ok=True)
-    problems = []
-    for number, item in enumerate(_items(chosen), start=1):
-        path = target / safe_name(item.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            place(item, path)
-        except _Unreadable as error:
-            problems.append(str(error))
-        if report is not None:
-            report(number)
-    return problems
-
-
 def _suffix(content: bytes) -> str:
-    with Image.open(BytesIO(content)) as image:
-        name = (image.format or "").lower()
+    try:
+        with Image.open(BytesIO(content)) as image:
+            name = (image.format or "").lower()
+    except Exception:  # of a plugin's format, which this process does not know
+        return ""
     return ".jpg" if name == "jpeg" else f".{name}" if name else ""

@@ -39,6 +39,7 @@ def filter_dataset(
     folder: str | os.PathLike[str],
     *,
     min_score: float | None = None,
+    max_score: float | None = None,
     top_fraction: float | None = None,
     top_k: int | None = None,
     per_group: str | None = None,
@@ -51,6 +52,7 @@ def filter_dataset(
     Args:
         folder: Of the result.
         min_score: At least this score.
+        max_score: At most this score.
         top_fraction: Among the best so much of the scored images, 0..1, rounded up to a whole image.
         top_k: Among the best so many.
         per_group: Take the fraction and the k within each group of equal values of this column; `"folder"` groups by
@@ -65,8 +67,8 @@ def filter_dataset(
         >>> filter_dataset("photos-scored/", top_fraction=0.1, per_group="folder").positions  # doctest: +SKIP
         array([  3,  17, ...])
     """
-    if min_score is None and top_fraction is None and top_k is None:
-        raise ValueError("give a condition: min_score, top_fraction or top_k")
+    if min_score is None and max_score is None and top_fraction is None and top_k is None:
+        raise ValueError("give a condition: min_score, max_score, top_fraction or top_k")
     if top_fraction is not None and not 0 < top_fraction <= 1:
         raise ValueError(f"top_fraction must be above 0 and at most 1, got {top_fraction}")
     if top_k is not None and top_k < 1:
@@ -88,7 +90,9 @@ def filter_dataset(
     if top_fraction is not None or top_k is not None:
         keep &= _best(scores, groups, top_fraction, top_k)
     if min_score is not None:
-        keep &= scores >= min_score
+        keep &= scores >= np.float32(min_score)
+    if max_score is not None:
+        keep &= scores <= np.float32(max_score)
     return Chosen(dataset, np.flatnonzero(keep), scored, len(names))
 
 

@@ -179,7 +179,7 @@ def _to_batch(items: list[Item], schema: pa.Schema) -> pa.RecordBatch:
 
     nothing = (None,) * (len(schema) - ITEM_COLUMNS)  # a file that could not be read has no values to carry
     rows = [(*item[:2], os.fsencode(item.path), *item[3:ITEM_COLUMNS], *(item.carried or nothing)) for item in items]
-    columns = [list(column) for column in zip(*rows, strict=True)]
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in schema]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.record_batch(arrays, schema=schema)
 

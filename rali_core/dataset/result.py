@@ -92,12 +92,15 @@ class ScoredDataset:
 class ContentReader:
     """Reads images' bytes again; a context manager.
 
+    Attributes:
+        payload: Where the bytes are.
+
     Args:
         manifest: Of the result.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self._payload = manifest.payload
+        self.payload = manifest.payload
         self._stack, inner = ExitStack(), ExitStack()
         self._stack.push(inner)
         self._rows = ParquetRows(manifest.image_column or "", inner)
@@ -116,7 +119,7 @@ class ContentReader:
         """
         if item.problem is not None:
             raise OSError(item.problem)
-        if self._payload == "parquet":
+        if self.payload == "parquet":
             task = self._rows.task(item)
             if task.item.problem is not None or task.content is None:
                 raise OSError(task.item.problem or f"{item.uri}: the image column is empty here")

@@ -154,15 +154,16 @@ def _kept_rows(folder: Path, shard: int, tried: list[int] | None) -> tuple[pa.Ta
 def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[Row]:
     """Score decoded images; those with an error become rows with it.
 
-    Raises:
-        ValueError: The device's memory is too small for the batch.
+    Where the device's memory is too small for them, halves are tried; an image that does not fit alone has an error.
     """
     try:
         results = iter(scorer.score_crops([image.crops for image in images if image.crops is not None]))
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"{scorer.device} has too little memory for batches of {scorer.batch_size}: give a smaller --batch-size"
-        ) from error
+    except torch.OutOfMemoryError:
+        if len(images) > 1:
+            middle = len(images) // 2
+            return score_batch(scorer, images[:middle]) + score_batch(scorer, images[middle:])
+        reason = f"{scorer.device} has too little memory for this image"
+        return [Row(None, None, None, image.width, image.height, reason) for image in images]
     rows = []
     for image in images:
         if image.crops is None:

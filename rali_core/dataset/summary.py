@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..files import atomic_write
 from ..sheet import draw_contact_sheet
+from ..files import atomic_write
 from .items import Item
 from .result import ContentReader, ScoredDataset
 from .stats import Summary, summarise
+
+logger = logging.getLogger("rali")
 
 SUMMARY = "_summary.json"
 HISTOGRAM = "_histogram.png"
@@ -30,19 +33,22 @@ def write_summary(folder: Path) -> Summary:
     """Sum up a result and draw its pictures.
 
     Args:
-        folder: Of the result. An image that is gone since it was scored is left out of the sheet.
+        folder: Of the result. An image that is gone since it was scored is left out of the sheet; without matplotlib
+            there is no histogram.
 
     Raises:
         FileNotFoundError: The folder holds no result.
         OSError: The files cannot be written.
-        ModuleNotFoundError: matplotlib is missing.
     """
     summary = summarise(folder)
     with atomic_write(folder / SUMMARY) as temporary:
         temporary.write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
     if summary.scored:
-        with atomic_write(folder / HISTOGRAM) as temporary:
-            draw_histogram(summary, temporary)
+        try:
+            with atomic_write(folder / HISTOGRAM) as temporary:
+                draw_histogram(summary, temporary)
+        except ModuleNotFoundError as error:
+            logger.warning("%s is not drawn: %s", HISTOGRAM, error)
         sheet = draw_extremes(ScoredDataset(folder))
         if sheet is not None:
             with atomic_write(folder / SHEET) as temporary:
@@ -101,5 +107,5 @@ def _thumbnail(reader: ContentReader, item: Item) -> Image.Image | None:
             small: Image.Image = image.copy()
             small.thumbnail((THUMBNAIL, THUMBNAIL))
             return small
-    except (OSError, ValueError, SyntaxError):  # it was scored, but it is gone or another one now
+    except Exception:  # it was scored, but it is gone or another one now, or its URL has expired in a way of its own
         return None
