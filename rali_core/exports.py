@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from .files import copy_file, atomic_write
+from .files import atomic_write, copy_file
 from .images import IMAGE_SUFFIXES
 
 Mode = Literal["copy", "move", "link"]

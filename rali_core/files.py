@@ -12,7 +12,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any
@@ -138,7 +140,28 @@ def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) ->
             os.fsync(file.fileno())
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = False) -> list[Path]:
+@dataclass
+class Survey:
+    """What a search for images met besides them.
+
+    Attributes:
+        left_out: How many files are no images, by their ending in lower case; hidden files are not counted.
+        unreadable: A text for each folder that could not be listed.
+    """
+
+    left_out: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def is_companion(path: str | os.PathLike[str]) -> bool:
+    """Whether it is what macOS leaves beside a file (`._a.jpg`, `__MACOSX/`): an image by its name alone."""
+    *folders, name = os.fspath(path).replace(os.sep, "/").split("/")
+    return name.startswith("._") or "__MACOSX" in folders
+
+
+def find_images(
+    paths: Iterable[str | os.PathLike[str]], *, recursive: bool = False, survey: Survey | None = None
+) -> list[Path]:
     """The image files under `paths`, in the order given, folders sorted by name, each file once.
 
     A named file is kept whatever its ending, also where it does not exist: reading it reports the reason.
@@ -146,17 +169,23 @@ def find_images(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = Fa
     Args:
         paths: Files and folders.
         recursive: Search folders inside folders as well.
+        survey: Told what is left out, and which folders cannot be listed; these are otherwise passed over.
 
     Raises:
         FileNotFoundError: No image in any of the folders, and no file was named.
     """
     given: Sequence[str | os.PathLike[str]] = list(paths)
     found: dict[str, Path] = {}
+    survey = Survey() if survey is None else survey
     for path in map(Path, given):
         if path.is_dir():
-            for file in sorted(_walk(path, recursive)):
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+            for file in sorted(_walk(path, recursive, survey)):
+                if is_companion(file.relative_to(path)):
+                    continue
+                if file.suffix.lower() in IMAGE_SUFFIXES:
                     found.setdefault(os.path.abspath(file), file)
+                elif not file.name.startswith("."):
+                    survey.left_out[file.suffix.lower()] += 1
         else:
             found.setdefault(os.path.abspath(path), path)
     if not found:
@@ -165,8 +194,11 @@ def find_images(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = Fa
     return list(found.values())
 
 
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
+def _walk(folder: Path, recursive: bool, survey: Survey) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        survey.unreadable.append(f"{error.filename}: {error.strerror}")
+
+    for root, folders, names in os.walk(folder, onerror=note):
         if not recursive:
             folders.clear()
         yield from (Path(root, name) for name in names)

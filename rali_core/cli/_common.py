@@ -6,13 +6,22 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+from ._console import say, shown
+from ._inputs import Input, download
 
 if TYPE_CHECKING:
     from ..scorer import ImageScore, RaliScorer
+
+URLS_AT_ONCE = 64
+DOWNLOADS = 8
 
 SLOW_SECONDS = 2.0
 """A progress bar appears where a run takes longer."""
@@ -20,7 +29,11 @@ SLOW_SECONDS = 2.0
 
 def add_path_arguments(parser: argparse.ArgumentParser) -> None:
     """`PATH...` and `--recursive`."""
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="image files, and folders whose images are scored")
+    what = "image files, folders, patterns such as 'p/*.jpg', URLs; -: a list on standard input"
+    parser.add_argument("paths", metavar="PATH", nargs="+", help=what)
+    parser.add_argument(
+        "-0", "--null", action="store_true", help="the list's names end with a zero byte (find -print0)"
+    )
     parser.add_argument("-r", "--recursive", action="store_true", help="search folders inside folders as well")
 
 
@@ -84,13 +97,14 @@ class Interruption:
 
 
 def score_files(
-    scorer: RaliScorer, files: list[Path], *, on_result: Callable[[ImageScore], None] | None = None
+    scorer: RaliScorer, files: Sequence[Input], *, on_result: Callable[[ImageScore], None] | None = None
 ) -> tuple[list[ImageScore], bool]:
     """Score files, with a progress bar on standard error on long runs at a terminal.
 
     Args:
         scorer: The scorer.
-        files: What to score; errors are recorded in the results.
+        files: What to score; errors are recorded in the results, and a batch that the device's memory is too small for
+            is tried again image by image.
         on_result: Called with each result as it comes.
 
     Returns:
@@ -98,7 +112,7 @@ def score_files(
     """
     results: list[ImageScore] = []
     with Interruption() as interruption:
-        stream = scorer.stream(files, on_error="record")
+        stream = _stream(scorer, files)
         for result in _with_bar(stream, len(files)):
             results.append(result)
             if on_result is not None:
@@ -107,8 +121,75 @@ def score_files(
                 break
     interrupted = interruption.requested and len(results) < len(files)
     if interrupted:
-        print(f"rali: stopped after {len(results)} of {len(files)} images", file=sys.stderr)
+        say(f"stopped after {len(results)} of {len(files)} images")
     return results, interrupted
+
+
+def _stream(scorer: RaliScorer, files: Sequence[Input]) -> Iterator[ImageScore]:
+    """Results in input order; URLs are read some at a time, into files that are removed again."""
+    if not any(isinstance(file, str) for file in files):
+        yield from _stream_local(scorer, list(files), 0)
+        return
+    for start in range(0, len(files), URLS_AT_ONCE):
+        part = files[start : start + URLS_AT_ONCE]
+        with TemporaryDirectory(prefix="rali-") as folder:
+            local, problems = _fetch(part, Path(folder))
+            results = _stream_local(scorer, [file for file in local if file is not None], 0)
+            for index, (given, file) in enumerate(zip(part, local, strict=True)):
+                if file is None:
+                    yield _failed(start + index, problems[index])
+                    continue
+                result = next(results)
+                error = result.error and result.error.replace(str(file), str(given))
+                yield replace(result, index=start + index, error=error)
+
+
+def _fetch(files: Sequence[Input], folder: Path) -> tuple[list[Path | None], dict[int, str]]:
+    problems: dict[int, str] = {}
+
+    def fetch(numbered: tuple[int, Input]) -> Path | None:
+        index, file = numbered
+        if isinstance(file, Path):
+            return file
+        try:
+            return download(file, folder / str(index))
+        except OSError as error:
+            problems[index] = str(error)
+            return None
+
+    with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="rali-download") as pool:
+        return list(pool.map(fetch, enumerate(files))), problems
+
+
+def _stream_local(scorer: RaliScorer, files: list[Any], start: int) -> Iterator[ImageScore]:
+    """Results of files; what the device's memory is too small for is tried alone, and has an error then."""
+    while start < len(files):
+        try:
+            for result in scorer.stream(files[start:], on_error="record"):
+                yield replace(result, index=start)
+                start += 1
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            for index in range(start, min(start + scorer.batch_size, len(files))):
+                try:
+                    yield replace(next(scorer.stream([files[index]], on_error="record")), index=index)
+                except (MemoryError, RuntimeError) as again:
+                    if not is_out_of_memory(again):
+                        raise
+                    yield _failed(index, f"{scorer.device} has too little memory for this image: {files[index]}")
+            start += scorer.batch_size
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had too little memory; backends differ in how they say so."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error)
+
+
+def _failed(index: int, reason: str) -> ImageScore:
+    from ..scorer import ImageScore
+
+    return ImageScore(index, float("nan"), "", float("nan"), reason)
 
 
 def _with_bar(stream: Iterator[ImageScore], total: int) -> Iterable[ImageScore]:
@@ -142,13 +223,12 @@ def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
             bar.close()
 
 
-def report_errors(files: list[Path], results: Iterable[ImageScore]) -> int:
+def report_errors(files: Sequence[Input], results: Iterable[ImageScore]) -> int:
     """Print each image's error on standard error; returns how many there were."""
     failed = [result for result in results if result.error is not None]
     for result in failed:
-        name = str(files[result.index])
-        reason = result.error or ""
-        print(f"rali: {reason}" if name in reason else f"rali: {name}: {reason}", file=sys.stderr)
+        name, reason = str(files[result.index]), result.error or ""
+        say(shown(reason if name in reason else f"{name}: {reason}"))
     if failed:
-        print(f"rali: {len(failed)} of {len(files)} images could not be scored", file=sys.stderr)
+        say(f"{len(failed)} of {len(files)} images could not be scored")
     return len(failed)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
+
+from ._outputs import check_file, open_output
 
 DESCRIPTION = """\
 Measure scoring on this machine with your model (by default the bundled one) beside the official recipe (transformers'
@@ -36,14 +37,14 @@ def run(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
-    if options.json:
-        Path(options.json).open("a").close()  # an unwritable place is found out before the work, not after it
+    check_file(options.json, "--json")
     result = run_suite(
         "quick" if options.quick else "user", model=options.model, threads=options.threads, rounds=options.rounds,
         images=options.images, say=lambda line: print(f"rali: {line}", file=sys.stderr),
     )  # fmt: skip
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1))
+        with open_output(options.json) as file:
+            file.write(json.dumps(result, indent=1).encode() + b"\n")
     for case in result["compare"]["cases"]:
         print(format_case(case, REFERENCE), end="\n\n")
     for name, reason in result["compare"]["missing"].items():

@@ -26,7 +26,9 @@ def run(options: argparse.Namespace) -> int:
     from ..hub import OFFICIAL_FILE
     from ..official.convert import convert
     from ._common import show_progress
+    from ._outputs import check_file
 
+    check_file(options.output or OFFICIAL_FILE, "--output")
     with show_progress("converting") as progress:
         made = convert(options.release, options.output or OFFICIAL_FILE, dtype=options.dtype, progress=progress)
     size = Path(made.path).stat().st_size / 1e6

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ._common import Interruption, add_model_arguments
+from ._console import emit, say, shown
 
 LINE_SECONDS = 60.0
 """Where standard error is no terminal, progress is a line as often as this."""
@@ -17,9 +18,9 @@ LINE_SECONDS = 60.0
 DESCRIPTION = """\
 Score every image of SOURCE into OUT, a folder of Parquet files (part-*.parquet) with the columns id, uri, score, band,
 percentile, width, height, error, model_hash and scored_at. An image that cannot be read is a row with its error. The
-same command goes on where a run was stopped or killed; images are listed in the first run only. SOURCE is a folder
-(with all folders inside), a glob or {000..123} in quotes, a list file (.txt: a path per line), Parquet files with a
-column of images or paths, or WebDataset tars; local or a URL that fsspec knows."""
+same command goes on where a run was stopped or killed, and scores what is new in SOURCE where all was done. SOURCE is a
+folder (with all folders inside), a glob or {000..123} in quotes, a list file (.txt: a path per line), Parquet files
+with a column of images or paths, or WebDataset tars; local or a URL that fsspec knows."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,6 +42,9 @@ def add_parser(subparsers: Any) -> None:
     work = parser.add_argument_group("work")
     work.add_argument("--engine", choices=("local", "ray"), default="local",
                       help="this machine, or the Ray cluster of RAY_ADDRESS (default: local)")  # fmt: skip
+    work.add_argument(
+        "--retry-errors", action="store_true", help="try images again that have an error, as they are now"
+    )
     work.add_argument("--workers", type=int, metavar="N", help="decoding processes (default: by processors)")
     work.add_argument("--timeout", type=float, metavar="S", help="give an image up after S seconds (default: 300)")
     work.add_argument("--shard-size", type=int, metavar="N",
@@ -62,7 +66,6 @@ def run(options: argparse.Namespace) -> int:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..dataset.run import score_dataset
     from ..dataset.stats import format_summary
-    from ..dataset.storage import MANIFEST
     from ..dataset.summary import HISTOGRAM, SHEET, write_summary
 
     arguments: dict[str, Any] = {
@@ -74,8 +77,6 @@ def run(options: argparse.Namespace) -> int:
         "gpus_per_actor": options.gpus_per_actor,
         "cpus_per_actor": options.cpus_per_actor,
     }
-    if not (Path(options.out) / MANIFEST).exists():
-        print(f"rali: listing the images of {options.source}", file=sys.stderr)
     with Interruption() as interruption, _ProgressBar() as bar:
 
         def show(done: int, total: int | None) -> bool:
@@ -91,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
             id_column=options.id_column,
             carry=options.carry,
             plugins=options.plugin,
+            retry_errors=options.retry_errors,
             model=options.model,
             device=options.device,
             dtype=options.dtype,
@@ -100,18 +102,17 @@ def run(options: argparse.Namespace) -> int:
             **{name: value for name, value in arguments.items() if value is not None},
         )
     for text in result.repaired:
-        print(f"rali: made again: {text}", file=sys.stderr)
+        say(f"made again: {shown(text)}")
     if result.stopped:
-        print(
-            f"rali: stopped; {result.done:,} of {result.images:,} images are in {result.folder}, and the same command "
-            "goes on from there",
-            file=sys.stderr,
+        say(
+            f"stopped; {result.done:,} of {result.images:,} images are in {shown(result.folder)}, and the same command "
+            "goes on from there"
         )
         return 130
-    print(format_summary(write_summary(result.folder)))
-    print(
-        f"{result.folder}: part-*.parquet" + "".join(f", {name}" for name in _existing(result.folder, HISTOGRAM, SHEET))
-    )
+    for line in format_summary(write_summary(result.folder)).splitlines():
+        emit(shown(line))
+    made = "".join(f", {name}" for name in _existing(result.folder, HISTOGRAM, SHEET))
+    emit(f"{shown(result.folder)}: part-*.parquet{made}")
     return 0
 
 
@@ -139,7 +140,7 @@ class _ProgressBar:
         if self._first is None:
             self._first, self._begun = done, time.monotonic()
             if done:
-                print(f"rali: {done:,} of {total:,} images are there already", file=sys.stderr)
+                say(f"{done:,} of {total:,} images are there already")
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -151,8 +152,4 @@ class _ProgressBar:
             rate = (done - self._first) / (self._last - self._begun)
             left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate % 86400))
             days = int((total - done) / rate // 86400)
-            print(
-                f"rali: {done:,} of {total:,} images, {rate:.1f} per second, {f'{days} d ' if days else ''}{left} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{done:,} of {total:,} images, {rate:.1f} per second, {f'{days} d ' if days else ''}{left} left")

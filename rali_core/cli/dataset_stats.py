@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from ._console import emit, shown
+
 DESCRIPTION = """\
 Print how many images were scored, mean and quantiles, images per band, and the most frequent errors; with --by a line
 per group. Works while a run is going on as well."""
@@ -27,16 +29,20 @@ def run(options: argparse.Namespace) -> int:
 
     if options.by is None:
         summary = summarise(options.out)
-        print(json.dumps(summary.to_dict(), indent=1) if options.json else format_summary(summary))
+        if options.json:
+            emit(json.dumps(summary.to_dict(), indent=1))
+        else:
+            for line in format_summary(summary).splitlines():
+                emit(shown(line))
         return 0
     groups = summarise_groups(options.out, options.by)
     if options.json:
         records = [asdict(group) for group in groups]
         for record in records:
             record |= {name: None for name in ("mean", "best") if record[name] != record[name]}  # NaN is not JSON
-        print(json.dumps(records, indent=1))
+        emit(json.dumps(records, indent=1))
         return 0
-    print(f"  mean    best    scored    errors  {options.by}")
+    emit(f"  mean    best    scored    errors  {shown(options.by)}")
     for group in groups:
-        print(f"{group.mean:6.4f}  {group.best:6.4f}  {group.scored:>8,}  {group.errors:>8,}  {group.value}")
+        emit(f"{group.mean:6.4f}  {group.best:6.4f}  {group.scored:>8,}  {group.errors:>8,}  {shown(group.value)}")
     return 0

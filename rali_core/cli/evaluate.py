@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ._common import add_model_arguments, load_scorer, report_errors, score_files
+from ._outputs import check_file
 
 DESCRIPTION = """\
 Score the images of a table of human scores and print SRCC, PLCC, KRCC and MAE with 95 % bootstrap intervals. The table
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from ..training.data import read_labels
     from ..training.evaluate import draw_scatter, format_agreement, measure_agreement
 
+    check_file(options.plot, "--plot", (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp"))
     rows = read_labels(options.labels, root=options.images_root, score_range=tuple(options.score_range))
     splits = {row.split for row in rows}
     if options.split != "all" and len(splits) > 1:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import bench, best, convert, dataset, describe, download, evaluate, info, score, train, tune, verify
+from ._common import is_out_of_memory
+from ._console import say, set_up_console, silence
 
 COMMANDS = (score, best, dataset, info, evaluate, train, tune, describe, download, convert, verify, bench)
 
@@ -50,24 +52,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 all went well; 1 some images could not be scored, or the work failed; 2 wrong usage;
         130 stopped with Ctrl-C.
     """
+    set_up_console()
     options = build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        print("rali: stopped", file=sys.stderr)
+        say("stopped")
         return 130
     except BrokenPipeError:  # `rali score ... | head`
-        sys.stderr.close()
+        silence(sys.stdout)
         return 0
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"rali: {_describe(error)}", file=sys.stderr)
+        say(_describe(error))
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say(f"too little memory: {str(error).splitlines()[0] if str(error) else 'the machine has no more'}")
         return 1
 
 
 def _describe(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
+        if error.name is None:  # it says itself what is needed
+            return str(error)
         extra = EXTRAS.get((error.name or "").partition(".")[0], "train")
         return f'{error}; this needs more packages: pip install "rali-score[{extra}]"'
     return str(error)

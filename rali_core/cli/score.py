@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
+import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import IO, TYPE_CHECKING, Any
 
-from ..files import find_images
 from ._common import (
     add_cache_argument,
     add_model_arguments,
@@ -18,17 +20,28 @@ from ._common import (
     report_errors,
     score_files,
 )
+from ._console import emit, say, shown, silence
+from ._inputs import Input, display_name, find_inputs, local_file
+from ._outputs import check_file, check_one_output, open_output, save_suffixes
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..scorer import ImageScore, RaliScorer
+
+COLUMNS = ("file", "score", "band", "percentile", "error")
 
 SHEET_LIMIT = 200
 """More images than this do not fit into one readable picture."""
 
+THUMBNAIL = 480
+
 DESCRIPTION = """\
 Score images and print a table, best first: score (0 worst, 1 best), band, percentile among the model's reference
 pictures, file. An image that cannot be read is reported on standard error and the rest is scored; the exit status is
-then 1. Ctrl-C prints what was scored so far."""
+then 1. Ctrl-C prints what was scored so far. Names that the console cannot show are shown with escapes; in CSV and JSON
+they are whole: bytes that are not UTF-8 are written as they are into CSV, and as \\udc80 to \\udcff into JSON, which is
+how Python reads file names."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,10 +52,13 @@ def add_parser(subparsers: Any) -> None:
     form = output.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON list in input order instead of the table")
     form.add_argument("--jsonl", action="store_true", help="a JSON object a line, in input order, as they are scored")
-    output.add_argument("--csv", metavar="FILE", help="write all results to a CSV file as well")
-    output.add_argument("--sheet", metavar="FILE", help="draw the chosen images in a grid, best first (PNG or JPEG)")
+    output.add_argument("--csv", metavar="FILE",
+                        help="write all results to a CSV file as they come; -: instead of the table")  # fmt: skip
+    output.add_argument("--sheet", metavar="FILE",
+                        help="draw the chosen images in a grid, best first (.png, .jpg ...; -: PNG)")  # fmt: skip
     output.add_argument("--top-k", type=int, metavar="K", help="only the K best")
     output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
+    output.add_argument("--max-score", type=float, metavar="S", help="only images that score at most S")
     output.add_argument("--explain", action="store_true", help="which prototypes make each score; the parts add up")
     add_model_arguments(parser)
     add_cache_argument(parser)
@@ -57,103 +73,175 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--jsonl prints results as they come, so the K best are not known yet: use --json")
     if options.explain and (options.json or options.jsonl):
         raise ValueError("--explain belongs to the table: leave out --json and --jsonl")
-    files = find_images(options.paths, recursive=options.recursive)
-    for target in filter(None, (options.csv, options.sheet)):
-        Path(target).open("a").close()  # an unwritable place is found out before the work, not after it
+    check_one_output(csv=options.csv, sheet=options.sheet, json=options.json, jsonl=options.jsonl,
+                     explain=options.explain)  # fmt: skip
+    check_file(options.csv, "--csv")
+    check_file(options.sheet, "--sheet", save_suffixes() if options.sheet else ())
+    inputs = find_inputs(options)
+    files = inputs.files
     scorer = load_scorer(options)
 
-    def print_line(result: ImageScore) -> None:
-        if result.error is not None or options.min_score is None or result.score >= options.min_score:
-            print(json.dumps(_as_record(files, result)), flush=True)
+    with _CsvFile(options.csv, files) as table:
 
-    results, interrupted = score_files(scorer, files, on_result=print_line if options.jsonl else None)
+        def note(result: ImageScore) -> None:
+            table.write(result)
+            if options.jsonl and _is_wanted(result, options):
+                emit(json.dumps(_as_record(files, result)))
+
+        results, interrupted = score_files(scorer, files, on_result=note)
     chosen = _choose(results, options)
-    if options.csv:
-        _write_csv(Path(options.csv), files, results)
+    scored = [result for result in chosen if result.error is None]
+    if options.sheet:  # before anything is printed, which may end early
+        _draw_sheet(options.sheet, files, scored)
     if options.json:
-        print(json.dumps([_as_record(files, result) for result in chosen], indent=1))
-    elif not options.jsonl:
-        _print_table(files, [result for result in chosen if result.error is None])
+        emit(json.dumps([_as_record(files, result) for result in chosen], indent=1))
+    elif not (options.jsonl or "-" in (options.csv, options.sheet)):
+        _print_table(files, scored)
         if options.explain:
-            _print_explanations(scorer, files, chosen)
-    if options.sheet:
-        _draw_sheet(Path(options.sheet), files, [result for result in chosen if result.error is None])
-    failed = report_errors(files, results)
+            _print_explanations(scorer, files, scored)
+    failed = report_errors(files, results) + inputs.report()
     return 130 if interrupted else int(failed > 0)
 
 
+def _is_wanted(result: ImageScore, options: argparse.Namespace) -> bool:
+    """Whether a result reaches the limits; images with an error do, so that none is lost from the JSON."""
+    return result.error is not None or (
+        (options.min_score is None or result.score >= options.min_score)
+        and (options.max_score is None or result.score <= options.max_score)
+    )
+
+
 def _choose(results: list[ImageScore], options: argparse.Namespace) -> list[ImageScore]:
-    """What is printed, in input order; images with an error stay, so that none is lost from the JSON."""
+    """What is printed, in input order."""
     from ..selection import rank
 
-    kept = [r for r in results if r.error is not None or options.min_score is None or r.score >= options.min_score]
+    kept = [result for result in results if _is_wanted(result, options)]
     if options.top_k is None:
         return kept
     best = set(rank([r.score for r in kept])[: options.top_k])
     return [r for position, r in enumerate(kept) if position in best or r.error is not None]
 
 
-def _as_record(files: list[Path], result: ImageScore) -> dict[str, Any]:
+def _as_record(files: Sequence[Input], result: ImageScore) -> dict[str, Any]:
+    name = display_name(files[result.index])
     if result.error is not None:
-        return {"file": str(files[result.index]), "error": result.error}
+        return {"file": name, "error": result.error}
     percentile = result.percentile if result.percentile == result.percentile else None  # NaN is not JSON
     return {
-        "file": str(files[result.index]),
+        "file": name,
         "score": round(result.score, 6),
         "band": result.band or None,
         "percentile": None if percentile is None else round(percentile, 2),
     }
 
 
-def _print_table(files: list[Path], results: list[ImageScore]) -> None:
+def _print_table(files: Sequence[Input], results: list[ImageScore]) -> None:
     if not results:
-        print("no image to show")
+        emit("no image to show")
         return
-    print("score   band       percentile  file")
+    emit("score   band       percentile  file")
     for result in sorted(results, key=lambda r: -r.score):
         percentile = f"{result.percentile:10.1f}" if result.percentile == result.percentile else " " * 9 + "-"
-        print(f"{result.score:.4f}  {result.band or '-':<9}  {percentile}  {files[result.index]}")
+        emit(f"{result.score:.4f}  {result.band or '-':<9}  {percentile}  {shown(files[result.index])}")
 
 
-def _print_explanations(scorer: RaliScorer, files: list[Path], results: list[ImageScore]) -> None:
-    for result in sorted((r for r in results if r.error is None), key=lambda r: -r.score):
-        print(f"\n{files[result.index]}: {result.score:.4f} = sum of the parts")
-        print("  prototype   weight  x  score  =  part")
-        for share in scorer.explain(files[result.index]):
+def _print_explanations(scorer: RaliScorer, files: Sequence[Input], results: list[ImageScore]) -> None:
+    for result in sorted(results, key=lambda r: -r.score):
+        try:
+            with local_file(files[result.index]) as path:
+                shares = scorer.explain(path)
+        except (OSError, ValueError) as error:  # it was there when it was scored
+            say(shown(f"{files[result.index]} cannot be explained: {error}"))
+            continue
+        emit(f"\n{shown(files[result.index])}: {result.score:.4f} = sum of the parts")
+        emit("  prototype   weight  x  score  =  part")
+        for share in shares:
             name = "others" if share.prototype < 0 else f"#{share.prototype}"
-            print(f"  {name:<9}  {share.weight:.5f}   {share.score:.4f}   {share.part:.5f}")
+            emit(f"  {name:<9}  {share.weight:.5f}   {share.score:.4f}   {share.part:.5f}")
 
 
-def _draw_sheet(path: Path, files: list[Path], results: list[ImageScore]) -> None:
-    from PIL import Image
-
+def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) -> None:
     from ..sheet import draw_contact_sheet
 
-    best = sorted(results, key=lambda r: -r.score)[:SHEET_LIMIT]
-    if not best:
-        path.unlink()
-        print(f"rali: no image reaches the sheet, so {path} is not written", file=sys.stderr)
+    drawn: list[tuple[ImageScore, Image.Image]] = []
+    for result in sorted(results, key=lambda r: -r.score):
+        if len(drawn) < SHEET_LIMIT and (thumbnail := _thumbnail(files[result.index])) is not None:
+            drawn.append((result, thumbnail))
+    if not drawn:
+        say(f"no image reaches the sheet, so {shown(target)} is not written")
         return
-    thumbnails = []
-    for result in best:
-        with Image.open(files[result.index]) as image:
-            image.draft("RGB", (480, 480))  # a large JPEG is decoded small
-            image.load()
-            thumbnails.append(image.copy())
-            thumbnails[-1].thumbnail((480, 480))
     sheet = draw_contact_sheet(
-        thumbnails,
-        [result.score for result in best],
-        names=[files[result.index].name for result in best],
-        bands=[result.band for result in best],
+        [thumbnail for _, thumbnail in drawn],
+        [result.score for result, _ in drawn],
+        names=[os.path.basename(shown(files[result.index])) for result, _ in drawn],
+        bands=[result.band for result, _ in drawn],
     )
-    sheet.save(path)
-    left_out = f", the best {SHEET_LIMIT} of {len(results)}" if len(results) > len(best) else ""
-    print(f"rali: wrote {path}{left_out}", file=sys.stderr)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG" if target == "-" else _format(target))
+    with open_output(target) as file:
+        file.write(buffer.getvalue())
+    left_out = f", the best {len(drawn)} of {len(results)}" if len(results) > len(drawn) else ""
+    say(f"wrote {shown(target)}{left_out}")
 
 
-def _write_csv(path: Path, files: list[Path], results: list[ImageScore]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, ["file", "score", "band", "percentile", "error"], restval="")
-        writer.writeheader()
-        writer.writerows(_as_record(files, result) for result in results)
+def _format(target: str) -> str:
+    from PIL import Image
+
+    return Image.registered_extensions()[os.path.splitext(target)[1].lower()]
+
+
+def _thumbnail(file: Input) -> Image.Image | None:
+    """A small copy; None where the image cannot be had any more."""
+    from PIL import Image
+
+    try:
+        with local_file(file) as path, Image.open(path) as image:
+            image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded small
+            image.load()
+            small: Image.Image = image.copy()
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            return small
+    except Exception as error:  # it was scored, but it is gone or another one now
+        say(shown(f"{file} is left out of the sheet: {error}"))
+        return None
+
+
+class _CsvFile:
+    """A table that is written row by row, so that whatever ends the run leaves what was done.
+
+    Args:
+        name: Of the file; `-` is standard output, None nothing at all.
+        files: What the results' indexes mean.
+    """
+
+    def __init__(self, name: str | None, files: Sequence[Input]) -> None:
+        self._name, self._files, self._stack = name, files, ExitStack()
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> _CsvFile:
+        if self._name == "-":
+            self._file = sys.stdout.buffer
+        elif self._name is not None:
+            self._file = self._stack.enter_context(open(self._name, "wb"))
+        self._write({name: name for name in COLUMNS})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def write(self, result: ImageScore) -> None:
+        """Write a row."""
+        self._write(_as_record(self._files, result))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, COLUMNS, restval="").writerow(record)
+        try:
+            # Names whose bytes are not UTF-8 come out as they are on the disk; Windows has none.
+            self._file.write(text.getvalue().encode("utf-8", "surrogatepass" if os.name == "nt" else "surrogateescape"))
+            self._file.flush()
+        except BrokenPipeError:  # of standard output; the other outputs are made all the same
+            silence(sys.stdout)
+            self._file = None

@@ -12,9 +12,9 @@ from typing import IO
 from PIL import Image
 
 from ..exports import FreeNames, Mode, find_sidecars, place_file, remove_moved_sidecars, safe_name, sidecar_path
+from ..files import atomic_write
 from ..images import IMAGE_SUFFIXES
 from . import storage
-from ..files import atomic_write
 from .filter import Chosen
 from .items import Item, readable
 from .result import ContentReader

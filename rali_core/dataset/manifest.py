@@ -13,9 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..files import atomic_write, remove_leftovers
 from ..preprocess import Coverage
 from ..scorer import DtypeName
-from ..files import remove_leftovers, atomic_write
 from .items import Payload
 from .listing import Listing
 from .shards import SHARD_GLOB, shard_path, shard_problem

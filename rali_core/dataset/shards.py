@@ -126,7 +126,7 @@ def failed_rows(folder: Path, shard: int, attempt: str = "") -> list[int]:
         if attempt and (file.schema_arrow.metadata or {}).get(ATTEMPT_KEY, b"").decode() == attempt:
             return []
         errors = file.read(columns=["error"]).column("error")
-    return np.flatnonzero(np.asarray(errors.is_valid())).tolist()
+    return [int(place) for place in np.flatnonzero(np.asarray(errors.is_valid()))]
 
 
 def shard_problem(path: Path, run: str, images: int) -> str | None:

@@ -7,6 +7,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 
+from ..files import is_companion
 from ..images import IMAGE_SUFFIXES
 from . import storage
 from .items import Item, readable
@@ -41,7 +42,7 @@ def list_tar(root: str, file: FoundFile) -> Iterator[Item]:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                 end = member.offset_data + member.size
-                if not member.isreg() or storage.is_companion(member.name):
+                if not member.isreg() or is_companion(member.name):
                     continue
                 if os.path.splitext(member.name)[1].lower() in IMAGE_SUFFIXES:
                     seen[member.name] += 1

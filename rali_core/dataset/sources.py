@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
+from ..files import is_companion
 from ..images import IMAGE_SUFFIXES
 from ..text_files import read_list
 from . import storage
@@ -109,7 +110,7 @@ def _guess_kind(source: str, files: _Files) -> Kind:
     seen: set[Kind] = set()
     for file in files:
         ending = _ending(file.path)
-        if files.folder and storage.is_companion(storage.relative(file.path, files.path)):
+        if files.folder and is_companion(storage.relative(file.path, files.path)):
             continue
         if file.problem is not None or ending in IMAGE_SUFFIXES:
             return "files"
@@ -128,7 +129,7 @@ def _only(files: Iterable[FoundFile], ending: str) -> Iterator[FoundFile]:
     return (
         file
         for file in files
-        if file.problem is not None or (_ending(file.path) == ending and not storage.is_companion(file.path))
+        if file.problem is not None or (_ending(file.path) == ending and not is_companion(file.path))
     )
 
 
@@ -148,7 +149,7 @@ def _image_files(root: str, files: _Files) -> Iterator[Item]:
 
 
 def _is_image(path: str, root: str) -> bool:
-    return _ending(path) in IMAGE_SUFFIXES and not storage.is_companion(storage.relative(path, root))
+    return _ending(path) in IMAGE_SUFFIXES and not is_companion(storage.relative(path, root))
 
 
 def _read_list(path: str) -> Iterator[Item]:

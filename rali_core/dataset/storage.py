@@ -48,10 +48,20 @@ def is_url(path: str) -> bool:
     return bool(re.match(r"[A-Za-z][\w+.-]+(://|::)", path)) and not os.path.lexists(path)
 
 
-def is_companion(path: str) -> bool:
-    """Whether it is what macOS leaves beside a file (`._a.jpg`, `__MACOSX/`): an image by its name alone."""
-    *folders, name = path.replace(os.sep, "/").split("/")
-    return name.startswith("._") or "__MACOSX" in folders
+def check_url(url: str) -> None:
+    """See whether the packages for a URL are there.
+
+    Raises:
+        ModuleNotFoundError: fsspec or its package for the protocol is missing.
+        FileNotFoundError: fsspec knows no such protocol.
+    """
+    if find_spec("fsspec") is None or not _by_urllib(url):
+        _filesystem(url)
+
+
+def _by_urllib(url: str) -> bool:
+    """Whether a web address is read without fsspec, which does so by aiohttp only, and that is not its requirement."""
+    return re.match("https?://", url, re.IGNORECASE) is not None and find_spec("aiohttp") is None
 
 
 def normalise(path: str) -> str:
@@ -203,8 +213,7 @@ def read_bytes(path: str, offset: int = 0, length: int = UNKNOWN) -> bytes:
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(length)
-    if length == UNKNOWN and re.match("https?://", path, re.IGNORECASE) and find_spec("aiohttp") is None:
-        # fsspec reads these by aiohttp only, which is not its requirement.
+    if length == UNKNOWN and _by_urllib(path):
         request = urllib.request.Request(path, headers={"User-Agent": "rali"})
         with urllib.request.urlopen(request, timeout=URL_SECONDS) as response:
             return bytes(response.read())

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..sheet import draw_contact_sheet
 from ..files import atomic_write
+from ..sheet import draw_contact_sheet
 from .items import Item
 from .result import ContentReader, ScoredDataset
 from .stats import Summary, summarise

@@ -14,8 +14,9 @@ from PIL import Image
 
 from rali_core.cli import main
 from rali_core.dataset import DatasetResult, filter_dataset, summarise, summarise_groups
-from rali_core.dataset.export import copy_images, link_images, safe_name, write_list
+from rali_core.dataset.export import copy_images, link_images, write_list
 from rali_core.dataset.summary import write_summary
+from rali_core.exports import safe_name
 
 from .conftest import encode, make_picture, read_rows
 

@@ -1,0 +1,156 @@
+"""What is to be scored: files, folders, patterns that the shell left as they are, lists on standard input, and URLs."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+from ..exports import SIDECAR_SUFFIXES
+from ..files import Survey, find_images
+from ..text_files import find_listed, name_to_text, read_list
+from ._console import say
+
+Input: TypeAlias = Path | str
+"""A local file, or a URL as text."""
+
+SHOWN_ENDINGS = 8
+
+USUAL_COMPANIONS = frozenset({*SIDECAR_SUFFIXES, ".md", ".csv", ".html", ".yaml", ".yml", ".log", ".db", ".ini"})
+"""Folders of images hold such files as a rule: where there is nothing else besides, that is not worth a line."""
+
+
+@dataclass
+class Inputs:
+    """What was found.
+
+    Attributes:
+        files: Images, each once; what was named is kept whatever it is.
+        survey: What else is in the folders.
+    """
+
+    files: list[Input]
+    survey: Survey = field(default_factory=Survey)
+
+    def report(self) -> int:
+        """Say what was left out and which folders cannot be read; returns how many these are."""
+        left_out = self.survey.left_out
+        if set(left_out) - USUAL_COMPANIONS:
+            endings = [f"{count:,} {ending or 'without an ending'}" for ending, count in left_out.most_common()]
+            more = f" and {len(endings) - SHOWN_ENDINGS} more endings" if len(endings) > SHOWN_ENDINGS else ""
+            say(f"left out {left_out.total():,} files that are no images by their names: "
+                + ", ".join(endings[:SHOWN_ENDINGS]) + more)  # fmt: skip
+        for text in self.survey.unreadable:
+            say(f"the folder cannot be read, so its images are not scored: {text}")
+        return len(self.survey.unreadable)
+
+
+def find_inputs(options: argparse.Namespace) -> Inputs:
+    """The images that the arguments name.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ModuleNotFoundError: A URL is among them, and fsspec or its package for the protocol is missing.
+    """
+    names = list(_expand(options.paths, null=options.null))
+    survey = Survey()
+    files: dict[str, Input] = {}
+    problem: FileNotFoundError | None = None
+    for name in names:
+        if is_url(name):
+            check_url(name)
+            files.setdefault(name, name)
+            continue
+        try:
+            found = find_images([name], recursive=options.recursive, survey=survey)
+        except FileNotFoundError as error:
+            problem = error
+            continue
+        for file in found:
+            files.setdefault(os.path.abspath(file), file)
+    inputs = Inputs(list(files.values()), survey)
+    if not files:
+        inputs.report()
+        if not names:
+            raise FileNotFoundError("the list on standard input is empty")
+        hint = "" if options.recursive else " (folders inside folders are searched with --recursive)"
+        raise problem if problem and len(names) == 1 else FileNotFoundError(f"no images in {', '.join(names)}{hint}")
+    return inputs
+
+
+def is_url(name: str) -> bool:
+    """Whether it is a URL, and nothing on the disk has this name."""
+    if ":" not in name:
+        return False
+    from ..dataset import storage
+
+    return storage.is_url(name)
+
+
+def check_url(url: str) -> None:
+    """See whether a URL can be read here, before the work.
+
+    Raises:
+        ModuleNotFoundError: fsspec or its package for the protocol is missing.
+    """
+    from ..dataset import storage
+
+    storage.check_url(url)
+
+
+def display_name(file: Input) -> str:
+    """A file's name in tables and JSON: bytes that are not UTF-8 are surrogate escapes, whatever the locale."""
+    return name_to_text(str(file))
+
+
+@contextmanager
+def local_file(file: Input) -> Iterator[Path]:
+    """The file itself, or for a URL a copy that is there within the block.
+
+    Raises:
+        OSError: The URL cannot be read.
+    """
+    if isinstance(file, Path):
+        yield file
+        return
+    with TemporaryDirectory(prefix="rali-") as folder:
+        yield download(file, Path(folder) / "image")
+
+
+def download(url: str, path: Path) -> Path:
+    """Write what is behind a URL to a file.
+
+    Raises:
+        OSError: It cannot be read; the message names the URL.
+    """
+    from ..dataset import storage
+
+    try:
+        path.write_bytes(storage.read_bytes(url))
+    except Exception as error:  # every protocol's package has errors of its own
+        reason = str(error) or type(error).__name__
+        raise OSError(reason if url in reason else f"{url}: {reason}") from error
+    return path
+
+
+def _expand(paths: list[str], *, null: bool) -> Iterator[str]:
+    for text in paths:
+        if text == "-":
+            if sys.stdin is None:
+                raise ValueError("- is a list on standard input, and there is none")
+            for name in read_list(sys.stdin.buffer, null=null):
+                found = find_listed("", name)
+                yield found.strip() if is_url(found.strip()) else found
+        elif os.path.lexists(text) or is_url(text):
+            yield text
+        else:
+            expanded = os.path.expanduser(text)
+            matches = sorted(glob.glob(expanded, recursive=True)) if glob.has_magic(expanded) else []
+            yield from matches or [expanded]

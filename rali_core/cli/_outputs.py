@@ -1,0 +1,105 @@
+"""Outputs are checked before the work, not found wrong after it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+STANDARD_OUTPUT = "-"
+
+
+def check_file(name: str | None, option: str, suffixes: Sequence[str] = ()) -> None:
+    """Whether a file can be written; what is there stays as it is, and nothing is left where nothing was.
+
+    Args:
+        name: Of the file; `-` is standard output, None nothing.
+        option: That named it, for the message.
+        suffixes: Endings that it may have; any where there are none.
+
+    Raises:
+        ValueError: Its ending is none of these.
+        OSError: It cannot be written; the message says why.
+    """
+    if name is None or name == STANDARD_OUTPUT:
+        return
+    path = Path(name)
+    if suffixes and path.suffix.lower() not in suffixes:
+        ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
+        raise ValueError(f"{option} {name} {ending}; expected one of {', '.join(suffixes)}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{option} {name} is a folder; expected the name of a file")
+    try:
+        if not path.exists():
+            path.open("xb").close()
+            path.unlink()
+        elif path.is_file():
+            path.open("ab").close()  # a pipe or device is left alone: its reader would see the end
+    except (OSError, ValueError) as error:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"{option} {name} cannot be written: No such file or directory: {path.parent}"
+            ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{option} {name} cannot be written: {reason}") from error
+
+
+def check_folder(name: str | None, option: str) -> None:
+    """Make a folder where there is none, and see whether files can be written there.
+
+    Raises:
+        OSError: It cannot be made, or not be written to.
+    """
+    if name is None:
+        return
+    if name == STANDARD_OUTPUT:
+        raise ValueError(f"{option} needs a folder, and - is standard output")
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=name):
+            pass
+    except (OSError, ValueError) as error:
+        raise OSError(f"{option} {name} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_one_output(**outputs: str | bool | None) -> None:
+    """Only one thing can be on standard output.
+
+    Args:
+        outputs: Option and its value; True and `-` stand for standard output.
+
+    Raises:
+        ValueError: More than one goes there.
+    """
+    there = [f"--{name.replace('_', '-')}" for name, value in outputs.items() if value is True or value == "-"]
+    if len(there) > 1:
+        raise ValueError(f"{' and '.join(there)} cannot both go to standard output: give one of them a file")
+
+
+@contextlib.contextmanager
+def open_output(name: str) -> Iterator[IO[bytes]]:
+    """A file, or standard output for `-`, to write bytes to."""
+    if name != STANDARD_OUTPUT:
+        with open(name, "wb") as file:
+            yield file
+        return
+    sys.stdout.flush()
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        from ._console import silence
+
+        silence(sys.stdout)
+
+
+def save_suffixes() -> tuple[str, ...]:
+    """Endings of image files that Pillow can write, the usual ones first."""
+    from PIL import Image
+
+    known = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.SAVE}
+    usual = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".pdf")
+    return tuple(suffix for suffix in usual if suffix in known)
