@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from .files import atomic_write, copy_file
-from .images import IMAGE_SUFFIXES
+from .files import IMAGE_SUFFIXES, atomic_write, copy_file
 
 Mode = Literal["copy", "move", "link"]
 

@@ -30,9 +30,9 @@ def check_file(name: str | None, option: str, suffixes: Sequence[str] = ()) -> N
     if suffixes and path.suffix.lower() not in suffixes:
         ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
         raise ValueError(f"{option} {name} {ending}; expected one of {', '.join(suffixes)}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{option} {name} is a folder; expected the name of a file")
     try:
+        if path.is_dir():
+            raise ValueError("it is a folder; expected the name of a file")
         if not path.exists():
             path.open("xb").close()
             path.unlink()

@@ -75,11 +75,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _target(options: argparse.Namespace) -> tuple[str | None, Mode]:
+    if options.list is not None and (options.copy_to or options.into_bands or options.move):
+        raise ValueError("--list writes a list, and a folder is named too: give one of them")
     if not options.link:
-        target, mode = export_target(options, "--copy")
-        if target is not None and options.list is not None:
-            raise ValueError("--list writes a list and a folder is named too: give one of them")
-        return target, mode
+        return export_target(options, "--copy")
     if options.copy_to or options.into_bands or options.move:
         raise ValueError("--link names a folder, and another option does so too: give one of them")
     check_folder(options.link, "--link")

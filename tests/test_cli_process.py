@@ -1,0 +1,289 @@
+"""The command as a process: consoles, shells, names and lists of every kind of system."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CONSOLES = {
+    "cp1252": {"PYTHONIOENCODING": "cp1252"},
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "C": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    "utf-8": {"PYTHONIOENCODING": "utf-8"},
+}
+ODD_NAMES = [
+    "cafe😀.jpg".encode(), b"caf\xe9\xff.png", b"line\nbreak.png", b"12::30.jpg", b"-0.png", b"[a].png", b' "q" .png',
+    b"esc\x1b[31m.png", "\u00e9.png".encode(), "e\u0301.png".encode(), b"cr\r.png",
+]  # fmt: skip
+
+posix = pytest.mark.skipif(os.name == "nt", reason="such names cannot be there")
+Rali = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+def save(path: Path, seed: int = 0) -> Path:
+    random = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form = "JPEG" if path.name.endswith(".jpg") else "PNG"
+    Image.fromarray(random.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(path, form)
+    return path
+
+
+@pytest.fixture
+def rali(tiny_file: Path, tmp_path: Path) -> Rali:
+    """Run the command in `tmp_path` with the tiny model."""
+
+    def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[bytes]:
+        code = "import sys; from rali_core.cli import main; sys.exit(main())"
+        model = (
+            ["--model", str(tiny_file), "--device", "cpu"]
+            if arguments[0] in ("score", "best") or arguments[1] == "score"
+            else []
+        )
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **options.pop("env", {})}  # type: ignore[dict-item]
+        return subprocess.run([sys.executable, "-c", code, *map(os.fspath, arguments), *model],
+                              cwd=tmp_path, env=env, capture_output=True, check=False, **options)  # type: ignore[call-overload, no-any-return]  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> list[Path]:
+    """Images with names that consoles, lists and tables stumble over."""
+    folder = os.path.join(os.fsencode(tmp_path), b"odd")
+    return [save(Path(os.fsdecode(os.path.join(folder, name))), seed) for seed, name in enumerate(ODD_NAMES)]
+
+
+def raw(path: Path) -> bytes:
+    return os.fsencode(path)
+
+
+@posix
+@pytest.mark.parametrize("console", CONSOLES)
+def test_no_console_ends_the_work(console: str, rali: Rali, odd: list[Path], tmp_path: Path) -> None:
+    done = rali("score", "odd", "--csv", "s.csv", env=CONSOLES[console])
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout.splitlines()) == 1 + len(odd), "a line for each"
+    assert b"\x1b" not in done.stdout
+    assert b"caf\\xe9\\xff.png" in done.stdout
+    assert (b"cafe\\U0001f600.jpg" if console in ("cp1252", "ascii") else b"cafe") in done.stdout
+    with (tmp_path / "s.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"].encode("utf-8", "surrogateescape") for row in rows} == {b"odd/" + name for name in ODD_NAMES}
+    best = rali("best", "odd", "-k", "20", "--copy-to", "keep", env=CONSOLES[console])
+    assert (best.returncode, best.stderr) == (0, b"")
+    assert set(os.listdir(os.fsencode(tmp_path / "keep"))) == set(ODD_NAMES)
+    assert b"No module named" not in rali("score", "gone😀.png", env=CONSOLES[console]).stderr
+
+
+@posix
+@pytest.mark.parametrize("console", ["ascii", "C"])
+def test_json_and_jsonl_hold_every_name(console: str, rali: Rali, odd: list[Path]) -> None:
+    for form in ("--json", "--jsonl"):
+        done = rali("score", "odd", form, env=CONSOLES[console])
+        records = (
+            json.loads(done.stdout) if form == "--json" else [json.loads(line) for line in done.stdout.splitlines()]
+        )
+        assert {record["file"].encode("utf-8", "surrogateescape") for record in records} == {
+            b"odd/" + name for name in ODD_NAMES
+        }
+        assert all("score" in record for record in records)
+    assert len(odd) == len(ODD_NAMES)
+
+
+@posix
+def test_names_survive_a_data_set_and_its_lists(rali: Rali, odd: list[Path], tmp_path: Path) -> None:
+    done = rali("dataset", "score", "odd", "out", "--workers", "1", env=CONSOLES["cp1252"])
+    assert done.returncode == 0, done.stderr
+    assert f"{len(odd)} images: {len(odd)} scored".encode() in done.stdout
+    lines = rali("dataset", "filter", "out", "--min-score", "0")
+    assert lines.returncode == 1
+    assert b"2 names hold a line break" in lines.stderr
+    assert b"(-0)" in lines.stderr
+    assert lines.stdout == b""
+    listed = rali("dataset", "filter", "out", "--min-score", "0", "-0")
+    assert set(listed.stdout.split(b"\0")[:-1]) == {raw(path) for path in odd}
+    scored = rali("score", "-", "--json", input=listed.stdout)
+    assert len(json.loads(scored.stdout)) == len(odd)
+    assert scored.returncode == 0, scored.stderr
+    (tmp_path / "list.txt").write_bytes(listed.stdout)
+    again = rali("dataset", "score", "list.txt", "again", "--workers", "1")
+    assert f"{len(odd)} images: {len(odd)} scored".encode() in again.stdout
+    copied = rali("dataset", "filter", "out", "--min-score", "0", "--copy", "copies")
+    assert copied.returncode == 0
+    assert len(list((tmp_path / "copies").iterdir())) == len(odd)
+    assert f"{len(odd)} images copied to copies".encode() in copied.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_lists_on_standard_input_are_read_as_they_are_meant(encoding: str, rali: Rali, tmp_path: Path) -> None:
+    for number, name in enumerate(["é b.png", "sub/a.png", "c.png"]):
+        save(tmp_path / name, number)
+    text = '"é b.png"\r\n\r\nsub\\a.png\r\nc.png\r\ngone.png'
+    done = rali("score", "-", "--json", input=text.encode(encoding))
+    records = json.loads(done.stdout)
+    assert [record["file"] for record in records] == ["é b.png", "sub/a.png", "c.png", "gone.png"]
+    assert [("score" in record) for record in records] == [True, True, True, False]
+    assert done.returncode == 1
+
+
+def test_an_empty_list_is_one_clear_line(rali: Rali) -> None:
+    done = rali("score", "-", input=b"")
+    assert (done.returncode, done.stderr) == (1, b"rali: the list on standard input is empty\n")
+
+
+def test_patterns_that_the_shell_left_are_expanded(rali: Rali, tmp_path: Path) -> None:
+    for number, name in enumerate(["p/a.jpg", "p/b.jpg", "p/c.png", "p/[x].jpg", "p/deep/d.jpg"]):
+        save(tmp_path / name, number)
+    found = json.loads(rali("score", "p/*.jpg", "--json").stdout)
+    assert [Path(record["file"]).name for record in found] == ["[x].jpg", "a.jpg", "b.jpg"]
+    assert [record["file"] for record in json.loads(rali("score", "p/[x].jpg", "--json").stdout)] == ["p/[x].jpg"]
+    assert len(json.loads(rali("score", "p/**/*.jpg", "--json").stdout)) == 4
+    nothing = rali("score", "p/*.webp")
+    assert nothing.returncode == 1
+    assert b"no such file: p/*.webp" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sheet", "sheet"], "--sheet sheet has no ending; expected one of .png, .jpg"),
+        (["--sheet", "s.xyz"], "--sheet s.xyz ends in '.xyz'; expected one of .png"),
+        (["--sheet", "gone/s.png"], "--sheet gone/s.png cannot be written: No such file or directory: gone"),
+        (["--sheet", "p"], "expected one of"),
+        (["--csv", "p"], "--csv p cannot be written: it is a folder"),
+        (["--csv", "gone/s.csv"], "--csv gone/s.csv cannot be written: No such file or directory: gone"),
+        (["--csv", "x" * 300], "cannot be written: File name too long"),
+        (["--csv", "p/a.png/s.csv"], "cannot be written: "),
+        (["--csv", "-", "--json"], "--csv and --json cannot both go to standard output"),
+        (["--csv", "-", "--sheet", "-"], "--csv and --sheet cannot both go to standard output"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(arguments: list[str], message: str, rali: Rali, tmp_path: Path) -> None:
+    save(tmp_path / "p" / "a.png")
+    before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
+    done = rali("score", "p", *arguments)
+    assert done.returncode == 1
+    assert message.encode() in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (done.stdout, {path: path.stat().st_size for path in tmp_path.rglob("*")}) == (b"", before)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["best", "p", "--copy-to", "file/x"],
+        ["best", "p", "--copy-to", "-"],
+        ["best", "p", "--move"],
+        ["best", "p", "--sidecars"],
+        ["best", "p", "--copy-to", "a", "--into-bands", "b"],
+        ["best", "p", "--copy-to", "a", "--move", "b"],
+        ["dataset", "filter", "out", "--top-k", "1", "--copy", "file/x"],
+        ["dataset", "filter", "out", "--top-k", "1", "--list", "gone/x"],
+        ["dataset", "filter", "out", "--top-k", "1", "--list", "x", "--copy", "y"],
+        ["dataset", "filter", "out", "--top-k", "1", "--link", "x", "--move"],
+    ],
+)  # fmt: skip
+def test_folders_are_checked_before_the_work(arguments: list[str], rali: Rali, tmp_path: Path) -> None:
+    save(tmp_path / "p" / "a.png")
+    (tmp_path / "file").write_text("a file")
+    done = rali(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"rali: --")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("[xy]"))
+
+
+def test_a_dash_is_standard_output(rali: Rali, tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / "p" / f"{number}.png", number)
+    table = rali("score", "p", "--csv", "-")
+    rows = list(csv.DictReader(io.StringIO(table.stdout.decode(), newline="")))
+    assert [row["file"] for row in rows] == [os.path.join("p", f"{number}.png") for number in range(3)]
+    with Image.open(io.BytesIO(rali("score", "p", "--sheet", "-").stdout)) as sheet:
+        assert sheet.format == "PNG"
+    assert not (tmp_path / "-").exists()
+
+
+def test_a_sheet_of_images_that_are_gone_by_then_is_drawn_of_the_others(rali: Rali, tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / "p" / f"{number}.png", number)
+    for form in ("png", "jpg", "webp", "pdf"):
+        done = rali("score", "p", "--sheet", f"s.{form}")
+        assert (done.returncode, done.stderr) == (0, f"rali: wrote s.{form}\n".encode())
+        assert (tmp_path / f"s.{form}").stat().st_size > 1000
+
+
+@posix
+def test_folders_that_cannot_be_read_are_named_and_the_rest_is_scored(rali: Rali, tmp_path: Path) -> None:
+    save(tmp_path / "p" / "a.png")
+    here = os.getcwd()
+    try:  # so deep that its path is too long: a folder that not even root can list
+        os.chdir(tmp_path / "p")
+        for _ in range(20):
+            os.mkdir("d" * 250)
+            os.chdir("d" * 250)
+    finally:
+        os.chdir(here)
+    done = rali("score", "p", "-r")
+    assert done.returncode == 1
+    assert b"the folder cannot be read, so its images are not scored: " in done.stderr
+    assert b"File name too long" in done.stderr
+    assert done.stdout.splitlines()[1].endswith(b"p/a.png")
+
+
+def test_what_is_left_out_is_counted_in_one_line(rali: Rali, tmp_path: Path) -> None:
+    save(tmp_path / "p" / "a.png")
+    for name in ("a.txt", "._a.png", ".DS_Store", "__MACOSX/._a.png", "x/._b.png"):
+        path = tmp_path / "p" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\0\5\x16\7")
+    quiet = rali("score", "p", "-r")
+    assert (quiet.returncode, quiet.stderr) == (0, b""), "captions beside images are usual"
+    for name in ("b.psd", "c.psd", "d.cr3", "e"):
+        (tmp_path / "p" / name).write_bytes(b"?")
+    told = rali("score", "p", "-r")
+    assert told.returncode == 0
+    assert told.stderr == (
+        b"rali: left out 5 files that are no images by their names: 2 .psd, 1 .txt, 1 .cr3, 1 without an ending\n"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="head is not there")
+def test_a_reader_that_goes_away_ends_the_printing_only(tiny_file: Path, tmp_path: Path) -> None:
+    for number in range(30):
+        save(tmp_path / "p" / f"{number:02d}.png", number)
+    code = "import sys; from rali_core.cli import main; sys.exit(main())"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for arguments in (
+        ["score", "p", "--jsonl", "--csv", "s.csv", "--sheet", "s.png"],
+        ["best", "p", "-k", "30", "--copy-to", "keep"],
+    ):
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-c", code, *arguments, "--model", str(tiny_file), "--batch-size", "1"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, stdout=write, stderr=subprocess.PIPE, check=False)
+        os.close(write)
+        assert (done.returncode, done.stderr.replace(b"rali: wrote s.png\n", b"")) == (0, b"")
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 31
+    assert (tmp_path / "s.png").exists()
+    assert len(list((tmp_path / "keep").iterdir())) == 30
+
+
+@posix
+def test_a_closed_console_changes_nothing(tiny_file: Path, tmp_path: Path) -> None:
+    save(tmp_path / "p" / "a.png")
+    code = "import sys; from rali_core.cli import main; sys.exit(main())"
+    command = f'exec "{sys.executable}" -c "{code}" best p --copy-to keep --model "{tiny_file}" >&- 2>&-'
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, check=False).returncode == 0
+    assert (tmp_path / "keep" / "a.png").exists()
