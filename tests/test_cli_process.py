@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import http.server
 import io
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -288,3 +293,120 @@ def test_a_closed_console_changes_nothing(tiny_file: Path, tmp_path: Path) -> No
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, check=False).returncode == 0
     assert (tmp_path / "keep" / "a.png").exists()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A web server on this machine, of `tmp_path`/web."""
+    (tmp_path / "web").mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "web")) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_address[1]}"
+        web.shutdown()
+
+
+def test_urls_are_scored_as_files_are(server: str, rali: Rali, tmp_path: Path) -> None:
+    save(tmp_path / "web" / "a.png", 1)
+    save(tmp_path / "web" / "b c.png", 2)
+    (tmp_path / "web" / "bad.png").write_bytes(b"no image")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "web" / "a.png", "deep/a.png")
+    names = [
+        f"{server}/a.png",
+        "web/b c.png",
+        f"{server}/b%20c.png",
+        f"{server}/gone.png",
+        f"{server}/bad.png",
+        "zip://deep/a.png::all.zip",
+    ]
+    done = rali("score", "-", "--json", "--sheet", "s.png", input="\n".join(names).encode())
+    records = json.loads(done.stdout)
+    assert [record["file"] for record in records] == names
+    scores = [record.get("score") for record in records]
+    assert scores[0] == pytest.approx(scores[5], abs=1e-5)
+    assert scores[1] == pytest.approx(scores[2], abs=1e-5)
+    assert "404" in records[3]["error"]
+    assert f"not an image that Pillow can read: {server}/bad.png" in records[4]["error"]
+    assert done.returncode == 1
+    copied = rali("best", *names[:3], "-k", "3", "--copy-to", "keep")
+    assert copied.returncode == 0, copied.stderr
+    assert len(list((tmp_path / "keep").iterdir())) == 3
+    refused = rali("best", names[0], "--move", "keep")
+    assert b"is no local file and cannot be moved" in refused.stderr
+
+
+def test_urls_without_fsspec_and_of_no_protocol_are_one_clear_line(rali: Rali, tmp_path: Path) -> None:
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text("import sys; sys.modules['fsspec'] = None")
+    path = os.pathsep.join([str(tmp_path / "blocked"), *sys.path])
+    for url in ("s3://bucket/a.png", "https://host.invalid/a.png"):
+        done = rali("score", url, env={"PYTHONPATH": path})
+        assert done.returncode == 1
+        assert (
+            done.stderr.decode()
+            == f'rali: {url} is a URL, and reading it needs fsspec: pip install "rali-score[dataset]"\n'
+        )
+    unknown = rali("score", "nope://a.png")
+    assert b"no URL that fsspec knows: nope://a.png" in unknown.stderr
+    assert len(unknown.stderr.splitlines()) == 1
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_best_takes_sidecars_along_and_moves(rali: Rali, tmp_path: Path) -> None:
+    for number, name in enumerate(["x/a.jpg", "y/a.png", "x/b.png", "x/b.jpg", "y/c.jpg"]):
+        save(tmp_path / name, number)
+    for name in ("x/a.txt", "x/a.jpg.xmp", "x/a.npz", "y/a.caption", "y/a.TXT", "x/b.json", "x/other.txt", "x/a.log"):
+        (tmp_path / name).write_text(name)
+    paths = ["x/a.jpg", "y/a.png", "x/b.png"]
+    done = rali("best", *paths, "-k", "3", "--copy-to", "keep", "--sidecars")
+    assert done.returncode == 0, done.stderr
+    first, second = ("a", "a-2") if (tmp_path / "keep" / "a.jpg").exists() else ("a-2", "a")
+    assert names(tmp_path / "keep") == {
+        f"{first}.jpg", f"{first}.txt", f"{first}.jpg.xmp", f"{first}.npz",
+        f"{second}.png", f"{second}.caption", f"{second}.TXT", "b.png", "b.json",
+    }  # fmt: skip
+    moved = rali("best", *paths, "-k", "3", "--move", "moved", "--sidecars")
+    assert moved.returncode == 0, moved.stderr
+    assert names(tmp_path / "moved") == names(tmp_path / "keep")
+    assert names(tmp_path / "x") == {"b.jpg", "b.json", "other.txt", "a.log"}, "b.jpg keeps what is its own too"
+    assert names(tmp_path / "y") == {"c.jpg"}
+
+
+def test_best_sorts_into_bands_and_obeys_limits(rali: Rali, tmp_path: Path) -> None:
+    for number in range(8):
+        save(tmp_path / "p" / f"{number}.png", number)
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "p" / "blank.png")
+    records = {Path(record["file"]).name: record for record in json.loads(rali("score", "p", "--json").stdout)}
+    done = rali("best", "p", "--into-bands", "bands")
+    assert (done.returncode, done.stderr) == (0, b"rali: p/blank.png: no content\n")
+    assert names(tmp_path / "bands") == {os.path.join(record["band"], name) for name, record in records.items()}
+    middle = sorted(record["score"] for record in records.values())[4]
+    limited = rali("best", "p", "-k", "9", "--max-score", str(middle + 1e-5))
+    assert len(limited.stdout.splitlines()) == 5
+    chosen = json.loads(rali("score", "p", "--json", "--max-score", str(middle + 1e-5)).stdout)
+    assert len(chosen) == 5
+
+
+def test_images_without_content_are_named_and_come_last(rali: Rali, tmp_path: Path) -> None:
+    save(tmp_path / "p" / "a.png")
+    for colour in ("black", "white"):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "p" / f"{colour}.png")
+    table = rali("score", "p", "--csv", "s.csv").stdout.decode().splitlines()
+    assert table[1].endswith("a.png")
+    assert all(re.match(r"0\.0200  no content ", line) for line in table[2:])
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "s.csv").read_text())))
+    assert [(row["band"], row["reason"]) for row in rows[1:]] == [("bad", "no content")] * 2
+    best = rali("best", "p")
+    assert best.stdout.rstrip().endswith(b"a.png")
+    scored = rali("dataset", "score", "p", "out", "--workers", "1")
+    assert b"2 of the scored images have no content" in scored.stdout
+    filtered = rali("dataset", "filter", "out", "--top-k", "2")
+    assert b"1 of them have no content" in filtered.stderr
+    assert b"a.png" in filtered.stdout

@@ -86,8 +86,6 @@ def export_target(options: argparse.Namespace, copy: str) -> tuple[str | None, M
 
 def run(options: argparse.Namespace) -> int:
     """Score, place and print."""
-    from ..selection import rank
-
     if options.k is not None and options.k < 1:
         raise ValueError(f"-k must be at least 1, got {options.k}")
     target, mode = export_target(options, "--copy-to")
@@ -101,8 +99,8 @@ def run(options: argparse.Namespace) -> int:
         return 130
     low = float("-inf") if options.min_score is None else options.min_score
     high = float("inf") if options.max_score is None else options.max_score
-    ranked = [results[index] for index in rank([result.score for result in results])]
-    ranked = [result for result in ranked if low <= result.score <= high]
+    ranked = [result for result in results if result.error is None and low <= result.score <= high]
+    ranked.sort(key=lambda result: (result.reason is not None, -result.score))  # without content: last
     chosen = ranked[: options.k or (len(ranked) if options.into_bands else 1)]
     failed = 0
     if target is not None:  # before anything is printed, which may end early
@@ -111,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
         failed = place_images(images, folders, Path(target), mode, sidecars=options.sidecars)
     for result in chosen:
         emit(f"{result.score:.4f}  {shown(files[result.index])}")
+        if result.reason is not None:
+            say(f"{shown(files[result.index])}: {result.reason}")
     failed += report_errors(files, results) + inputs.report()
     return int(failed > 0)
 

@@ -55,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
     count = len(chosen.positions)
     groups = f" in {chosen.groups:,} groups" if options.per_group else ""
     say(f"{count:,} of {chosen.scored:,} scored images chosen{groups}")
+    if chosen.no_content:
+        say(f"{chosen.no_content:,} of them have no content")
     if target is None:
         with open_output(options.list or "-") as file:
             write_list(chosen, file, end=b"\0" if options.null else b"\n")

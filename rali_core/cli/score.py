@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..scorer import ImageScore, RaliScorer
 
-COLUMNS = ("file", "score", "band", "percentile", "error")
+COLUMNS = ("file", "score", "band", "percentile", "error", "reason")
 
 SHEET_LIMIT = 200
 """More images than this do not fit into one readable picture."""
@@ -113,13 +113,16 @@ def _is_wanted(result: ImageScore, options: argparse.Namespace) -> bool:
 
 def _choose(results: list[ImageScore], options: argparse.Namespace) -> list[ImageScore]:
     """What is printed, in input order."""
-    from ..selection import rank
-
     kept = [result for result in results if _is_wanted(result, options)]
     if options.top_k is None:
         return kept
-    best = set(rank([r.score for r in kept])[: options.top_k])
-    return [r for position, r in enumerate(kept) if position in best or r.error is not None]
+    best = {r.index for r in _best_first([r for r in kept if r.error is None])[: options.top_k]}
+    return [r for r in kept if r.index in best or r.error is not None]
+
+
+def _best_first(results: list[ImageScore]) -> list[ImageScore]:
+    """Scored images, best first; those without content come last."""
+    return sorted(results, key=lambda result: (result.reason is not None, -result.score))
 
 
 def _as_record(files: Sequence[Input], result: ImageScore) -> dict[str, Any]:
@@ -127,26 +130,32 @@ def _as_record(files: Sequence[Input], result: ImageScore) -> dict[str, Any]:
     if result.error is not None:
         return {"file": name, "error": result.error}
     percentile = result.percentile if result.percentile == result.percentile else None  # NaN is not JSON
-    return {
+    record = {
         "file": name,
         "score": round(result.score, 6),
         "band": result.band or None,
         "percentile": None if percentile is None else round(percentile, 2),
     }
+    return record if result.reason is None else {**record, "reason": result.reason}
 
 
 def _print_table(files: Sequence[Input], results: list[ImageScore]) -> None:
     if not results:
         emit("no image to show")
         return
-    emit("score   band       percentile  file")
-    for result in sorted(results, key=lambda r: -r.score):
+    emit("score   band        percentile  file")
+    for result in _best_first(results):
         percentile = f"{result.percentile:10.1f}" if result.percentile == result.percentile else " " * 9 + "-"
-        emit(f"{result.score:.4f}  {result.band or '-':<9}  {percentile}  {shown(files[result.index])}")
+        emit(
+            f"{result.score:.4f}  {result.reason or result.band or '-':<10}  {percentile}  {shown(files[result.index])}"
+        )
 
 
 def _print_explanations(scorer: RaliScorer, files: Sequence[Input], results: list[ImageScore]) -> None:
-    for result in sorted(results, key=lambda r: -r.score):
+    for result in _best_first(results):
+        if result.reason is not None:
+            emit(f"\n{shown(files[result.index])}: {result.score:.4f}, {result.reason}")
+            continue
         try:
             with local_file(files[result.index]) as path:
                 shares = scorer.explain(path)
@@ -164,7 +173,7 @@ def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) 
     from ..sheet import draw_contact_sheet
 
     drawn: list[tuple[ImageScore, Image.Image]] = []
-    for result in sorted(results, key=lambda r: -r.score):
+    for result in _best_first(results):
         if len(drawn) < SHEET_LIMIT and (thumbnail := _thumbnail(files[result.index])) is not None:
             drawn.append((result, thumbnail))
     if not drawn:
@@ -174,7 +183,7 @@ def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) 
         [thumbnail for _, thumbnail in drawn],
         [result.score for result, _ in drawn],
         names=[os.path.basename(shown(files[result.index])) for result, _ in drawn],
-        bands=[result.band for result, _ in drawn],
+        bands=[result.reason or result.band for result, _ in drawn],
     )
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG" if target == "-" else _format(target))

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..content import has_content
 from ..images import decode_image, to_pixels
 from ..preprocess import Coverage
 from ..scorer import DtypeName, RaliScorer
@@ -22,7 +23,7 @@ from .shards import Row
 
 
 class RaliBatchScorer:
-    """Adds score, band, percentile, width, height and error to batches of images.
+    """Adds score, band, percentile, width, height, error and reason to batches of images.
 
     A column of images holds, per row, encoded bytes, a path or URL, a `{"bytes", "path"}` record, or an array
     (H, W, 3) as `ray.data.read_images` makes them. Decoding happens in the actor itself: a decoder that crashes takes
@@ -68,7 +69,8 @@ class RaliBatchScorer:
 
         Returns:
             The same columns, and score (float32, NaN with an error), band (text, empty with an error), percentile
-            (float32), width and height (int32, 0 with an error) and error (text, empty without one).
+            (float32), width and height (int32, 0 with an error), error (text, empty without one) and reason ("no
+            content" for a blank image, else empty).
 
         Raises:
             ValueError: There is no such column.
@@ -89,11 +91,14 @@ class RaliBatchScorer:
             "width": np.array([row.width or 0 for row in rows], dtype=np.int32),
             "height": np.array([row.height or 0 for row in rows], dtype=np.int32),
             "error": np.array([row.error or "" for row in rows], dtype=object),
+            "reason": np.array([row.reason or "" for row in rows], dtype=object),
         }
 
     def _decode(self, image: Any) -> Decoded:
         try:
             pixels = _read_pixels(image)
+            if not has_content(pixels):
+                return Decoded(None, pixels.shape[2], pixels.shape[1])
             with torch.inference_mode():
                 crops = self._scorer.model.preprocess(pixels.unsqueeze(0), coverage=self._scorer.coverage)[0]
             return Decoded(crops, pixels.shape[2], pixels.shape[1])

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..content import has_content
 from ..images import decode_image, load_image
 from ..preprocess import Coverage, PreprocessConfig, preprocess
 from . import storage
@@ -50,10 +51,10 @@ class Decoded(NamedTuple):
     """An image as encoder input, or why there is none.
 
     Attributes:
-        crops: (T, 3, S, S) float32; None with an error.
+        crops: (T, 3, S, S) float32; None with an error, and for an image without content.
         width: Pixels after EXIF orientation.
         height: Likewise.
-        error: None where there are crops.
+        error: None where the image could be decoded.
     """
 
     crops: Tensor | None
@@ -76,6 +77,8 @@ def decode(task: Task, settings: DecodeSettings) -> Decoded:
         return Decoded(None, error=task.item.problem)
     try:
         pixels = _read_pixels(task, settings.payload)
+        if not has_content(pixels):
+            return Decoded(None, pixels.shape[2], pixels.shape[1])
         with torch.inference_mode():
             crops = preprocess(pixels.unsqueeze(0), settings.config, coverage=settings.coverage)[0]
         return Decoded(crops, pixels.shape[2], pixels.shape[1])

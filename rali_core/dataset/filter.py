@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..content import NO_CONTENT_SCORE
 from .result import ScoredDataset
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ class Chosen:
         positions: 0-based positions of the chosen rows, ascending.
         scored: How many rows have a score.
         groups: How many groups there are; 1 without groups.
+        no_content: How many of the chosen images have no content, which are the last ones to be chosen.
     """
 
     dataset: ScoredDataset
     positions: NDArray[np.int64]
     scored: int
     groups: int
+    no_content: int = 0
 
 
 def filter_dataset(
@@ -83,17 +86,18 @@ def filter_dataset(
         )
     scores = dataset.scores()
     keep = ~np.isnan(scores)
+    empty = scores == np.float32(NO_CONTENT_SCORE)
     scored = int(keep.sum())
     groups, names = (
         (np.zeros(len(scores), dtype=np.int64), [""]) if per_group is None else group_codes(dataset, per_group)
     )
     if top_fraction is not None or top_k is not None:
-        keep &= _best(scores, groups, top_fraction, top_k)
+        keep &= _best(np.where(empty, -np.inf, scores).astype(np.float32), groups, top_fraction, top_k)
     if min_score is not None:
         keep &= scores >= np.float32(min_score)
     if max_score is not None:
         keep &= scores <= np.float32(max_score)
-    return Chosen(dataset, np.flatnonzero(keep), scored, len(names))
+    return Chosen(dataset, np.flatnonzero(keep), scored, len(names), int((keep & empty).sum()))
 
 
 def group_codes(dataset: ScoredDataset, column: str) -> tuple[NDArray[np.int64], list[str]]:

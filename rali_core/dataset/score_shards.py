@@ -157,7 +157,7 @@ def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[Row]:
     Where the device's memory is too small for them, halves are tried; an image that does not fit alone has an error.
     """
     try:
-        results = iter(scorer.score_crops([image.crops for image in images if image.crops is not None]))
+        results = iter(scorer.score_crops([image.crops for image in images if image.error is None]))
     except torch.OutOfMemoryError:
         if len(images) > 1:
             middle = len(images) // 2
@@ -166,12 +166,12 @@ def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[Row]:
         return [Row(None, None, None, image.width, image.height, reason) for image in images]
     rows = []
     for image in images:
-        if image.crops is None:
+        if image.error is not None:
             rows.append(Row(None, None, None, image.width, image.height, image.error))
             continue
         result = next(results)
         percentile = None if result.percentile != result.percentile else result.percentile
-        rows.append(Row(result.score, result.band or None, percentile, image.width, image.height, None))
+        rows.append(Row(result.score, result.band or None, percentile, image.width, image.height, None, result.reason))
     return rows
 
 

@@ -30,6 +30,7 @@ class Row(NamedTuple):
         width: Pixels, after EXIF orientation; None where the image could not be decoded.
         height: Likewise.
         error: Why there is no score; None with one.
+        reason: "no content" where the score is not the model's because the image is blank; else None.
     """
 
     score: float | None
@@ -38,6 +39,7 @@ class Row(NamedTuple):
     width: int | None
     height: int | None
     error: str | None
+    reason: str | None = None
 
 
 def shard_schema(carried: Iterable[pa.Field] = ()) -> pa.Schema:
@@ -54,6 +56,7 @@ def shard_schema(carried: Iterable[pa.Field] = ()) -> pa.Schema:
             pa.field("width", pa.int32()),
             pa.field("height", pa.int32()),
             pa.field("error", pa.string()),
+            pa.field("reason", pa.string()),
             pa.field("model_hash", pa.string(), nullable=False),
             pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
             *carried,
@@ -104,7 +107,7 @@ def write_shard(
     new = images if kept is None else images.take(pa.array(others, pa.int64()))
     columns = [new.column("id"), new.column("uri")]
     columns += [
-        pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), list(schema)[2:8], strict=True)
+        pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), list(schema)[2:9], strict=True)
     ]
     columns += [pa.array([model_hash] * count, pa.string()), pa.array([now] * count, schema.field("scored_at").type)]
     columns += [new.column(field.name) for field in carried]
@@ -112,7 +115,10 @@ def write_shard(
     table = pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))
     if kept is not None:
         order = np.argsort(np.array(places + others), kind="stable")
-        old = kept[0].select(schema.names).cast(schema).replace_schema_metadata(metadata)
+        there_already = kept[0]
+        if "reason" not in there_already.schema.names:  # of a version that looked for no content
+            there_already = there_already.append_column("reason", pa.nulls(there_already.num_rows, pa.string()))
+        old = there_already.select(schema.names).cast(schema).replace_schema_metadata(metadata)
         table = pa.concat_tables([old, table]).take(pa.array(order)).combine_chunks()
     with atomic_write(shard_path(folder, shard)) as temporary:
         pq.write_table(table, temporary, compression="zstd")

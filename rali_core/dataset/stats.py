@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..constants import BAND_NAMES
+from ..content import NO_CONTENT_SCORE
 from .filter import group_codes
 from .result import ScoredDataset
 
@@ -28,6 +29,7 @@ class Summary:
         done: How many of them have a row.
         scored: How many of them have a score.
         errors: How many rows have an error.
+        no_content: How many of the scored images are blank, so that their score is not the model's.
         mean: Of the scores; None without any.
         std: Their standard deviation.
         quantiles: Scores at the quantiles 0.01 to 0.99.
@@ -44,6 +46,7 @@ class Summary:
     done: int
     scored: int
     errors: int
+    no_content: int
     mean: float | None
     std: float | None
     quantiles: dict[str, float]
@@ -101,6 +104,7 @@ def summarise(folder: str | os.PathLike[str]) -> Summary:
         done=len(rows),
         scored=len(scores),
         errors=len(rows) - len(scores),
+        no_content=int((rows == np.float32(NO_CONTENT_SCORE)).sum()),
         mean=float(scores.mean()) if len(scores) else None,
         std=float(scores.std()) if len(scores) else None,
         quantiles={str(q): float(np.quantile(scores, q)) for q in QUANTILES} if len(scores) else {},
@@ -147,6 +151,8 @@ def format_summary(summary: Summary) -> str:
     lines = [f"{summary.images:,} images: {summary.scored:,} scored, {summary.errors:,} with an error"]
     if summary.done < summary.images:
         lines[0] += f", {summary.images - summary.done:,} still to do"
+    if summary.no_content:
+        lines.append(f"{summary.no_content:,} of the scored images have no content")
     if summary.mean is not None:
         quantiles = summary.quantiles
         lines.append(

@@ -55,7 +55,7 @@ def test_the_schema_is_the_stated_one_and_the_folder_reads_as_a_table(
     assert table.num_rows == 21
     assert [(field.name, str(field.type)) for field in table.schema] == [
         ("id", "string"), ("uri", "string"), ("score", "float"), ("band", "string"), ("percentile", "float"),
-        ("width", "int32"), ("height", "int32"), ("error", "string"), ("model_hash", "string"),
+        ("width", "int32"), ("height", "int32"), ("error", "string"), ("reason", "string"), ("model_hash", "string"),
         ("scored_at", "timestamp[us, tz=UTC]"),
     ]  # fmt: skip
     assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "out").glob("*.parquet"))] == [5, 5, 5, 5, 1]
