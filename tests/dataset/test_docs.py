@@ -37,7 +37,7 @@ def test_the_python_examples_run_on_a_scored_folder(
 def test_every_command_in_the_document_is_one_that_exists() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     commands = [line.split("#")[0].split(">")[0].partition("rali ")[2] for line in lines if "rali dataset" in line]
-    assert len(commands) == 8
+    assert len(commands) == 11
     for command in commands:
         options = build_parser().parse_args(shlex.split(command))
         assert options.command == "dataset"

@@ -230,3 +230,66 @@ def test_a_large_image_is_drawn_small_on_the_sheet(score: Score, tmp_path: Path)
     write_summary(tmp_path / "out")
     with Image.open(tmp_path / "out" / "_contact-sheet.png") as sheet:
         assert sheet.width < 400
+
+
+def test_as_many_files_come_out_as_were_chosen_whatever_the_ids(score: Score, tmp_path: Path) -> None:
+    names = [
+        "a:b",
+        "a_b",
+        "A_B",
+        "a",
+        "a/b",
+        "nul",
+        "x" * 400,
+        "x" * 401,
+        "..",
+        "../a",
+        "k.png",
+        "K.png",
+        "k",
+        "é",
+        "e\u0301",
+        "z. ",
+    ]
+    table = pa.table({"image": [encode(number) for number in range(len(names))], "key": names})
+    pq.write_table(table, tmp_path / "t.parquet")
+    score(tmp_path / "t.parquet", id_column="key")
+    chosen = filter_dataset(tmp_path / "out", min_score=0.0)
+    for _ in range(2):
+        assert copy_images(chosen, tmp_path / "copies") == []
+        files = [path for path in (tmp_path / "copies").rglob("*") if path.is_file()]
+        assert len(files) == len({str(path).casefold() for path in files}) == len(names)
+    assert {path.read_bytes() for path in files} == {encode(number) for number in range(len(names))}
+
+
+def test_files_are_moved_sorted_into_bands_and_take_their_sidecars_along(
+    pictures: Path, score: Score, tmp_path: Path
+) -> None:
+    for stem in ("02", "inner/00"):
+        (pictures / f"{stem}.txt").write_text(stem)
+    score(pictures)
+    rows = {name: row for name, row in read_rows(tmp_path / "out").items() if row["error"] is None}
+    out, bands = str(tmp_path / "out"), tmp_path / "bands"
+    assert main(["dataset", "filter", out, "--into-bands", str(bands), "--sidecars"]) == 0
+    expected = {f"{row['band']}/{name}" for name, row in rows.items()}
+    expected |= {f"{rows[name]['band']}/{name.replace('.png', '.txt')}" for name in ("02.png", "inner/00.png")}
+    assert {str(path.relative_to(bands)) for path in bands.rglob("*") if path.is_file()} == expected
+    limit = str(sorted(row["score"] for row in rows.values())[4] + 1e-6)
+    for _ in range(2):
+        assert (
+            main(["dataset", "filter", out, "--max-score", limit, "--move", str(tmp_path / "moved"), "--sidecars"]) == 0
+        )
+        images = [path for path in (tmp_path / "moved").rglob("*") if path.suffix in (".png", ".jpg")]
+        assert len(images) == 5
+    assert not any((pictures / path.relative_to(tmp_path / "moved")).exists() for path in images)
+    assert len([path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg")]) == 16
+
+
+def test_a_thumbnail_that_cannot_be_had_costs_its_place_on_the_sheet_only(
+    pictures: Path, score: Score, tmp_path: Path
+) -> None:
+    score(pictures)
+    for path in pictures.rglob("*.jpg"):
+        path.unlink()
+    assert write_summary(tmp_path / "out").scored == 20
+    assert (tmp_path / "out" / "_contact-sheet.png").exists()
