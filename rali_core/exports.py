@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from .files import IMAGE_SUFFIXES, atomic_write, copy_file
+from .text_files import name_to_text
 
 Mode = Literal["copy", "move", "link"]
 
@@ -103,7 +104,7 @@ class FreeNames:
 
 
 def _fold(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return unicodedata.normalize("NFC", name_to_text(name)).casefold()
 
 
 def names_in(folder: Path) -> Iterator[str]:
