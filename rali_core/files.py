@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -24,8 +24,48 @@ try:
 except ImportError:  # Windows has no such module
     fcntl = None  # type: ignore[assignment]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""File name endings that count as images when a folder is searched; a named file is tried whatever its ending."""
+NOT_RASTER = frozenset({
+    "BUFR", "EPS", "FITS", "FPX", "GRIB", "HDF5", "IMT", "IPTC", "MCIDAS", "MPEG", "PDF", "WMF", "XVTHUMB",
+})  # fmt: skip
+"""Formats of Pillow that are no raster images, or mere stubs; they are neither searched for nor opened."""
+
+
+class _ImageSuffixes(Set[str]):
+    """The endings of the image formats that Pillow knows now, plugins that were registered meanwhile included."""
+
+    def __contains__(self, suffix: object) -> bool:
+        return suffix in self._known()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._known()))
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+    def _known(self) -> set[str]:
+        from PIL import Image
+
+        formats = set(readable_formats())
+        return {suffix.lower() for suffix, name in Image.registered_extensions().items() if name in formats}
+
+
+IMAGE_SUFFIXES = _ImageSuffixes()
+"""File name endings that count as images when a folder is searched, in lower case; a named file is tried whatever its
+ending. A live view of Pillow's registry, without formats that are no raster images."""
+
+
+def readable_formats() -> list[str]:
+    """Pillow's names of the formats that are opened."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in Image.ID if name in Image.OPEN and name not in NOT_RASTER]
+
+
+def is_image_name(path: str | os.PathLike[str]) -> bool:
+    """Whether a file in a folder or archive counts as an image, by its name alone."""
+    return os.path.splitext(os.fspath(path))[1].lower() in IMAGE_SUFFIXES and not is_companion(path)
+
 
 TEMPORARY_PREFIX = ".writing-"
 """Readers of data sets skip names that begin with a dot."""
@@ -182,7 +222,7 @@ def find_images(
             for file in sorted(_walk(path, recursive, survey)):
                 if is_companion(file.relative_to(path)):
                     continue
-                if file.suffix.lower() in IMAGE_SUFFIXES:
+                if is_image_name(file.name):
                     found.setdefault(os.path.abspath(file), file)
                 elif not file.name.startswith("."):
                     survey.left_out[file.suffix.lower()] += 1

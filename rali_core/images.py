@@ -1,64 +1,121 @@
-"""Image files and in-memory images to pixels: one (3, H, W) float32 tensor in [0, 1] each.
+"""Image files and in-memory images to pixels: one (3, H, W) tensor each, float32 in [0, 1] or uint8.
 
-What is done, and said in the documentation: EXIF orientation is applied to files and PIL images; transparent images
-are composited on white; grey is repeated to RGB; palette and CMYK are converted by Pillow (embedded ICC profiles are
-not applied); 16-bit grey is divided by 65535; of animated files the first frame is scored.
+What is done, for files, bytes, streams and members of archives alike: EXIF orientation is applied (to PIL images too);
+an embedded ICC profile is converted to sRGB, where Pillow and the profile allow it, else the values are taken as they
+are; transparent images are composited on white; grey is repeated to RGB; palette and CMYK without profile are converted
+by Pillow; of animated files the first frame is scored.
+
+Range: 16-bit grey is divided by 65535, or by a TIFF's MaxSampleValue; nothing is stretched per image, and a 16-bit
+image that only uses 12 bits is dark, which is logged. 16-bit RGB is read by Pillow as its upper 8 bits.
+
+The state of the host program (Pillow's limits and flags, Python's warning filters) neither decides nor is changed for
+good: while an image is decoded they are set as `ReadLimits` says, and given back after the last thread.
 """
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TypeAlias, Union
+from threading import Lock
+from typing import IO, Any, TypeAlias, Union
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from .files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .files import readable_formats
 
-ImageInput: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, NDArray[np.generic], Tensor]
-"""One image: a path, a PIL image, a numpy array (H, W[, C]) or a torch tensor (C, H, W)."""
+log = logging.getLogger("rali")
+
+ImageInput: TypeAlias = Union[
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], Image.Image, NDArray[np.generic], Tensor
+]
+"""One image: a path, an image file's bytes or an open binary file of it, a PIL image, a numpy array (H, W[, C]) or a
+torch tensor (C, H, W)."""
 
 RANGE_TOLERANCE = 1e-3
 """Float images may leave [0, 1] by this much, from rounding; they are clipped."""
+
+ORIENTATION = 0x0112
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MAX_SAMPLE_VALUE = 281
+"""TIFF tag."""
+
+SAME_COLOUR = 2
+"""A profile that moves no colour by more than this (of 255) is sRGB by another name, and left alone."""
 
 
 class ImageError(ValueError):
     """An image cannot be read or is not an image; the message says which and why."""
 
 
-def load_image(path: str | os.PathLike[str]) -> Tensor:
+@dataclass(frozen=True)
+class ReadLimits:
+    """What an image file may take, at most.
+
+    Attributes:
+        max_pixels: Larger images are refused by their header, before they are decoded.
+        max_text_bytes: Of all text chunks of a PNG together, and of its colour profile, decompressed.
+        pixels_in_flight: Decoded at one time by the threads that read ahead; a larger image is decoded alone. Each
+            takes some 8 bytes.
+    """
+
+    max_pixels: int = 178_956_970
+    max_text_bytes: int = 2**27
+    pixels_in_flight: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+DEFAULT_LIMITS = ReadLimits()
+
+
+def load_image(path: str | os.PathLike[str], *, limits: ReadLimits = DEFAULT_LIMITS) -> Tensor:
     """Read an image file.
 
     Args:
         path: A file that Pillow can read.
+        limits: What it may take.
 
     Returns:
         (3, H, W) float32 in [0, 1], RGB.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ImageError: The file is not an image, is damaged or truncated, or has more than 179 megapixels.
+        ImageError: The file is not an image, is damaged or truncated, or larger than `limits` allow.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
-    if not path.is_file():
-        raise ImageError(f"expected an image file, got {'a folder' if path.is_dir() else 'a special file'}: {path}")
-    return _decode(path, str(path))
+    return to_float(read_pixels(Path(path), limits=limits))
 
 
-def decode_image(data: bytes, name: str) -> Tensor:
+def decode_image(data: bytes, name: str, *, limits: ReadLimits = DEFAULT_LIMITS) -> Tensor:
     """Decode the bytes of an image file.
 
     Args:
         data: What the file holds, in any format that Pillow can read.
         name: What errors call it.
+        limits: What it may take.
 
     Returns:
         (3, H, W) float32 in [0, 1], RGB.
@@ -66,28 +123,143 @@ def decode_image(data: bytes, name: str) -> Tensor:
     Raises:
         ImageError: As for `load_image`.
     """
-    return _decode(BytesIO(data), name)
+    with open_image(data, name=name, limits=limits) as image:
+        return to_float(decode_pil(image))
 
 
-def _decode(source: Path | BytesIO, name: str) -> Tensor:
+@contextmanager
+def open_image(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes],
+    *,
+    name: str | None = None,
+    limits: ReadLimits = DEFAULT_LIMITS,
+) -> Iterator[Image.Image]:
+    """The one reader of image files: within the block the image is open, its size is known and nothing is decoded yet.
+
+    Args:
+        source: A path, the bytes of a file, or an open binary file, which is read from its start.
+        name: What errors call it.
+        limits: What it may take.
+
+    Raises:
+        FileNotFoundError, ImageError: As for `load_image`; whatever Pillow raises within the block becomes one.
+    """
+    file, name = _as_file(source, name)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from half its limit on, and of odd metadata; the limit itself is an error.
-            warnings.simplefilter("ignore")
-            with Image.open(source) as image:
-                return pixels_from_pil(image)
+        with _pillow_set(limits), Image.open(file, formats=readable_formats()) as image:
+            pixels = image.width * image.height
+            if pixels > limits.max_pixels:
+                raise Image.DecompressionBombError(f"{pixels} pixels, more than the limit of {limits.max_pixels}")
+            yield image
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except UnidentifiedImageError:
-        size = source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+        size = file.stat().st_size if isinstance(file, Path) else len(file.getbuffer())
         reason = "the file is empty" if size == 0 else "not an image that Pillow can read"
         raise ImageError(f"{reason}: {name}") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"too large to open safely: {name}: {error}") from error
     except PermissionError as error:
         raise ImageError(f"no permission to read {name}") from error
+    except MemoryError as error:
+        raise ImageError(f"not enough memory to decode {name}") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise ImageError(f"damaged image file {name}: {type(error).__name__}: {error}") from error
+
+
+def _as_file(source: Any, name: str | None) -> tuple[Path | BytesIO, str]:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return BytesIO(source), name or "image data"
+    if is_stream(source):
+        return BytesIO(read_stream(source)), name or str(getattr(source, "name", None) or "image data")
+    path = Path(source)
+    name = name or str(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {name}")
+    if not path.is_file():
+        raise ImageError(f"expected an image file, got {'a folder' if path.is_dir() else 'a special file'}: {name}")
+    return path, name
+
+
+def is_stream(image: object) -> bool:
+    """Whether something is an open file, rather than a path or pixels."""
+    return callable(getattr(image, "read", None)) and not isinstance(image, os.PathLike)
+
+
+def read_stream(stream: IO[bytes]) -> bytes:
+    """All bytes of an open binary file; where it can seek, from its start, and its position stays as it was.
+
+    Raises:
+        TypeError: It was opened for text.
+    """
+    if isinstance(stream, io.TextIOBase):
+        raise TypeError("expected a file opened in binary mode ('rb'), got one opened for text")
+    seekable = bool(getattr(stream, "seekable", lambda: False)())
+    position = stream.tell() if seekable else 0
+    if seekable:
+        stream.seek(0)
+    data = stream.read()
+    if seekable:
+        stream.seek(position)
+    if not isinstance(data, bytes):
+        raise TypeError(f"expected a file whose read() gives bytes, got {type(data).__name__}")
+    return data
+
+
+class _PixelLimit(float):
+    """As Pillow's MAX_IMAGE_PIXELS: images are refused above the limit, and there is no warning below it."""
+
+    limit: int
+
+    def __rmul__(self, other: float) -> float:  # Pillow compares with twice its limit, and warns from once it on
+        return self.limit if other == 2 else super().__rmul__(other)
+
+
+_OURS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+"""A filter of warnings: files warn of odd metadata, which must neither be shown nor, in a strict host, be an error."""
+
+_active: list[ReadLimits] = []
+_saved: list[tuple[Any, str, Any, Any]] = []
+_pillow_lock = Lock()
+
+
+@contextmanager
+def _pillow_set(limits: ReadLimits) -> Iterator[None]:
+    """Pillow's global state as `limits` say; several threads share it, the last one gives back what was there."""
+    with _pillow_lock:
+        _active.append(limits)
+        if len(_active) == 1:
+            warnings.filters.insert(0, _OURS)  # type: ignore[attr-defined]
+        _apply()
+    try:
+        yield
+    finally:
+        with _pillow_lock:
+            _active.remove(limits)
+            _apply()
+            if not _active:
+                while _OURS in warnings.filters:
+                    warnings.filters.remove(_OURS)  # type: ignore[attr-defined]
+
+
+def _apply() -> None:
+    for module, name, ours, before in reversed(_saved):
+        if getattr(module, name) is ours:  # else the host has changed it meanwhile, and that counts
+            setattr(module, name, before)
+    _saved.clear()
+    if not _active:
+        return
+    pixels = _PixelLimit("inf")
+    pixels.limit = max(limits.max_pixels for limits in _active)
+    texts = max(limits.max_text_bytes for limits in _active)
+    for module, name, value in (
+        (Image, "MAX_IMAGE_PIXELS", pixels),
+        (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
+        (PngImagePlugin, "MAX_TEXT_CHUNK", texts),
+        (PngImagePlugin, "MAX_TEXT_MEMORY", texts),
+    ):
+        _saved.append((module, name, value, getattr(module, name)))
+        setattr(module, name, value)
 
 
 def pixels_from_pil(image: Image.Image) -> Tensor:
@@ -97,30 +269,115 @@ def pixels_from_pil(image: Image.Image) -> Tensor:
         image: Any mode; 16-bit grey is read as 0..65535, float ("F") must lie in [0, 1].
 
     Returns:
-        (3, H, W) float32 in [0, 1], RGB; transparency composited on white, EXIF orientation applied.
+        (3, H, W) float32 in [0, 1], RGB; transparency composited on white, EXIF orientation and ICC profile applied.
 
     Raises:
         ImageError: The image has no pixels, or a grey image of 32 bits or floats leaves its range.
     """
+    return to_float(read_pixels(image))
+
+
+def decode_pil(image: Image.Image) -> Tensor:
+    """The pixels of an image that `open_image` opened: (3, H, W), uint8, or float32 in [0, 1] of more than 8 bits."""
     if 0 in image.size:
         raise ImageError(f"expected at least 1 x 1 pixel, got {image.size[0]} x {image.size[1]}")
-    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        return _finish(torch.from_numpy(np.array(image)).unsqueeze(0), "a PIL image of mode F")
+        values = torch.from_numpy(np.array(upright(image)))
+        return _finish(values.unsqueeze(0), "a PIL image of mode F")
     if image.mode.startswith("I"):  # "I", "I;16", "I;16B": 16-bit grey
-        values = torch.from_numpy(np.array(image).astype(np.float32))
-        return _finish(values.unsqueeze(0) / 65535.0, f"a PIL image of mode {image.mode}, divided by 65535,")
-    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 255.0
+        full = _full_scale(image)
+        values = torch.from_numpy(np.array(upright(image)).astype(np.float32))
+        _tell_dark(float(values.max()), full)
+        return _finish(values.unsqueeze(0) / full, f"a PIL image of mode {image.mode}, divided by {full:.0f},")
+    return torch.from_numpy(np.array(to_rgb(upright(image)))).permute(2, 0, 1)
+
+
+def _full_scale(image: Image.Image) -> float:
+    """What white is in a grey image of more than 8 bits: 65535, or less where a TIFF says so."""
+    try:
+        said = getattr(image, "tag_v2", {}).get(MAX_SAMPLE_VALUE, 65535)
+        said = max(said) if isinstance(said, tuple) else said
+        return float(said) if 255 < said < 65535 else 65535.0
+    except (TypeError, ValueError):
+        return 65535.0
+
+
+def _tell_dark(highest: float, full: float) -> None:
+    if full == 65535.0 and 255 < highest <= 4095:
+        log.warning(
+            "a 16-bit image has no value above %d of 65535 and is scored as it is, nearly black; "
+            "if it holds 10 or 12 bits, multiply its values by 64 or 16", int(highest),
+        )  # fmt: skip
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A PIL image turned as its EXIF orientation says; odd EXIF data count as none."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # whatever malformed metadata lead Pillow to: the pixels may be fine
+        return image
+    method = TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    turned.info.pop("exif", None)
+    return turned
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An 8-bit PIL image of any mode as RGB, transparency composited on white."""
+    """An 8-bit PIL image of any mode as sRGB: its ICC profile applied, transparency composited on white."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        image = _to_srgb(image, profile)
     if image.mode == "La":  # the one mode that Pillow cannot turn into RGB at once
         image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return image.convert("RGB")
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The image in sRGB by its profile; as it is where the profile is sRGB, broken, or of another kind of image."""
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    colours = image
+    if image.mode in ("LA", "La"):
+        colours = image.convert("LA").convert("L")
+    elif image.mode in ("P", "PA", "RGBA", "RGBa", "RGBX"):
+        colours = image.convert("RGBA").convert("RGB")
+    if colours.mode not in ("RGB", "L", "CMYK", "LAB"):
+        return image
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), colours.mode, "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )  # fmt: skip
+        if _changes_nothing(transform, colours.mode):
+            return image
+        converted = ImageCms.applyTransform(colours, transform)
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError) as error:
+        log.debug("a colour profile cannot be applied, and is left out: %s", error)
+        return image
+    if converted is None:
+        return image
+    converted.info.pop("icc_profile", None)
+    converted.info.pop("transparency", None)
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    if mode not in ("RGB", "L"):
+        return False
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    if mode == "L":
+        probe = levels[None]
+        expected = np.repeat(probe[..., None], 3, axis=2)
+    else:
+        probe = expected = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+    got = ImageCms.applyTransform(Image.fromarray(probe), transform)
+    return got is not None and int(np.abs(np.asarray(got).astype(int) - expected).max()) <= SAME_COLOUR
 
 
 def to_picture(image: ImageInput) -> Image.Image:
@@ -136,7 +393,7 @@ def to_picture(image: ImageInput) -> Image.Image:
         TypeError, FileNotFoundError, ImageError: As for `to_pixels`.
     """
     if isinstance(image, Image.Image) and image.mode != "F" and not image.mode.startswith("I"):
-        return to_rgb(ImageOps.exif_transpose(image))  # 8 bits stay what they are
+        return to_rgb(upright(image))  # 8 bits stay what they are
     values = to_pixels(image).mul(255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(values))
 
@@ -153,12 +410,18 @@ def pixels_from_array(array: NDArray[np.generic]) -> Tensor:
     Raises:
         ImageError: Another shape, type or range.
     """
+    return to_float(_from_array(array))
+
+
+def _from_array(array: NDArray[np.generic]) -> Tensor:
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         hint = "; this looks like (C, H, W): transpose it" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
         raise ImageError(f"expected a numpy array of shape (H, W), (H, W, 3) or (H, W, 4), got {array.shape}{hint}")
     if array.dtype == np.uint16:
+        if array.size:
+            _tell_dark(float(array.max()), 65535.0)
         tensor = torch.from_numpy(array.astype(np.float32) / np.float32(65535.0))
     elif array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating):
         native = array.astype(array.dtype.newbyteorder("="), copy=True)  # also drops strides that torch refuses
@@ -180,6 +443,10 @@ def pixels_from_tensor(tensor: Tensor) -> Tensor:
     Raises:
         ImageError: Another shape, type or range.
     """
+    return to_float(_from_tensor(tensor))
+
+
+def _from_tensor(tensor: Tensor) -> Tensor:
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
         looks_hwc = tensor.ndim == 3 and tensor.shape[2] in (1, 3, 4)
         hint = "; this looks like (H, W, C): permute it with x.permute(2, 0, 1)" if looks_hwc else ""
@@ -189,27 +456,55 @@ def pixels_from_tensor(tensor: Tensor) -> Tensor:
     return _scale(tensor.detach(), f"a tensor of type {tensor.dtype}")
 
 
-def to_pixels(image: ImageInput) -> Tensor:
+def to_pixels(image: ImageInput, *, limits: ReadLimits = DEFAULT_LIMITS) -> Tensor:
     """Turn one image of any accepted kind into (3, H, W) float32 pixels in [0, 1].
 
     Raises:
-        TypeError: Not a path, PIL image, numpy array or tensor.
+        TypeError: Not a path, bytes, open file, PIL image, numpy array or tensor.
         FileNotFoundError: A path that does not exist.
         ImageError: It cannot be read, or its shape, type or range is not what an image has.
     """
-    if isinstance(image, str | os.PathLike):
-        return load_image(image)
+    return to_float(read_pixels(image, limits=limits))
+
+
+def read_pixels(image: ImageInput, *, limits: ReadLimits = DEFAULT_LIMITS) -> Tensor:
+    """As `to_pixels`, but images of 8 bits stay uint8, which takes a quarter of the memory.
+
+    Returns:
+        (3, H, W), uint8 or float32 in [0, 1]; tensors stay on their device.
+    """
     if isinstance(image, Image.Image):
-        return pixels_from_pil(image)
+        try:
+            with _pillow_set(limits):  # it may not be decoded yet
+                return decode_pil(image)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError(f"the PIL image cannot be decoded: {type(error).__name__}: {error}") from error
     if isinstance(image, np.ndarray):
-        return pixels_from_array(image)
+        return _from_array(image)
     if isinstance(image, Tensor):
-        return pixels_from_tensor(image)
-    raise TypeError(f"expected a path, PIL image, numpy array or torch tensor, got {type(image).__name__}")
+        return _from_tensor(image)
+    if isinstance(image, str | os.PathLike | bytes | bytearray | memoryview) or is_stream(image):
+        with open_image(image, limits=limits) as opened:
+            return decode_pil(opened)
+    raise TypeError(
+        "expected a path, PIL image, numpy array or torch tensor, or an image file's bytes or open file, "
+        f"got {type(image).__name__}"
+    )
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Pixels of `read_pixels` as float32 in [0, 1]."""
+    return pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels
 
 
 def _scale(tensor: Tensor, what: str) -> Tensor:
-    return _finish(tensor.float() / 255.0 if tensor.dtype == torch.uint8 else tensor.float(), what)
+    if tensor.dtype != torch.uint8:
+        return _finish(tensor.float(), what)
+    if tensor.shape[0] == 4 or 0 in tensor.shape:
+        return _finish(tensor.float() / 255.0, what)
+    return tensor.expand(3, -1, -1)
 
 
 def _finish(values: Tensor, what: str) -> Tensor:

@@ -23,6 +23,9 @@ COVERAGES: tuple[str, ...] = get_args(Coverage)
 MAX_ASPECT_RATIO = 32
 """Longer pictures are cut around their centre, so that a 1 x 100,000 strip cannot exhaust the memory."""
 
+BAND_PIXELS = 2**20
+"""So many pixels of a uint8 image are floating point at a time."""
+
 MAX_TILES = 8
 """Upper limit of crops per picture for `coverage="tiles"`; they stay evenly spread over the long side."""
 
@@ -81,19 +84,21 @@ def check_pixels(pixels: Tensor) -> None:
     """Check that `pixels` is what every public function here takes.
 
     Args:
-        pixels: (B, 3, H, W), floating point, expected in [0, 1].
+        pixels: (B, 3, H, W), floating point, expected in [0, 1]; or uint8.
 
     Raises:
-        TypeError: Not a floating-point tensor.
+        TypeError: Neither floating point nor uint8.
         ValueError: Another shape, an empty axis, NaN or infinite values, or values clearly outside [0, 1].
     """
-    if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
+    if not isinstance(pixels, Tensor) or not (pixels.is_floating_point() or pixels.dtype == torch.uint8):
         got = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
         raise TypeError(f"expected a floating-point tensor of pixels in [0, 1], got {got}")
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"expected pixels of shape (B, 3, H, W), got {tuple(pixels.shape)}")
     if 0 in pixels.shape:
         raise ValueError(f"expected at least one image of at least 1 x 1 pixel, got shape {tuple(pixels.shape)}")
+    if pixels.dtype == torch.uint8:
+        return
     low, high = (float(v) for v in torch.aminmax(pixels.detach()))
     if not (abs(low) < float("inf") and abs(high) < float("inf")):  # NaN makes either comparison false
         raise ValueError("the pixels hold NaN or infinite values; an image before it may have gone wrong")
@@ -115,7 +120,7 @@ def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -
     """Resize so that the shorter side is `size` pixels, with antialiased bicubic interpolation (a = -0.5).
 
     Args:
-        pixels: (B, 3, H, W) in [0, 1].
+        pixels: (B, 3, H, W) in [0, 1], or uint8, which takes less memory and gives the same.
         size: Target length of the shorter side in pixels.
         eight_bit: Pillow's own pixels; see `PreprocessConfig`.
 
@@ -128,20 +133,38 @@ def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -
         pixels = center_crop(pixels, min(height, longest), min(width, longest))
         height, width = pixels.shape[-2:]
     new_height, new_width = resized_shape(height, width, size)
+    whole = pixels.dtype == torch.uint8
     if eight_bit:
-        levels = resize_levels(to_levels(pixels), new_height, new_width)
+        levels = resize_levels(pixels if whole else to_levels(pixels), new_height, new_width)
         if not (pixels.requires_grad and torch.is_grad_enabled()):
-            return levels.to(pixels.dtype) / 255.0
+            return levels.to(torch.float32 if whole else pixels.dtype) / 255.0
     # Pillow resizes along x first (from version 13 on not for very tall pictures) and clips between the passes;
     # without that, bright edges differ by up to 12/255.
-    smooth = _resample(_resample(pixels, (height, new_width)), (new_height, new_width))
+    wide = _resample_in_bands(pixels, new_width) if whole else _resample(pixels, (height, new_width))
+    smooth = _resample(wide, (new_height, new_width))
     return straight_through(levels, smooth) if eight_bit else smooth
+
+
+def _resample_in_bands(pixels: Tensor, width: int) -> Tensor:
+    """uint8 rows to floating point and to another width, some rows at a time: floats of all pixels never exist."""
+    rows = max(1, BAND_PIXELS // (len(pixels) * pixels.shape[-1]))
+    bands = pixels.split(rows, dim=-2)
+    return torch.cat([_resample(band.float() / 255.0, (band.shape[-2], width)) for band in bands], dim=-2)
 
 
 def _resample(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) != shape:
-        pixels = functional.interpolate(pixels, size=shape, mode="bicubic", antialias=True, align_corners=False)
+        try:
+            pixels = _interpolate(pixels, shape)
+        except (NotImplementedError, RuntimeError):
+            if pixels.device.type in ("cpu", "cuda"):
+                raise
+            pixels = _interpolate(pixels.cpu(), shape).to(pixels.device)  # not there on MPS before torch 2.8
     return pixels.clamp(0.0, 1.0)
+
+
+def _interpolate(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
+    return functional.interpolate(pixels, size=shape, mode="bicubic", antialias=True, align_corners=False)
 
 
 def center_crop(pixels: Tensor, height: int, width: int) -> Tensor:
@@ -181,7 +204,7 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
     """Turn pixels into encoder input; differentiable.
 
     Args:
-        pixels: (B, 3, H, W) floating point in [0, 1], any H and W from 1 up. Computed in float32 at least.
+        pixels: (B, 3, H, W) floating point in [0, 1] or uint8, any H and W from 1 up. Computed in float32 at least.
         config: Size and normalisation of the encoder.
         coverage: `"center"` is the paper's centre crop; `"tiles"` takes evenly spread square crops along the longer
             side, so that nothing of the picture is left out up to 8:1.
@@ -190,7 +213,7 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
         (B, T, 3, S, S), T crops per picture (1 for `"center"`), normalised.
 
     Raises:
-        TypeError: `pixels` is not a floating-point tensor.
+        TypeError: `pixels` is neither floating point nor uint8.
         ValueError: `pixels` has another shape or range, or `coverage` is unknown.
 
     Example:

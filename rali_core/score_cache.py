@@ -80,16 +80,23 @@ def content_keys(images: Sequence[Tensor]) -> list[bytes]:
         return list(pool.map(content_key, images))
 
 
+def bytes_key(data: bytes | bytearray | memoryview) -> bytes:
+    """A digest of what a file holds, from its bytes; the same as `file_key` of that file."""
+    import xxhash
+
+    digest = xxhash.xxh3_128(b"file")
+    digest.update(data)
+    made: bytes = digest.digest()
+    return made
+
+
 def file_key(path: str | os.PathLike[str]) -> bytes:
     """A digest of what a file holds.
 
     Raises:
         OSError: It cannot be read.
     """
-    import xxhash
-
-    made: bytes = xxhash.xxh3_128(b"file" + Path(path).read_bytes()).digest()
-    return made
+    return bytes_key(Path(path).read_bytes())
 
 
 def tensors_key(tensors: Mapping[str, Tensor]) -> str:

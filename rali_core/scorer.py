@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from .checkpoint import ModelInfo, load_model
 from .content import NO_CONTENT, NO_CONTENT_SCORE, has_content, is_no_content
-from .devices import choose_device, fastest_precision, narrowest_precision
+from .devices import choose_device, fastest_precision, narrowest_precision, without_gradient
 from .hub import find_model
-from .images import ImageError, ImageInput, load_image, to_pixels
+from .images import DEFAULT_LIMITS, ImageError, ImageInput, ReadLimits
 from .model import RaliModel
 from .preprocess import COVERAGES, Coverage
+from .reading import Images as Images
+from .reading import (
+    PixelBudget,
+    count,
+    digest_image,
+    iterate,
+    make_ahead,
+    make_in_turn,
+    may_read_ahead,
+    read_image,
+)
 from .selection import rank
 
 if TYPE_CHECKING:
@@ -30,14 +38,16 @@ if TYPE_CHECKING:
 
 DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
 OnError = Literal["raise", "record"]
-Images = ImageInput | Iterable[ImageInput]
-Progress = Callable[[int, int | None], bool | None]
+ProgressCallback = Callable[[int, int | None], bool | None]
 """Called as progress(done, total); total is None where the length is not known. Returning False stops the run."""
+Progress = ProgressCallback  # the old name
 
 DEFAULT_BATCH_SIZE = 8
 
-MAX_DECODERS = 8
-"""More threads than this do not decode pictures faster than a GPU scores them."""
+RULES = "content-1"
+"""Part of the cache's keys: how images are read, and what counts as content. Change it when scores change by that."""
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ class RaliScorer:
         batch_size: Crops per forward pass.
         coverage: `"center"` or `"tiles"`; by default the model's own setting.
         cache: Remembers scores by content; may be shared.
+        limits: What image files may take: pixels, text chunks, pixels decoded at one time.
 
     Attributes:
         dtype: The arithmetic in use, never `"auto"`.
@@ -133,9 +144,9 @@ class RaliScorer:
 
     Example:
         >>> scorer = RaliScorer.from_pretrained()
-        >>> result = scorer.score([Image.new("RGB", (64, 48)), np.zeros((32, 32, 3), dtype=np.uint8)])
-        >>> result.scores.shape, len(result.bands)
-        ((2,), 2)
+        >>> result = scorer.score([torch.rand(3, 48, 64), np.zeros((32, 32, 3), dtype=np.uint8)])
+        >>> result.scores.shape, result.reasons
+        ((2,), (None, 'no content'))
     """
 
     def __init__(
@@ -148,10 +159,10 @@ class RaliScorer:
         batch_size: int = DEFAULT_BATCH_SIZE,
         coverage: Coverage | None = None,
         cache: ScoreCache | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
         _check_dtype(dtype)
-        if coverage is not None and coverage not in COVERAGES:
-            raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
+        _check_coverage(coverage)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.device = choose_device(device)
@@ -165,6 +176,8 @@ class RaliScorer:
         self.info = info
         self.batch_size = batch_size
         self.coverage: Coverage = coverage or model.coverage
+        self.limits = limits
+        self._budget = PixelBudget(limits.pixels_in_flight)
 
     @classmethod
     def from_pretrained(
@@ -176,6 +189,7 @@ class RaliScorer:
         batch_size: int = DEFAULT_BATCH_SIZE,
         coverage: Coverage | None = None,
         cache: ScoreCache | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
     ) -> RaliScorer:
         """Load a model file.
 
@@ -186,6 +200,7 @@ class RaliScorer:
             batch_size: As for the class.
             coverage: As for the class.
             cache: As for the class.
+            limits: As for the class.
 
         Raises:
             FileNotFoundError: No such model.
@@ -205,17 +220,28 @@ class RaliScorer:
             loaded = load_model(path, dtype=getattr(torch, dtype))
         return cls(
             loaded.model, loaded.info,
-            device=device, dtype=dtype, batch_size=batch_size, coverage=coverage, cache=cache,
+            device=device, dtype=dtype, batch_size=batch_size, coverage=coverage, cache=cache, limits=limits,
         )  # fmt: skip
 
-    def score(self, images: Images, *, on_error: OnError = "raise", progress: Progress | None = None) -> ScoreResult:
+    def score(
+        self,
+        images: Images,
+        *,
+        coverage: Coverage | None = None,
+        on_error: OnError = "raise",
+        progress: ProgressCallback | None = None,
+    ) -> ScoreResult:
         """Score one or many images.
 
+        What was scored before an error or an interrupt is in the cache, where there is one; `stream` also hands it out.
+
         Args:
-            images: One image, or any iterable of them, of mixed kinds and sizes: a path; a PIL image; a numpy array
-                (H, W), (H, W, 3) or (H, W, 4), uint8 or float in [0, 1]; a torch tensor (3, H, W), uint8 or float
-                in [0, 1]. A numpy array (N, H, W, C) and a tensor (N, C, H, W) are N images. A generator is read
-                as it is scored: memory holds one batch.
+            images: One image, or any iterable of them, of mixed kinds and sizes: a path; the bytes of an image file,
+                or one opened in binary mode; a PIL image; a numpy array (H, W), (H, W, 3) or (H, W, 4), uint8 or float
+                in [0, 1]; a torch tensor (3, H, W), uint8 or float in [0, 1]. A numpy array (N, H, W, C) and a tensor
+                (N, C, H, W) are N images; a folder is the image files in it, by name. A generator is read as it is
+                scored: memory holds one batch.
+            coverage: `"center"` or `"tiles"` for this call; by default the scorer's.
             on_error: `"raise"` lets the first unusable image raise; `"record"` notes its error and goes on.
             progress: Called after each batch with (done, total or None); returning False stops.
 
@@ -223,13 +249,14 @@ class RaliScorer:
             Scores in input order.
 
         Raises:
-            TypeError, FileNotFoundError, ImageError: With `on_error="raise"`; the message names the image.
+            TypeError, FileNotFoundError, ImageError: With `on_error="raise"`; the message names the image. ImageError
+                also where the memory does not suffice for one image alone.
+            ValueError: Unknown `coverage` or `on_error`.
         """
-        sequence = _iterate(images)
-        total = 1 if _is_single(images) else len(images) if isinstance(images, Sized) else None
+        total = count(images)
         results: list[ImageScore] = []
         stopped = False
-        for batch in self._batches(sequence, on_error, ahead=_may_read_ahead(images)):
+        for batch in self._batches(images, coverage, on_error):
             results += batch
             if progress is not None and progress(len(results), total) is False:
                 stopped = True
@@ -243,13 +270,15 @@ class RaliScorer:
             reasons=tuple(result.reason for result in results),
         )
 
-    def stream(self, images: Images, *, on_error: OnError = "raise") -> Iterator[ImageScore]:
+    def stream(
+        self, images: Images, *, coverage: Coverage | None = None, on_error: OnError = "raise"
+    ) -> Iterator[ImageScore]:
         """Score images one after the other as they come; arguments and errors as for `score`.
 
         Yields:
             One result per image, in input order, a batch at a time.
         """
-        for batch in self._batches(_iterate(images), on_error, ahead=_may_read_ahead(images)):
+        for batch in self._batches(images, coverage, on_error):
             yield from batch
 
     def score_crops(self, crops: Sequence[Tensor | None]) -> list[ImageScore]:
@@ -283,10 +312,10 @@ class RaliScorer:
         """
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
-        with torch.inference_mode():
-            crops = self._crops(to_pixels(image))
-            weights = self.model.head.weights(self._embed(crops)).mean(dim=0).double().cpu().numpy()
-        scores = self.model.head.scores.detach().double().cpu().numpy()
+        with without_gradient(self.device):
+            crops = self._read(image, partial(self._crops, coverage=self.coverage))
+            weights = self.model.head.weights(self._embed(crops)).mean(dim=0).cpu().double().numpy()
+        scores = self.model.head.scores.detach().cpu().double().numpy()  # not every device has float64
         order = np.argsort(-weights, kind="stable")
         shares = [
             PrototypeShare(int(i), float(weights[i]), float(scores[i]), float(weights[i] * scores[i]))
@@ -298,63 +327,7 @@ class RaliScorer:
             shares.append(PrototypeShare(-1, weight, part / weight if weight > 0 else float("nan"), part))
         return tuple(shares)
 
-    def _batches(self, images: Iterator[ImageInput], on_error: OnError, *, ahead: bool) -> Iterator[list[ImageScore]]:
-        if on_error not in get_args(OnError):
-            raise ValueError(f"on_error must be 'raise' or 'record', got {on_error!r}")
-        chunks = self._prepare_ahead(enumerate(images), on_error) if ahead else self._prepare_in_turn(images, on_error)
-        for prepared in chunks:
-            yield self._score_batch(prepared)
-
-    def _prepare_in_turn(self, images: Iterator[ImageInput], on_error: OnError) -> Iterator[list[_Prepared]]:
-        numbered = enumerate(images)
-        while chunk := list(islice(numbered, self.batch_size)):
-            prepared = [self._prepare_one(index, image, on_error) for index, image in chunk]
-            chunk.clear()  # lets go of the pixels before the tower needs its memory
-            yield prepared
-
-    def _prepare_ahead(
-        self, numbered: Iterator[tuple[int, ImageInput]], on_error: OnError
-    ) -> Iterator[list[_Prepared]]:
-        """The next batch is decoded and resized in threads while the tower works on this one."""
-        waiting: deque[Future[_Prepared]] = deque()
-        pool = ThreadPoolExecutor(_decoder_count(self.device), thread_name_prefix="rali-decode")
-
-        def fill() -> None:
-            for index, image in islice(numbered, 2 * self.batch_size - len(waiting)):
-                waiting.append(pool.submit(self._prepare_one, index, image, on_error))
-
-        try:
-            fill()
-            while waiting:
-                prepared = [waiting.popleft().result() for _ in range(min(self.batch_size, len(waiting)))]
-                fill()
-                yield prepared
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _prepare_one(self, index: int, image: ImageInput, on_error: OnError) -> _Prepared:
-        try:
-            with torch.inference_mode():
-                key = None if self.cache is None else (self.cache_namespace(), _content_key(image))
-                if self.cache is not None and key is not None:
-                    known = self.cache.find([key])
-                    if known:
-                        return _Prepared(index, score=known[key])
-                pixels = to_pixels(image)
-                if not has_content(pixels):
-                    return _Prepared(index, score=NO_CONTENT_SCORE, key=key)
-                return _Prepared(index, self._crops(pixels), key=key)
-        except (ImageError, OSError, TypeError) as error:
-            if on_error == "raise":
-                error.args = (f"image {index}: {error}",)
-                raise
-            return _Prepared(index, error=str(error))
-
-    def _crops(self, pixels: Tensor) -> Tensor:
-        """One image's (T, 3, S, S) crops on the model's device."""
-        return self.model.preprocess(pixels.to(self.device).unsqueeze(0), coverage=self.coverage)[0]
-
-    def cache_namespace(self) -> str:
+    def cache_namespace(self, coverage: Coverage | None = None) -> str:
         """Everything besides the image that a score depends on: the model's contents, arithmetic, device, coverage.
 
         Computed once; the model's weights must not change afterwards.
@@ -363,20 +336,61 @@ class RaliScorer:
             from .score_cache import tensors_key
 
             self._model_key = f"{tensors_key(self.model.state_dict())}|{self.model.preprocess_config}"
-        return f"content-1|{self._model_key}|{self.dtype}|{self.device.type}|{self.coverage}"
+        return f"{RULES}|{self._model_key}|{self.dtype}|{self.device.type}|{coverage or self.coverage}"
+
+    def _batches(self, images: Images, coverage: Coverage | None, on_error: OnError) -> Iterator[list[ImageScore]]:
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error must be 'raise' or 'record', got {on_error!r}")
+        _check_coverage(coverage)
+        prepare = partial(self._prepare, coverage=coverage or self.coverage)
+        sequence = iterate(images)
+        chunks = (
+            make_ahead(prepare, sequence, self.batch_size, self.device)
+            if may_read_ahead(images)
+            else make_in_turn(prepare, sequence, self.batch_size)
+        )
+        for prepared in chunks:
+            results = self._score_batch(prepared)  # and remembers them, whatever follows
+            first = next((place for place, item in enumerate(prepared) if item.problem is not None), None)
+            if on_error == "raise" and first is not None:
+                if first:
+                    yield results[:first]
+                raise _named(prepared[first])
+            yield results
+
+    def _prepare(self, index: int, image: ImageInput, *, coverage: Coverage) -> _Prepared:
+        try:
+            with without_gradient(self.device):
+                key = None if self.cache is None else (self.cache_namespace(coverage), digest_image(image))
+                if self.cache is not None and key is not None:
+                    known = self.cache.find([key])
+                    if known:
+                        return _Prepared(index, score=known[key])
+                crops = self._read(image, partial(self._crops_with_content, coverage=coverage))
+                score = NO_CONTENT_SCORE if crops is None else None
+                return _Prepared(index, crops, key=key, score=score)
+        except (ImageError, OSError, TypeError) as error:
+            return _Prepared(index, problem=error)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return _Prepared(index, problem=ImageError("not enough memory to read the image"))
+
+    def _read(self, image: ImageInput, finish: Callable[[Tensor], _Made]) -> _Made:
+        return read_image(image, finish, limits=self.limits, budget=self._budget)
+
+    def _crops_with_content(self, pixels: Tensor, *, coverage: Coverage) -> Tensor | None:
+        return self._crops(pixels, coverage=coverage) if has_content(pixels) else None
+
+    def _crops(self, pixels: Tensor, *, coverage: Coverage) -> Tensor:
+        """One image's (T, 3, S, S) crops on the model's device, resized where the pixels are."""
+        return self.model.preprocess(pixels.unsqueeze(0), coverage=coverage)[0].to(self.device)
 
     def _embed(self, crops: Tensor) -> Tensor:
         return torch.cat([self.model.embed(part) for part in crops.split(self.batch_size)])
 
     def _score_batch(self, prepared: list[_Prepared]) -> list[ImageScore]:
-        pending = [item for item in prepared if item.crops is not None]
-        crops = [item.crops for item in pending if item.crops is not None]
-        if crops:
-            with torch.inference_mode():
-                per_crop = self.model.head(self._embed(torch.cat(crops)))
-                means = [part.mean() for part in per_crop.split([len(part) for part in crops])]
-                for item, score in zip(pending, torch.stack(means).cpu().tolist(), strict=True):
-                    item.score = score
+        self._compute([item for item in prepared if item.crops is not None])
         if self.cache is not None:
             self.cache.put({item.key: item.score for item in prepared if item.key and item.score is not None})
         scores = [item.score for item in prepared if item.score is not None]
@@ -385,11 +399,67 @@ class RaliScorer:
         percentiles = calibration.percentiles(scores).tolist() if calibration else [float("nan")] * len(scores)
         made = iter(zip(scores, bands, percentiles, strict=True))
         return [
-            ImageScore(item.index, float("nan"), "", float("nan"), item.error)
-            if item.error is not None
+            ImageScore(item.index, float("nan"), "", float("nan"), str(item.problem))
+            if item.problem is not None
             else _with_reason(ImageScore(item.index, *next(made)))
             for item in prepared
         ]
+
+    def _compute(self, pending: list[_Prepared]) -> None:
+        """Fill in the scores; where the memory does not suffice, of half as many at a time, down to one crop."""
+        crops = [item.crops for item in pending if item.crops is not None]
+        if not crops:
+            return
+        try:
+            with without_gradient(self.device):
+                per_crop = self.model.head(self._embed(torch.cat(crops)))
+                means = [part.mean() for part in per_crop.split([len(part) for part in crops])]
+                scores = torch.stack(means).cpu().tolist()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            scores = None  # the error itself holds on to memory: try again after it is gone
+        if scores is None:
+            if len(pending) == 1:
+                pending[0].score = self._compute_by_crop(crops[0])
+                if pending[0].score is None:
+                    pending[0].problem = ImageError(f"not enough memory on {self.device} to score the image")
+                return
+            half = len(pending) // 2
+            self._compute(pending[:half])
+            self._compute(pending[half:])
+            return
+        for item, score in zip(pending, scores, strict=True):
+            if np.isfinite(score):
+                item.score = score
+            else:
+                item.problem = ImageError(f"the model gave no finite score in {self.dtype}; try float32")
+
+    def _compute_by_crop(self, crops: Tensor) -> float | None:
+        if len(crops) == 1:
+            return None
+        try:
+            with without_gradient(self.device):
+                scores = [float(self.model.head(self.model.embed(crop)).mean()) for crop in crops.split(1)]
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return sum(scores) / len(scores)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of whatever device."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def _named(item: _Prepared) -> Exception:
+    assert item.problem is not None
+    item.problem.args = (f"image {item.index}: {item.problem}",)
+    return item.problem
 
 
 def _with_reason(result: ImageScore) -> ImageScore:
@@ -405,51 +475,12 @@ class _Prepared:
     crops: Tensor | None = None
     key: Key | None = None
     score: float | None = None
-    error: str | None = None
+    problem: Exception | None = None
 
 
-def _content_key(image: ImageInput) -> bytes:
-    from .score_cache import content_key, file_key
-
-    if isinstance(image, str | os.PathLike):
-        if not os.path.isfile(image):  # the loader says what is wrong
-            load_image(image)
-        return file_key(image)
-    return content_key(image if isinstance(image, Tensor) else to_pixels(image))
-
-
-def _decoder_count(device: torch.device) -> int:
-    """Threads that decode beside the tower: on a CPU it needs the processors itself."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_DECODERS, max(1, processors // 2 if device.type == "cpu" else processors))
-
-
-def _may_read_ahead(images: object) -> bool:
-    """Lists of files are there before they are asked for; a generator may be waiting for what it gave to be scored."""
-    return (
-        isinstance(images, list | tuple)
-        and len(images) > 1
-        and all(isinstance(image, str | os.PathLike) for image in images)
-    )
-
-
-def _is_single(images: object) -> bool:
-    if isinstance(images, str | os.PathLike | Image.Image):
-        return True
-    return isinstance(images, np.ndarray | Tensor) and images.ndim < 4
-
-
-def _iterate(images: Images) -> Iterator[ImageInput]:
-    if _is_single(images):
-        return iter([cast(ImageInput, images)])
-    if not isinstance(images, Iterable):
-        raise TypeError(
-            "expected an image (path, PIL image, numpy array or torch tensor) or an iterable of them, "
-            f"got {type(images).__name__}"
-        )
-    if isinstance(images, np.ndarray | Tensor) and images.ndim > 4:
-        raise ImageError(f"expected at most 4 dimensions (a batch of images), got shape {tuple(images.shape)}")
-    return iter(images)
+def _check_coverage(coverage: str | None) -> None:
+    if coverage is not None and coverage not in COVERAGES:
+        raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
 
 
 def _check_dtype(dtype: str) -> None:

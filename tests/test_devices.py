@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rali_core import devices
 from rali_core.checkpoint import ModelInfo
-from rali_core.devices import fastest_precision, has_bf16_instructions
+from rali_core.devices import choose_device, fastest_precision, has_bf16_instructions
 from rali_core.model import RaliModel
 from rali_core.scorer import RaliScorer
 
@@ -93,3 +98,76 @@ def test_the_instructions_are_read_from_what_linux_tells(text: str, expected: bo
     (tmp_path / "cpuinfo").write_text(text)
     assert has_bf16_instructions(tmp_path / "cpuinfo") is expected
     assert has_bf16_instructions(tmp_path / "missing") is False
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("meta", "device 'meta' computes nothing; examples: cpu, cuda"),
+        ("toaster", "unknown device 'toaster'; examples: cpu, cuda, cuda:1, mps, xpu"),
+        ("cuda:99", "device 'cuda:99' is not available"),
+        ("xpu", "device 'xpu' is not available on this machine: "),
+        ("xpu:3", "device 'xpu:3' is not available on this machine: "),
+        ("mps", "device 'mps' is not available on this machine: "),
+        ("hpu", "device 'hpu' is not available on this machine: "),
+        ("privateuseone", "device 'privateuseone.*' is not available on this machine: "),
+        ("directml", "device 'directml' needs the package torch-directml"),
+        ("cpu:x", "unknown device 'cpu:x'"),
+    ],
+)
+def test_a_device_that_cannot_be_used_is_said_in_one_line(device: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        choose_device(device)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_works_is_taken_and_the_cpu_where_no_other_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_device("cpu") == choose_device(torch.device("cpu")) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)  # it claims so, and fails
+    assert choose_device(None) == torch.device("cpu")
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64 in every operation, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves((args, result)):
+            if isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.device.type != "cpu":
+                raise TypeError(f"Cannot convert a tensor to float64 in {function}")
+        return result
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends a GPU")
+def test_the_model_makes_no_float64_off_the_cpu(tiny_model: RaliModel) -> None:
+    model = copy.deepcopy(tiny_model)
+    with FakeTensorMode(allow_non_fake_inputs=True), NoFloat64():
+        for part in model.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                setattr(part, name, nn.Parameter(torch.empty(parameter.shape, device="cuda")))
+            for name, buffer in part.named_buffers(recurse=False):
+                part.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda"))
+        crops = torch.rand(2, 3, tiny_model.preprocess_config.image_size, tiny_model.preprocess_config.image_size)
+        embedded = model.embed(crops.to("cuda"))
+        assert model.head(embedded).dtype == torch.float32
+        assert model.head.weights(embedded).mean(dim=0).cpu().dtype == torch.float32
+        with pytest.raises(TypeError, match="Cannot convert a tensor to float64"):
+            embedded.double()
+
+
+def test_where_an_operator_is_missing_the_resize_is_done_on_the_cpu() -> None:
+    from torch.nn import functional
+
+    from rali_core.preprocess import resize_shorter_side
+
+    class MissingOperator(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "_upsample_bicubic2d_aa" in str(function) and args[0].device.type == "meta":
+                raise NotImplementedError("The operator 'aten::_upsample_bicubic2d_aa.out' is not implemented")
+            return function(*args, **(kwargs or {}))
+
+    with MissingOperator(), pytest.raises(NotImplementedError):
+        functional.interpolate(torch.rand(1, 3, 50, 60, device="meta"), (20, 24), mode="bicubic", antialias=True)
+    with MissingOperator(), pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        resize_shorter_side(torch.rand(1, 3, 50, 60, device="meta"), 20)  # it went to copy the pixels to the CPU

@@ -152,7 +152,9 @@ def test_arrays_and_tensors_that_are_no_images_are_refused(value: Any, message: 
 
 
 def test_other_things_are_refused() -> None:
-    with pytest.raises(TypeError, match="expected a path, PIL image, numpy array or torch tensor, got int"):
+    with pytest.raises(
+        TypeError, match="expected a path, PIL image, numpy array or torch tensor, or .* open file, got int"
+    ):
         to_pixels(3)  # type: ignore[arg-type]
 
 

@@ -133,7 +133,7 @@ def test_sixteen_bit_pixels_are_computed_in_float32() -> None:
 @pytest.mark.parametrize(
     ("pixels", "error", "message"),
     [
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, "floating-point tensor of pixels in .0, 1., got torch.uint8"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.int32), TypeError, "floating-point tensor of pixels in .0, 1., got torch.int32"),
         (torch.zeros(3, 4, 4), ValueError, r"shape \(B, 3, H, W\), got \(3, 4, 4\)"),
         (torch.zeros(1, 4, 4, 4), ValueError, r"shape \(B, 3, H, W\), got \(1, 4, 4, 4\)"),
         (torch.zeros(0, 3, 4, 4), ValueError, "at least one image"),

@@ -12,6 +12,7 @@ from PIL import Image
 from rali_core.checkpoint import ModelInfo
 from rali_core.images import ImageError
 from rali_core.model import RaliModel
+from rali_core.score_cache import ScoreCache
 from rali_core.scorer import RaliScorer
 
 
@@ -88,7 +89,7 @@ def test_the_first_unusable_image_raises_and_is_named(tiny_scorer: RaliScorer, t
         tiny_scorer.score([tmp_path / "gone.png", good])
     with pytest.raises(TypeError, match="image 0: expected a path, PIL image"):
         tiny_scorer.score([3])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"expected an image .* or an iterable of them, got int"):
+    with pytest.raises(TypeError, match=r"expected an image .* or an iterable of images, got int"):
         tiny_scorer.score(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="on_error must be 'raise' or 'record', got 'ignore'"):
         tiny_scorer.score([good], on_error="ignore")  # type: ignore[arg-type]
@@ -203,3 +204,92 @@ def test_scoring_neither_draws_nor_sets_global_state(tiny_scorer: RaliScorer) ->
     after = (torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
+
+
+def test_coverage_can_be_chosen_per_call_and_is_part_of_the_cache(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
+    wide = np.random.default_rng(3).integers(0, 256, (32, 150, 3), dtype=np.uint8)
+    scorer = RaliScorer(tiny_model, tiny_info, device="cpu", cache=ScoreCache())
+    tiles = RaliScorer(tiny_model, tiny_info, device="cpu", coverage="tiles").score(wide).scores[0]
+    centre = scorer.score(wide).scores[0]
+    assert scorer.score(wide, coverage="tiles").scores[0] == pytest.approx(tiles, abs=1e-6)
+    assert next(scorer.stream(wide, coverage="tiles")).score == pytest.approx(tiles, abs=1e-6)
+    assert scorer.score(wide).scores[0] == centre != pytest.approx(tiles, abs=1e-4)
+    assert scorer.coverage == "center"
+    with pytest.raises(ValueError, match="coverage must be one of center, tiles, got 'all'"):
+        scorer.score(wide, coverage="all")  # type: ignore[arg-type]
+
+
+class ShortOfMemory(torch.nn.Module):
+    """An encoder on a device where only so many crops fit."""
+
+    def __init__(self, encoder: torch.nn.Module, fits: int, error: Exception) -> None:
+        super().__init__()
+        self.encoder, self.fits, self.error = encoder, fits, error
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if len(inputs) > self.fits:
+            raise self.error
+        result: torch.Tensor = self.encoder(inputs)
+        return result
+
+
+OUT_OF_MEMORY = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    ),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("fits", [0, 1, 2, 5])
+def test_a_batch_that_does_not_fit_is_tried_again_smaller(tiny_file: Path, error: Exception, fits: int) -> None:
+    images = random_images(7)
+    scorer = RaliScorer.from_pretrained(tiny_file, device="cpu", batch_size=7, coverage="tiles")
+    expected = scorer.score(images).scores
+    scorer.model.encoder = ShortOfMemory(scorer.model.encoder, fits, error)
+    result = scorer.score(images, on_error="record")
+    if fits:
+        assert result.scores == pytest.approx(expected, abs=1e-5)
+        assert result.errors == (None,) * 7
+    else:
+        assert result.errors == ("not enough memory on cpu to score the image",) * 7
+        with pytest.raises(ImageError, match="image 0: not enough memory on cpu"):
+            scorer.score(images)
+
+
+def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(tiny_file: Path) -> None:
+    scorer = RaliScorer.from_pretrained(tiny_file, device="cpu")
+    scorer.model.encoder = ShortOfMemory(scorer.model.encoder, 0, RuntimeError("shape mismatch"))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        scorer.score(random_images(2), on_error="record")
+
+
+def test_a_score_that_is_not_finite_is_an_error_of_that_image(tiny_file: Path) -> None:
+    scorer = RaliScorer.from_pretrained(tiny_file, device="cpu", cache=ScoreCache())
+    with torch.no_grad():
+        scorer.model.head.scores.fill_(float("nan"))
+    result = scorer.score([*random_images(2), np.zeros((40, 40, 3))], on_error="record")
+    assert result.errors == ("the model gave no finite score in float32; try float32",) * 2 + (None,)
+    assert len(scorer.cache or ()) == 1
+
+
+def test_what_is_done_before_an_error_is_handed_out_and_cached(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
+    good = random_images(6)
+    scorer = RaliScorer(tiny_model, tiny_info, device="cpu", batch_size=4, cache=ScoreCache())
+    done: list[int] = []
+    stream = scorer.stream([*good[:5], np.full((30, 30, 3), np.nan), good[5]])
+    with pytest.raises(ImageError, match="image 5: .*NaN"):
+        done.extend(result.index for result in stream)
+    assert done == [0, 1, 2, 3, 4]
+    assert len(scorer.cache or ()) == 6
+
+    def interrupted() -> Iterator[np.ndarray]:
+        yield from random_images(4, seed=9)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(interrupted())
+    assert len(scorer.cache or ()) == 10
