@@ -123,8 +123,7 @@ def decode_image(data: bytes, name: str, *, limits: ReadLimits = DEFAULT_LIMITS)
     Raises:
         ImageError: As for `load_image`.
     """
-    with open_image(data, name=name, limits=limits) as image:
-        return to_float(decode_pil(image))
+    return to_float(read_pixels(data, name=name, limits=limits))
 
 
 @contextmanager
@@ -467,8 +466,13 @@ def to_pixels(image: ImageInput, *, limits: ReadLimits = DEFAULT_LIMITS) -> Tens
     return to_float(read_pixels(image, limits=limits))
 
 
-def read_pixels(image: ImageInput, *, limits: ReadLimits = DEFAULT_LIMITS) -> Tensor:
+def read_pixels(image: ImageInput, *, name: str | None = None, limits: ReadLimits = DEFAULT_LIMITS) -> Tensor:
     """As `to_pixels`, but images of 8 bits stay uint8, which takes a quarter of the memory.
+
+    Args:
+        image: Any kind of image.
+        name: What errors call an image file.
+        limits: What an image file may take.
 
     Returns:
         (3, H, W), uint8 or float32 in [0, 1]; tensors stay on their device.
@@ -486,7 +490,7 @@ def read_pixels(image: ImageInput, *, limits: ReadLimits = DEFAULT_LIMITS) -> Te
     if isinstance(image, Tensor):
         return _from_tensor(image)
     if isinstance(image, str | os.PathLike | bytes | bytearray | memoryview) or is_stream(image):
-        with open_image(image, limits=limits) as opened:
+        with open_image(image, name=name, limits=limits) as opened:
             return decode_pil(opened)
     raise TypeError(
         "expected a path, PIL image, numpy array or torch tensor, or an image file's bytes or open file, "

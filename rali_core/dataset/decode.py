@@ -8,11 +8,10 @@ from importlib import import_module
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..content import has_content
-from ..images import decode_image, load_image
+from ..images import ReadLimits, read_pixels
 from ..preprocess import Coverage, PreprocessConfig, preprocess
 from . import storage
 from .items import Item, Payload, readable
@@ -64,9 +63,8 @@ class Decoded(NamedTuple):
 
 
 def prepare_process(settings: DecodeSettings) -> None:
-    """Set up a process whose only work is to decode: Pillow's limit and plugins, one thread."""
+    """Set up a process whose only work is to decode: Pillow's plugins, one thread."""
     torch.set_num_threads(1)  # there are several such processes
-    Image.MAX_IMAGE_PIXELS = max(settings.max_pixels // 2, 1)  # the error comes at twice this
     for plugin in settings.plugins:
         import_module(plugin)
 
@@ -76,7 +74,7 @@ def decode(task: Task, settings: DecodeSettings) -> Decoded:
     if task.item.problem is not None:
         return Decoded(None, error=task.item.problem)
     try:
-        pixels = _read_pixels(task, settings.payload)
+        pixels = _read_pixels(task, settings.payload, ReadLimits(max_pixels=settings.max_pixels))
         if not has_content(pixels):
             return Decoded(None, pixels.shape[2], pixels.shape[1])
         with torch.inference_mode():
@@ -89,26 +87,26 @@ def decode(task: Task, settings: DecodeSettings) -> Decoded:
         return Decoded(None, error=reason if uri in reason else f"{uri}: {reason}")
 
 
-def _read_pixels(task: Task, payload: Payload) -> Tensor:
+def _read_pixels(task: Task, payload: Payload, limits: ReadLimits) -> Tensor:
     item = task.item
     if payload == "parquet" and not isinstance(task.content, str):
         if task.content is None:
             raise ValueError("the image column is empty here")
-        return decode_image(task.content, item.uri)
+        return read_pixels(task.content, name=item.uri, limits=limits)
     path = task.content if isinstance(task.content, str) else item.path
     if payload != "parquet":
         check_unchanged(item)
     if payload == "file" and not storage.is_url(path):
-        return load_image(path)  # seeks in the file, where the format allows it
+        return read_pixels(path, limits=limits)  # seeks in the file, where the format allows it
     if payload == "tar":
         data = storage.read_bytes(path, item.offset, item.length)
         if len(data) != item.length:
             raise OSError(f"expected {item.length} bytes in the tar, got {len(data)}: it is shorter than when listed")
-        return decode_image(data, item.uri)
+        return read_pixels(data, name=item.uri, limits=limits)
     data = storage.read_bytes(path)
     if payload == "file" and item.file_size not in (storage.UNKNOWN, len(data)):
         raise OSError(f"the file changed since it was listed, from {item.file_size} to {len(data)} bytes")
-    return decode_image(data, item.uri)
+    return read_pixels(data, name=item.uri, limits=limits)
 
 
 def check_unchanged(item: Item) -> None:
