@@ -67,7 +67,7 @@ def make_tiny_model(path: Path, width: int, image_size: int) -> None:
         "prototypes": torch.randn(20, 16), "scores": torch.linspace(0, 1, 20), "logit_scale": torch.tensor(10.0),
     }  # fmt: skip
     model.head.load_state_dict(head)
-    calibration = Calibration.from_scores(np.linspace(0.2, 0.8, 100), "made up for the benchmark")
+    calibration = Calibration.from_scores({"made up": (np.linspace(0.2, 0.8, 100), "made up for the benchmark")})
     save_model(path, model.eval(), ModelInfo("benchmark", "Apache-2.0", calibration=calibration))
 
 

@@ -1,4 +1,4 @@
-"""What a score means: its percentile among the scores of stated pictures, and its band."""
+"""What a score means: its percentile among reference images, and its band."""
 
 from __future__ import annotations
 
@@ -16,48 +16,100 @@ QUANTILES = 101
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Reference distribution and band limits of a model.
+class Population:
+    """The scores of reference images of one kind.
 
     Attributes:
-        quantiles: Ascending scores of the reference pictures at percentiles 0, 1, ... 100; None where the maker had no
-            reference pictures, so that there are bands and no percentiles.
-        reference: Which pictures these are, or why there are none.
+        name: What kind of images, such as `"photographs"`.
+        reference: Which images these are.
+        quantiles: Ascending scores at percentiles 0, 1, ... 100.
+    """
+
+    name: str
+    reference: str
+    quantiles: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "quantiles", _ascending("quantiles", self.quantiles, QUANTILES))
+        for name in ("name", "reference"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a text, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_scores(cls, name: str, scores: ArrayLike, reference: str) -> Population:
+        """The population of (N,) scores of reference images."""
+        quantiles = np.quantile(np.asarray(scores, dtype=np.float64), np.linspace(0.0, 1.0, QUANTILES))
+        # Rounded, so that no two of them differ by less than interpolation between them can bear.
+        return cls(name, reference, tuple(np.maximum.accumulate(quantiles).round(6).tolist()))
+
+
+def _ascending(name: str, values: Any, length: int) -> tuple[float, ...]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (length,) or not np.isfinite(array).all() or (np.diff(array) < 0).any():
+        raise ValueError(f"{name} must be {length} ascending finite numbers, got {values!r}")
+    return tuple(array.tolist())
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Reference populations and band limits of a model.
+
+    Attributes:
+        populations: Reference images of one or several kinds; the first is the one that a percentile is given among
+            where none is named. Empty where the maker had no reference images: then there are bands and no percentiles.
         band_thresholds: Ascending lower limits of poor, fair, good and excellent.
     """
 
-    quantiles: tuple[float, ...] | None
-    reference: str
+    populations: tuple[Population, ...] = ()
     band_thresholds: tuple[float, ...] = BAND_THRESHOLDS
 
     def __post_init__(self) -> None:
-        for name, length in (("quantiles", QUANTILES), ("band_thresholds", len(BAND_NAMES) - 1)):
-            if name == "quantiles" and self.quantiles is None:
-                continue
-            values = np.asarray(getattr(self, name), dtype=np.float64)
-            if values.shape != (length,) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
-                raise ValueError(f"{name} must be {length} ascending finite numbers, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, tuple(values.tolist()))
-        if not isinstance(self.reference, str):
-            raise ValueError(f"reference must be a text, got {self.reference!r}")
+        limits = _ascending("band_thresholds", self.band_thresholds, len(BAND_NAMES) - 1)
+        object.__setattr__(self, "band_thresholds", limits)
+        names = self.population_names
+        if len(set(names)) < len(names):
+            raise ValueError(f"each population needs a name of its own, got {names}")
 
-    def percentiles(self, scores: ArrayLike) -> NDArray[np.float32]:
-        """Percentage of the reference pictures that score lower, 0..100, linear between the stored quantiles.
+    @property
+    def population_names(self) -> tuple[str, ...]:
+        """Names of the kinds of reference images, such as `("photographs", "generated images")`."""
+        return tuple(population.name for population in self.populations)
+
+    @property
+    def reference(self) -> str:
+        """Which images the percentiles are among, in one line."""
+        shown = [f"{population.name}: {population.reference}" for population in self.populations]
+        return "; ".join(shown) or "no reference images"
+
+    def percentiles(self, scores: ArrayLike, population: str | None = None) -> NDArray[np.float32]:
+        """Percentile of each score among reference images, 0..100, linear between the stored quantiles.
 
         Args:
             scores: (N,) scores; NaN stays NaN.
+            population: Which kind of reference images; by default the first.
 
         Returns:
-            (N,); all NaN where there are no reference pictures.
+            (N,) percentage of the reference images that score lower; all NaN where there are no reference images.
+
+        Raises:
+            ValueError: There is no such population.
         """
-        if self.quantiles is None:
+        if population is not None and population not in self.population_names:
+            raise ValueError(f"no population {population!r}; there are: {', '.join(self.population_names) or 'none'}")
+        found = [each for each in self.populations if population in (None, each.name)]
+        if not found:
             return np.full(np.shape(scores), np.nan, dtype=np.float32)
         # Equal neighbours would make the interpolation ambiguous: keep the last of each run of equal quantiles.
-        knots = np.asarray(self.quantiles)
+        knots = np.asarray(found[0].quantiles)
         keep = np.append(np.diff(knots) > 0, True)
         percent = np.linspace(0.0, 100.0, QUANTILES)
         values: NDArray[np.float64] = np.interp(np.asarray(scores, dtype=np.float64), knots[keep], percent[keep])
         return values.astype(np.float32)
+
+    def describe(self, score: float) -> str:
+        """A score's percentiles in words, such as "better than 92 % of photographs, 88 % of generated images"."""
+        shares = [(float(self.percentiles([score], name)[0]), name) for name in self.population_names]
+        return "better than " + ", ".join(f"{share:.0f} % of {name}" for share, name in shares) if shares else ""
 
     def bands(self, scores: ArrayLike) -> tuple[str, ...]:
         """Name of each score's band: bad, poor, fair, good or excellent.
@@ -70,28 +122,38 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """The calibration as plain JSON types."""
-        return {
-            "quantiles": None if self.quantiles is None else list(self.quantiles),
-            "reference": self.reference,
-            "band_thresholds": list(self.band_thresholds),
-        }
+        populations = [
+            {"name": each.name, "reference": each.reference, "quantiles": list(each.quantiles)}
+            for each in self.populations
+        ]
+        return {"populations": populations, "band_thresholds": list(self.band_thresholds)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        """The calibration from what `to_dict` gave.
+        """The calibration from what `to_dict` gave, in this version or in 0.1 (one unnamed population).
 
         Raises:
             ValueError: A key is missing or unknown, or a value is unusable.
         """
-        if not isinstance(values, dict) or set(values) != {"quantiles", "reference", "band_thresholds"}:
-            raise ValueError(f"expected the keys quantiles, reference and band_thresholds, got {values!r}")
-        quantiles = values["quantiles"]
-        quantiles = None if quantiles is None else tuple(quantiles)
-        return cls(quantiles, values["reference"], tuple(values["band_thresholds"]))
+        if isinstance(values, dict) and set(values) == {"quantiles", "reference", "band_thresholds"}:
+            quantiles, reference = values["quantiles"], values["reference"]
+            old = () if quantiles is None else (Population("reference images", reference, tuple(quantiles)),)
+            return cls(old, tuple(values["band_thresholds"]))
+        if not isinstance(values, dict) or set(values) != {"populations", "band_thresholds"}:
+            raise ValueError(f"expected the keys populations and band_thresholds, got {values!r}")
+        try:
+            populations = tuple(
+                Population(each["name"], each["reference"], tuple(each["quantiles"])) for each in values["populations"]
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"populations must be a list of name, reference and quantiles: {error!r}") from error
+        return cls(populations, tuple(values["band_thresholds"]))
 
     @classmethod
-    def from_scores(cls, scores: ArrayLike, reference: str) -> Calibration:
-        """The calibration on the scores of reference pictures, with the default bands."""
-        quantiles = np.quantile(np.asarray(scores, dtype=np.float64), np.linspace(0.0, 1.0, QUANTILES))
-        # Rounded, so that no two of them differ by less than interpolation between them can bear.
-        return cls(tuple(np.maximum.accumulate(quantiles).round(6).tolist()), reference)
+    def from_scores(cls, populations: dict[str, tuple[ArrayLike, str]]) -> Calibration:
+        """The calibration on scores of reference images, with the default bands.
+
+        Args:
+            populations: Name to ((N,) scores, which images these are).
+        """
+        return cls(tuple(Population.from_scores(name, *given) for name, given in populations.items()))

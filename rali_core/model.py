@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .encoder import EncoderConfig, build_encoder
 from .head import PrototypeHead
@@ -106,3 +108,36 @@ class RaliModel(nn.Module):
     def device(self) -> torch.device:
         """Where the model is."""
         return self.head.mean.device
+
+
+def with_image_size(model: RaliModel, image_size: int) -> RaliModel:
+    """The same model for another input size; its position embeddings are resampled (bicubic, antialiased).
+
+    Args:
+        model: With a plain vision transformer for an encoder.
+        image_size: Side of the new input in pixels.
+
+    Raises:
+        ValueError: The encoder is of another kind.
+    """
+    if image_size == model.preprocess_config.image_size:
+        return model
+    names = [name for name in ("encoder.trunk.pos_embed", "encoder.positional_embedding") if name in model.state_dict()]
+    if not names:
+        raise ValueError(f"only a plain vision transformer can take another image size, got {type(model.encoder).__name__}")
+    encoder_config = replace(
+        model.encoder_config, vision_cfg={**model.encoder_config.vision_cfg, "image_size": image_size}
+    )
+    result = RaliModel(
+        encoder_config, replace(model.preprocess_config, image_size=image_size),
+        pca_dim=len(model.head.components), prototypes=len(model.head.scores), coverage=model.coverage,
+    )  # fmt: skip
+    state = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    positions, wanted = state[names[0]], result.state_dict()[names[0]]
+    old, new = (math.isqrt(tensor.shape[-2] - 1) for tensor in (positions, wanted))
+    grid = positions.reshape(-1, positions.shape[-1])[1:].T.reshape(1, -1, old, old)
+    grid = functional.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
+    patches = grid.reshape(positions.shape[-1], -1).T
+    state[names[0]] = torch.cat([positions.reshape(-1, positions.shape[-1])[:1], patches]).reshape(wanted.shape)
+    result.load_state_dict(state)
+    return result.eval()

@@ -272,6 +272,13 @@ class ClipTower(nn.Module):
         self.proj = nn.Parameter(torch.empty(shape.width, embed_dim))
         draw(self.proj, shape.width**-0.5)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
+        """Which parameters belong to which block, in timm's form, for layer-wise learning rates."""
+        return {
+            "stem": r"^(class_embedding|positional_embedding|conv1|ln_pre)",
+            "blocks": [(r"^transformer\.resblocks\.(\d+)", None), (r"^(ln_post|proj)", (99999,))],
+        }
+
     def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, 3, S, S) normalised input to (B, D) embeddings, un-normalised."""
         patches = self.conv1(inputs).flatten(2).transpose(1, 2)
@@ -393,7 +400,7 @@ class DinoTrunk(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) normalised input to (B, W) embeddings."""
-        tokens = self.keep_own(self._pos_embed(self.patch_embed(inputs)))
+        tokens = self.patch_drop(self.keep_own(self._pos_embed(self.patch_embed(inputs))))
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         last = cast(DinoBlock, self.blocks[-1])
@@ -412,6 +419,13 @@ class DinoTower(nn.Module):
         self.shape = shape
         self.trunk = DinoTrunk(shape)
         self.head = nn.Sequential()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
+        """Which parameters belong to which block, in timm's form, for layer-wise learning rates."""
+        return {
+            "stem": r"^trunk\.(cls_token|pos_embed|patch_embed)",
+            "blocks": [(r"^trunk\.blocks\.(\d+)", None), (r"^trunk\.norm\.", (99999,))],
+        }
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) normalised input to (B, W) embeddings, un-normalised."""

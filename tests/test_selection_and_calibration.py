@@ -35,26 +35,26 @@ def test_senseless_selections_are_refused() -> None:
 
 def test_percentiles_tell_the_share_of_reference_pictures_that_score_lower() -> None:
     reference = np.linspace(0.0, 1.0, 1001)
-    calibration = Calibration.from_scores(reference, "made up")
+    calibration = Calibration.from_scores({"made up": (reference, "made up")})
     assert calibration.percentiles([0.25, 0.5, -1.0, 2.0]) == pytest.approx([25.0, 50.0, 0.0, 100.0], abs=0.2)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=200), st.lists(st.floats(-1, 2), min_size=2, max_size=20))
 def test_percentiles_rise_with_the_score(reference: list[float], scores: list[float]) -> None:
-    percentiles = Calibration.from_scores(reference, "made up").percentiles(sorted(scores))
+    percentiles = Calibration.from_scores({"made up": (reference, "made up")}).percentiles(sorted(scores))
     assert (np.diff(percentiles) >= -1e-4).all()  # interpolation rounds
     assert ((percentiles >= 0) & (percentiles <= 100)).all()
 
 
 def test_bands_are_the_five_equal_parts_of_the_scale_and_include_their_lower_limit() -> None:
-    calibration = Calibration.from_scores([0.0, 1.0], "made up")
+    calibration = Calibration.from_scores({"made up": ([0.0, 1.0], "made up")})
     assert calibration.bands([0.0, 0.19, 0.2, 0.4, 0.6, 0.8, 1.0]) == (
         "bad", "bad", "poor", "fair", "good", "excellent", "excellent",
     )  # fmt: skip
 
 
 def test_a_calibration_survives_the_way_through_json_and_bad_ones_are_refused() -> None:
-    calibration = Calibration.from_scores([0.1, 0.5, 0.9], "made up")
+    calibration = Calibration.from_scores({"made up": ([0.1, 0.5, 0.9], "made up")})
     assert Calibration.from_dict(calibration.to_dict()) == calibration
     with pytest.raises(ValueError, match="quantiles must be 101 ascending finite numbers"):
         Calibration((0.1, 0.2), "x")

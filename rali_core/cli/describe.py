@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _find_requests(options: argparse.Namespace) -> tuple[list[DescriptionRequest], Path]:
     """The images and the folder that their names are relative to."""
-    from ..training.data import read_labels
+    from ..labels import read_labels
     from ..training.describe.describers import DescriptionRequest
     from ..training.describe.records import image_name
 

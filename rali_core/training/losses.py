@@ -1,16 +1,116 @@
-"""Terms that compare predicted with human scores, beside the mean squared error of RALI's stage 3."""
+"""Loss terms: contrastive, correlation, ranking of distortions, consistency."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .distortion_triplets import MILD_DISTORTIONS, DistortionTriplet
+
 SMOOTH_L1_BETA = 0.1
 """Error from which on the loss grows linearly, in units of the score."""
-ORDER_MARGIN_PER_LEVEL = 0.03
+MARGIN_PER_LEVEL = 0.03
 """How much lower each stronger distortion level should score."""
-RANK_TEMPERATURE = 0.1
-"""Difference of two scores at which the ranking term takes their order as fairly sure."""
+PRISTINE_FLOOR = 0.62
+"""An undistorted pristine image should score at least this."""
+DISTORTED_CEILING = (0.80, 0.10)
+"""From level 3 on, a distorted image should score at most the first number minus the second times its level."""
+
+
+def info_nce(
+    images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor, logit_scale: Tensor | float
+) -> Tensor:
+    """Symmetric InfoNCE with any number of positives.
+
+    Source: CLIP (Radford et al. 2021); an image may have several descriptions, all of which are its positives, in the
+    form of Khosla et al. 2020 (supervised contrastive learning, "L_out"). With one each it is CLIP's loss exactly.
+
+    Args:
+        images: (B, E) image embeddings of any length.
+        texts: (T, E) text embeddings of any length.
+        image_ids: (B,) integer id of each image.
+        text_ids: (T,) id of the image that each text describes.
+        logit_scale: Inverse temperature.
+
+    Returns:
+        () half the mean over images plus half the mean over texts. An anchor without a positive does not count.
+
+    Raises:
+        ValueError: Shapes do not fit.
+    """
+    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
+        raise ValueError(f"expected (B, E) and (T, E) embeddings, got {tuple(images.shape)} and {tuple(texts.shape)}")
+    if image_ids.shape != images.shape[:1] or text_ids.shape != texts.shape[:1]:
+        raise ValueError(
+            f"expected one id per embedding, got {tuple(image_ids.shape)} and {tuple(text_ids.shape)} for "
+            f"{len(images)} images and {len(texts)} texts"
+        )
+    logits = logit_scale * functional.normalize(images, dim=-1) @ functional.normalize(texts, dim=-1).T
+    positive = (image_ids[:, None] == text_ids[None, :]).to(logits.dtype)
+    return (_one_way(logits, positive) + _one_way(logits.T, positive.T)) / 2
+
+
+def _one_way(logits: Tensor, positive: Tensor) -> Tensor:
+    count = positive.sum(dim=-1)
+    per_anchor = -(functional.log_softmax(logits, dim=-1) * positive).sum(dim=-1) / count.clamp_min(1)
+    return per_anchor.sum() / (count > 0).sum().clamp_min(1)
+
+
+def retrieval_recall(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor, *, k: int) -> float:
+    """Share of images with a description of their own among the k texts nearest to them.
+
+    Args:
+        images: (B, E) image embeddings.
+        texts: (T, E) text embeddings.
+        image_ids: (B,) ids.
+        text_ids: (T,) ids.
+        k: How many texts are looked at; at most T count.
+    """
+    similar = functional.normalize(images, dim=-1) @ functional.normalize(texts, dim=-1).T
+    nearest = similar.topk(min(k, len(texts)), dim=-1).indices
+    return float((text_ids[nearest] == image_ids[:, None]).any(dim=-1).float().mean())
+
+
+def backward_in_chunks(
+    encode: Callable[[Tensor], Tensor],
+    chunks: Sequence[Tensor],
+    loss: Callable[[Tensor], Tensor],
+    *,
+    seed: int,
+) -> Tensor:
+    """Gradients of a loss over a large batch with the memory of one chunk: gradient caching (Gao et al. 2021).
+
+    Args:
+        encode: From a chunk of inputs to (n, E) embeddings. It runs twice, with torch's generator seeded alike.
+        chunks: The batch in pieces; a single one is run once, the plain way.
+        loss: From all (B, E) embeddings to ().
+        seed: Seed of the first chunk; each further one gets the next.
+
+    Returns:
+        () the loss, detached. Gradients are accumulated in the encoder's parameters, and in whatever else `loss`
+        uses, as `loss(encode(whole batch)).backward()` would.
+    """
+
+    def run(index: int) -> Tensor:
+        torch.manual_seed(seed + index)
+        return encode(chunks[index])
+
+    if len(chunks) == 1:
+        whole = loss(run(0))
+        whole.backward()
+        return whole.detach()
+    with torch.no_grad():
+        embeddings = torch.cat([run(index) for index in range(len(chunks))])
+    embeddings.requires_grad_(True)
+    value = loss(embeddings)
+    value.backward()
+    assert embeddings.grad is not None
+    for index, gradient in enumerate(embeddings.grad.split([len(chunk) for chunk in chunks])):
+        torch.autograd.backward(run(index), gradient)
+    return value.detach()
 
 
 def plcc_loss(predicted: Tensor, human: Tensor) -> Tensor:
@@ -20,19 +120,33 @@ def plcc_loss(predicted: Tensor, human: Tensor) -> Tensor:
     return loss
 
 
-def rank_loss(predicted: Tensor, human: Tensor) -> Tensor:
-    """Mean logistic loss over all pairs that people scored differently.
+def distortion_ranking_loss(scores: Tensor, triplets: Sequence[DistortionTriplet]) -> tuple[Tensor, Tensor]:
+    """The two terms on distortions of known level, which need no human scores.
 
-    Source: RankNet, Burges et al., ICML 2005. Only the order of `human` matters, not its scale.
+    Source of the idea: Liu et al., "RankIQA", ICCV 2017.
 
     Args:
-        predicted: (B,) scores of the model.
-        human: (B,) human scores.
+        scores: (G, 3) scores of the undistorted image, the mild and the severe distortion.
+        triplets: The G triplets.
 
     Returns:
-        (), 0 (best) or more; 0 where all human scores are equal.
+        () mean hinge on the three ordered pairs of each triplet, by a margin per level; () mean hinge of pristine
+        images below `PRISTINE_FLOOR` plus that of severe distortions above `DISTORTED_CEILING`.
     """
-    better = human[:, None] > human[None, :]
-    margin = (predicted[:, None] - predicted[None, :]) / RANK_TEMPERATURE
-    loss: Tensor = (functional.softplus(-margin) * better).sum() / better.sum().clamp_min(1)
-    return loss
+    device = scores.device
+    levels = torch.tensor([[0.0, triplet.mild, triplet.severe] for triplet in triplets], device=device)
+    gentle = torch.tensor([triplet.distortion in MILD_DISTORTIONS for triplet in triplets], device=device)
+    pristine = torch.tensor([triplet.pristine for triplet in triplets], device=device).float()
+    pairs = torch.tensor([[0, 1], [0, 2], [1, 2]])
+    margin = MARGIN_PER_LEVEL * (levels[:, pairs[:, 1]] - levels[:, pairs[:, 0]])
+    margin = torch.where(gentle[:, None], margin / 2, margin)
+    order = functional.relu(margin - (scores[:, pairs[:, 0]] - scores[:, pairs[:, 1]])).mean()
+    top, per_level = DISTORTED_CEILING
+    strong = (levels >= 3) & ~gentle[:, None]
+    above = (functional.relu(scores - (top - per_level * levels)) * strong).mean()
+    return order, (pristine * functional.relu(PRISTINE_FLOOR - scores[:, 0])).mean() + above
+
+
+def consistency_loss(scores: Tensor, copies: Tensor) -> Tensor:
+    """Mean absolute difference between the scores of images and of copies that should score the same; both (B,)."""
+    return (scores - copies).abs().mean()

@@ -1,183 +1,675 @@
-"""What every training begins and ends with: reading the data; calibrating, measuring and saving the model."""
+"""A training from its configuration to the model file: describe, align, tune, compress, fit, in this order.
+
+Source: Zhao et al., ICLR 2026 (arXiv 2510.11369); what each stage does, and where it differs, stands in `align.py`,
+`tune.py`, `compress.py` and `fit.py`. Each stage here is a function that says what it reads and what it writes. The way of
+a labels row: `labels.read_labels`, `image_cache` (decoded once), `align` and `tune` (batches), `embed_images`,
+`compress`, `fit`, `save`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from .. import __version__
 from ..calibration import Calibration
 from ..checkpoint import ModelInfo, save_model
-from ..devices import device_of
-from ..files import hash_file
+from ..evaluation import measure_agreement, srcc_within_groups
+from ..files import find_images, hash_file
 from ..head import PrototypeHead
+from ..labels import LabelledImage, read_labels, scores_of, split_validation
 from ..model import RaliModel
-from ..preprocess import Coverage
 from ..scorer import RaliScorer
-from .backbones import Backbone
-from .config import DataConfig
-from .data import LabelledImage, read_labels, scores_of, split_validation
-from .evaluate import Report, format_agreement, measure_agreement
+from .align import DescribedImages, align_encoder
+from .backbones import Backbone, load_backbone
+from .compress import InitialHead, compress_embeddings
+from .config import DataConfig, ScoreRole, TrainConfig, to_json
+from .describe.describers import DescriptionRequest, describe_all, failures_path, make_describer
+from .describe.records import image_name, read_descriptions
+from .distortion_triplets import BlankRenderer, DistortionTriplet, cache_triplets, plan_triplets
+from .fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
+from .image_cache import ImageCache, SquareReader, cache_images, embed_images, flip_and_recompress, hash_weights
+from .optimise import draw_curves
+from .precision import training_device
+from .text import TextEncoder, embed_texts, load_text_encoder
+from .tune import ScoredImages, TripletImages, tune_encoder
 
-MINIMUM_IMAGES = 20
-"""Fewer labelled training images cannot give a head that means anything."""
+logger = logging.getLogger("rali")
+
+StageName = Literal["describe", "align", "tune", "compress", "fit"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+Part = Literal["training", "validation"]
+TRIPLETS = "triplets"
+"""Name of the distortion triplets among the sets that are described."""
 
 
-Splits = tuple[list[LabelledImage], list[LabelledImage], list[LabelledImage]]
-"""Training, validation and test images."""
+@dataclass(frozen=True)
+class DataSet:
+    """One labelled set: images, human scores in [0, 1], split, and the role that its scores play.
 
-
-def read_splits(
-    labels: str | Path,
-    *,
-    root: str | Path | None,
-    score_range: tuple[float, float],
-    limit: int | None,
-    validation_fraction: float,
-    seed: int,
-) -> Splits:
-    """Read a table and hold out validation images; flagged near-duplicates are left out of the test images.
-
-    Args:
-        labels: See `data.read_labels`, as `root` and `score_range`.
-        root: Folder of the images.
-        score_range: Scale of the scores.
-        limit: Use only the first so many training rows.
-        validation_fraction: Share of the training rows that is held out.
-        seed: Seed of that choice.
-
-    Raises:
-        ValueError: There are fewer than 20 training or 3 validation images.
+    Attributes:
+        name: Its name.
+        training: Images that are trained on.
+        validation: Images that are held out of the training part.
+        test: Images that are only measured in the end.
+        scores: `"absolute"`, `"correlation"` or `"none"`.
+        root: What image names are relative to in description files.
+        digest: SHA-256 over images, scores and split.
     """
-    rows = read_labels(labels, root=root, score_range=score_range)
-    training, validation = split_validation(rows, fraction=validation_fraction, seed=seed)
-    training = training[:limit]
-    if len(training) < MINIMUM_IMAGES or len(validation) < 3:
-        raise ValueError(
-            f"expected at least {MINIMUM_IMAGES} training and 3 validation images, got {len(training)} and "
-            f"{len(validation)}"
-        )
-    return training, validation, [row for row in rows if row.split == "test" and not row.near_duplicate]
+
+    name: str
+    training: list[LabelledImage]
+    validation: list[LabelledImage]
+    test: list[LabelledImage]
+    scores: ScoreRole
+    root: Path
+    digest: str
+
+    def rows(self, part: Part) -> list[LabelledImage]:
+        """The images of a part."""
+        return self.training if part == "training" else self.validation
 
 
-def read_configured(name: str, data: DataConfig, *, seed: int, report: Report) -> Splits:
-    """Read the table of a configured data set, and report how many images it has.
+def read_data_set(data: DataConfig, *, seed: int, limit: int | None = None) -> DataSet:
+    """Read a configured table and split it.
 
     Args:
-        name: The set's name in what is reported.
         data: What the configuration says of it.
-        seed: As of `read_splits`.
-        report: Called with a line of text.
+        seed: Seed of the validation split.
+        limit: Keep at most so many images of each part, for a quick trial.
 
     Raises:
-        ValueError: As `read_splits`.
+        FileNotFoundError, ValueError: See `read_labels` and `split_validation`.
     """
-    rows = read_splits(
-        data.labels, root=data.images_root, score_range=data.score_range, limit=data.limit,
-        validation_fraction=data.validation_fraction, seed=seed,
+    rows = read_labels(
+        data.labels, root=data.images_root, score_range=data.score_range,
+        content_column=data.content_column, group_column=data.group_column,
     )  # fmt: skip
-    training, validation, test = map(len, rows)
-    report(f"{name}: {training} training, {validation} validation, {test} test images")
-    return rows
+    unknown = set(data.exclude_groups) - {row.group for row in rows}
+    if unknown:
+        raise ValueError(f"exclude_groups of {data.name!r}: {data.labels.name} has no {', '.join(sorted(unknown))}")
+    used = [row for row in rows if row.group not in data.exclude_groups or row.split != "train"]
+    training, validation = split_validation(used, fraction=data.validation_fraction, seed=seed)
+    test = [row for row in rows if row.split == "test" and not row.near_duplicate]
+    if limit is not None:
+        random = np.random.default_rng(seed)
+        training, validation, test = (_sample(part, limit, random) for part in (training, validation, test))
+    digest = hashlib.sha256()
+    for part in (training, validation, test):
+        for row in part:
+            digest.update(bytes.fromhex(hash_file(row.path)) + f"{row.score:.6f} {row.content} {row.group}".encode())
+        digest.update(b"part")
+    root = data.images_root or data.labels.parent
+    logger.info("%s: %d training, %d validation, %d test images", data.name, len(training), len(validation), len(test))
+    return DataSet(data.name, training, validation, test, data.scores, root, digest.hexdigest())
 
 
-def measure_and_save(
-    model: RaliModel,
-    output: Path,
-    *,
-    name: str,
-    licence: str,
-    source: dict[str, Any],
-    labels: str | Path,
-    rows: Splits,
-    story: dict[str, Any],
-    measure_test: bool = True,
-    validation_seen: bool = False,
-    report: Report,
-) -> dict[str, Any]:
-    """Calibrate on the validation images, measure on these and on the test images, and write the model file.
+def _sample(rows: list[LabelledImage], limit: int, random: np.random.Generator) -> list[LabelledImage]:
+    return [rows[index] for index in sorted(random.permutation(len(rows))[:limit].tolist())]
+
+
+class Run:
+    """A configured training: its data, read when it is first needed, and the files of its stages.
 
     Args:
-        model: The trained model, float32, on the device that shall do the measuring.
-        output: Model file to write; its tower is stored in float16.
-        name: The model's name.
-        licence: Of the weights.
-        source: Where the training started, for the metadata.
-        labels: Table of the images, for its name and hash.
-        rows: Training, validation and test images; fewer than three test images are not measured.
-        story: What else the `training` metadata shall tell.
-        measure_test: False for a model that another training goes on from: then the test images are not looked at.
-        validation_seen: Whether the model has learnt the validation images too: their figures then say so.
-        report: Called with lines of text.
+        config: From `read_config`.
+        limit: Use at most so many images of each set and part, and so many triplets: a quick trial, with a work_dir and an
+            output of its own.
+    """
+
+    def __init__(self, config: TrainConfig, *, limit: int | None = None) -> None:
+        if limit is not None:
+            if limit < 3:
+                raise ValueError(f"the limit must be at least 3 images, got {limit}")
+            config = replace(
+                config,
+                work_dir=config.work_dir.with_name(f"{config.work_dir.name}-limit-{limit}"),
+                output=config.output.with_name(f"{config.output.stem}-limit-{limit}.safetensors"),
+                distortions=replace(config.distortions, triplets=min(limit, config.distortions.triplets)),
+            )
+        self.config, self.limit = config, limit
+
+    def path(self, stage: StageName, name: str) -> Path:
+        """A file of a stage."""
+        return self.config.work_dir / stage / name
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the encoder computes."""
+        return training_device(self.config.device)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The pretrained encoder."""
+        settings = self.config.backbone
+        return load_backbone(settings.file, image_size=settings.image_size, patch_subset=settings.patch_subset)
+
+    @cached_property
+    def data(self) -> list[DataSet]:
+        """All data sets; the first one's scale is the model's."""
+        return [read_data_set(data, seed=self.config.seed, limit=self.limit) for data in self.config.data]
+
+    @cached_property
+    def triplets(self) -> list[DistortionTriplet]:
+        """Images to be rendered at known levels of distortion."""
+        good = [row for data in self.data if data.scores == "absolute" for row in data.training]
+        settings = self.config.distortions
+        pristine = [path for folder in settings.pristine for path in find_images([folder], recursive=True)]
+        return plan_triplets(pristine, good, count=settings.triplets, seed=self.config.seed)
+
+    @cached_property
+    def triplets_digest(self) -> str:
+        """SHA-256 over the triplets and the images that they are made of."""
+        hashes: dict[str, str] = {}
+        digest = hashlib.sha256()
+        for triplet in self.triplets:
+            if triplet.source not in hashes:
+                rendered = triplet.source.startswith("graphic:")
+                hashes[triplet.source] = triplet.source if rendered else hash_file(Path(triplet.source))
+            what = (hashes[triplet.source], triplet.pristine, triplet.distortion, triplet.mild, triplet.severe)
+            digest.update(repr((*what, triplet.seed)).encode())
+        return digest.hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Side of the encoder's input in pixels."""
+        return self.backbone.preprocess.image_size
+
+    def images(self, data: DataSet, part: Part) -> ImageCache:
+        """The decoded middle squares of a part of a set."""
+        paths = [row.path for row in data.rows(part)]
+        path = self.config.work_dir / "images" / f"{data.name}-{part}.npy"
+        shape = (len(paths), self.size, self.size, 3)
+        return cache_images(
+            SquareReader(paths, self.size), shape, path, key=[data.digest, part], workers=self.config.workers
+        )
+
+    def triplet_images(self) -> ImageCache:
+        """The rendered triplets."""
+        path = self.config.work_dir / "images" / f"{TRIPLETS}.npy"
+        return cache_triplets(self.triplets, path, size=self.size, workers=self.config.workers)
+
+    def blank_images(self) -> ImageCache:
+        """The rendered images without content."""
+        path, count = self.config.work_dir / "images" / "blank.npy", self.config.distortions.blank
+        shape = (count, self.size, self.size, 3)
+        return cache_images(BlankRenderer(self.size), shape, path, key=["blank", count], workers=self.config.workers)
+
+    def model(self, encoder: Path | None = None) -> RaliModel:
+        """The backbone, or the encoder that a stage wrote, with an empty head."""
+        source = self.backbone
+        model = RaliModel(source.encoder, source.preprocess, pca_dim=1, prototypes=1, coverage=self.config.coverage)
+        state = source.state if encoder is None else load_file(encoder)
+        model.encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        return model.eval().to(self.device)
+
+    def embeddings(self, model: RaliModel, name: str, images: Sequence[NDArray[np.uint8]], digest: str) -> Tensor:
+        """(N, D) embeddings of a set's images, kept in the work_dir."""
+        path = self.config.work_dir / "embeddings" / f"{name}.npy"
+        return embed_images(model, images, path, key=[hash_weights(model.encoder), digest])
+
+
+# ------------------------------------------------------------------------------------------------------------- stages
+
+
+def describe(run: Run) -> None:
+    """Stage 1. Reads the labelled images and renders the distortion triplets; writes `SET.jsonl` for each set."""
+    settings = run.config.describe
+    for data, config in zip(run.data, run.config.data, strict=True):
+        told = config.scores == "absolute" if config.scores_in_text is None else config.scores_in_text
+        requests = [
+            DescriptionRequest(image_name(row.path, data.root), row.path, score=row.score if told else None)
+            for row in (*data.training, *data.validation)
+        ]
+        describer = make_describer(
+            settings.source, file=config.descriptions, root=data.root, model=settings.model, dtype=settings.dtype,
+            max_new_tokens=settings.max_new_tokens, attempts=settings.attempts, prompt_file=settings.prompt_file,
+        )  # fmt: skip
+        _describe(run, requests, describer, data.name)
+    if run.triplets:
+        images = run.triplet_images()
+        requests = [
+            DescriptionRequest(
+                _triplet_name(number, place), partial(_triplet_image, images, number, place),
+                distortion=triplet.distortion if place else None, level=(0, triplet.mild, triplet.severe)[place],
+            )  # fmt: skip
+            for number, triplet in enumerate(run.triplets)
+            for place in range(3)
+        ]
+        _describe(run, requests, make_describer("measured"), TRIPLETS)
+
+
+def _triplet_name(number: int, place: int) -> str:
+    return f"{number:06d}-{place}"
+
+
+def _triplet_image(images: ImageCache, number: int, place: int) -> Image.Image:
+    return Image.fromarray(images[number][place])
+
+
+def _describe(run: Run, requests: list[DescriptionRequest], describer: Any, name: str) -> None:
+    output = run.path("describe", f"{name}.jsonl")
+    seeds = range(run.config.describe.seeds)
+    summary = describe_all(requests, describer, output, seeds=seeds, workers=run.config.workers)
+    if summary.failed:
+        image, seed, reason = summary.failed[0]
+        failed = f"{len(summary.failed)} of {len(requests) * len(seeds)} descriptions could not be made"
+        if summary.written + summary.kept == 0:
+            raise ValueError(f"{failed}; {image} (seed {seed}): {reason}")
+        logger.warning("%s: %s, see %s", name, failed, failures_path(output))
+    logger.info("%s: %d images described", name, len(requests))
+
+
+def align(run: Run) -> None:
+    """Stage 2. Reads the backbone and `describe/*.jsonl`; writes `encoder.safetensors`, the log and its curves."""
+    folder, settings = run.path("align", ""), run.config.align
+    model = run.model()
+    if settings.steps:
+        text_encoder = load_text_encoder(settings.text_model)
+        sets = [_described(run, data, "training", text_encoder) for data in run.data]
+        held_out = [
+            _first(_described(run, data, "validation", text_encoder), settings.validation_images)
+            for data in run.data
+            if data.validation
+        ]
+        if run.triplets:
+            names = [_triplet_name(number, place) for number in range(len(run.triplets)) for place in range(3)]
+            images = _Flat(run.triplet_images(), 3)
+            sets.append(_with_texts(run, TRIPLETS, names, images, text_encoder, folder / f"{TRIPLETS}.safetensors"))
+        log = align_encoder(
+            model, sets, held_out, config=settings, frozen_blocks=run.config.backbone.frozen_blocks, folder=folder,
+            inputs=_inputs(run, "align"), seed=run.config.seed, workers=run.config.workers,
+        )  # fmt: skip
+        draw_curves(log, folder / "curves.png")
+    _save_encoder(model, folder / "encoder.safetensors")
+
+
+class _Flat(Sequence[NDArray[np.uint8]]):
+    """(G, K, S, S, 3) images as G * K images one after the other."""
+
+    def __init__(self, images: ImageCache, each: int) -> None:
+        self.images, self.each = images, each
+
+    def __len__(self) -> int:
+        return len(self.images) * self.each
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.images[divmod(index, self.each)]
+
+
+def _described(run: Run, data: DataSet, part: Part, text_encoder: TextEncoder) -> DescribedImages:
+    names = [image_name(row.path, data.root) for row in data.rows(part)]
+    path = run.path("align", f"{data.name}-{part}.safetensors")
+    return _with_texts(run, data.name, names, run.images(data, part), text_encoder, path)
+
+
+def _with_texts(
+    run: Run,
+    name: str,
+    images: list[str],
+    pixels: Sequence[NDArray[np.uint8]],
+    text_encoder: TextEncoder,
+    path: Path,
+) -> DescribedImages:
+    numbers = {image: number for number, image in enumerate(images)}
+    records = read_descriptions(run.path("describe", f"{name}.jsonl"))
+    used = [record for record in records if record.image in numbers]
+    texts = embed_texts(text_encoder, [record.description for record in used], path)
+    return DescribedImages(pixels, texts, np.array([numbers[record.image] for record in used]))
+
+
+def _first(described: DescribedImages, count: int) -> DescribedImages:
+    kept = np.flatnonzero(described.text_images < count)
+    return DescribedImages(
+        [described.images[index] for index in range(min(count, len(described.images)))],
+        described.texts[torch.from_numpy(kept)], described.text_images[kept],
+    )  # fmt: skip
+
+
+def tune(run: Run) -> None:
+    """Stage 3. Reads `align/encoder.safetensors` and all scored sets; writes `encoder.safetensors`, log and curves."""
+    folder, settings = run.path("tune", ""), run.config.tune
+    model = run.model(run.path("align", "encoder.safetensors"))
+    if settings.steps:
+        scored = [data for data in run.data if data.scores != "none"]
+        sets = [
+            ScoredImages(data.name, run.images(data, "training"), scores_of(data.training), data.scores)
+            for data in scored
+        ]
+        if run.config.distortions.blank:
+            blank = run.blank_images()
+            sets.append(ScoredImages("blank", blank, np.zeros(len(blank)), "absolute"))
+        held_out = []
+        for data in scored:
+            images, rows = run.images(data, "validation"), data.validation[: settings.validation_images]
+            if len(rows) > 2:
+                pixels = [images[index] for index in range(len(rows))]
+                held_out.append(ScoredImages(data.name, pixels, scores_of(rows), data.scores))
+        triplets = TripletImages(run.triplets, run.triplet_images()) if run.triplets else None
+        log = tune_encoder(
+            model, sets, triplets, held_out, config=settings, frozen_blocks=run.config.backbone.frozen_blocks,
+            folder=folder, inputs=_inputs(run, "tune"), seed=run.config.seed, workers=run.config.workers,
+        )  # fmt: skip
+        draw_curves(log, folder / "curves.png")
+    _save_encoder(model, folder / "encoder.safetensors")
+
+
+def _save_encoder(model: RaliModel, path: Path) -> None:
+    """In 16 bits, as in the model file: the head is made for exactly the encoder that ships."""
+    save_file({name: tensor.half().cpu().contiguous() for name, tensor in model.encoder.state_dict().items()}, path)
+
+
+def compress(run: Run) -> None:
+    """Stage 4. Reads `tune/encoder.safetensors` and all sets; writes `head.safetensors`, the head before it is fitted."""
+    model = run.model(run.path("tune", "encoder.safetensors"))
+    embeddings, scores = _absolute(run, model)
+    others = [_embedded(run, model, data, "training") for data in run.data if data.scores != "absolute"]
+    settings = run.config.compress
+    initial = compress_embeddings(
+        embeddings.numpy(), scores, pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes,
+        temperature=settings.temperature, seed=run.config.seed,
+        unscored=torch.cat(others).numpy() if others else None,
+    )  # fmt: skip
+    logger.info("compress: %d dimensions, %d prototypes", len(initial.components), len(initial.prototypes))
+    save_file(make_head(initial).state_dict(), run.path("compress", "head.safetensors"))
+
+
+def _embedded(run: Run, model: RaliModel, data: DataSet, part: Part) -> Tensor:
+    return run.embeddings(model, f"{data.name}-{part}", run.images(data, part), f"{data.digest}-{part}")
+
+
+def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64]]:
+    """Embeddings and scores of all images on the model's own scale."""
+    sets = [data for data in run.data if data.scores == "absolute"]
+    embeddings = [_embedded(run, model, data, "training") for data in sets]
+    scores = [scores_of(data.training) for data in sets]
+    if run.config.distortions.blank:
+        blank = run.blank_images()
+        embeddings.append(run.embeddings(model, "blank", blank, f"blank-{len(blank)}"))
+        scores.append(np.zeros(len(blank)))
+    return torch.cat(embeddings), np.concatenate(scores)
+
+
+def fit(run: Run) -> None:
+    """Stage 5. Reads `compress/head.safetensors` and all scored sets; writes `head.safetensors`, the model's head."""
+    model = run.model(run.path("tune", "encoder.safetensors"))
+    embeddings, scores = _absolute(run, model)
+    correlation = [
+        ScoredEmbeddings(_embedded(run, model, data, "training"), torch.from_numpy(scores_of(data.training)).float())
+        for data in run.data
+        if data.scores == "correlation"
+    ]
+    head = load_head(run.path("compress", "head.safetensors"))
+    fit_head(
+        head, ScoredEmbeddings(embeddings, torch.from_numpy(scores).float()), correlation, _triplets(run, model),
+        config=run.config.fit, seed=run.config.seed,
+    )  # fmt: skip
+    save_file(head.state_dict(), run.path("fit", "head.safetensors"))
+
+
+def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
+    settings = run.config.fit
+    count = min(settings.triplets, len(run.triplets))
+    if not count or not (settings.ranking_weight or settings.consistency_weight):
+        return None
+    cache, digest = run.triplet_images(), f"{run.triplets_digest}-{count}"
+    images = [image for number in range(count) for image in cache[number]]
+    embeddings = run.embeddings(model, TRIPLETS, images, digest).view(count, 3, -1)
+    copies = [flip_and_recompress(image) for image in images[::3]]
+    return TripletEmbeddings(run.triplets[:count], embeddings, run.embeddings(model, "copies", copies, digest))
+
+
+def load_head(path: Path) -> PrototypeHead:
+    """A head from a stage's file."""
+    state = load_file(path)
+    pca_dim, embed_dim = state["components"].shape
+    head = PrototypeHead(embed_dim, pca_dim, len(state["prototypes"]))
+    head.load_state_dict(state)
+    return head.eval()
+
+
+# --------------------------------------------------------------------------------------------------- running the stages
+
+_WORK: dict[StageName, Callable[[Run], None]] = {
+    "describe": describe, "align": align, "tune": tune, "compress": compress, "fit": fit,
+}  # fmt: skip
+_OUTPUTS: dict[StageName, str] = {
+    "align": "encoder.safetensors", "tune": "encoder.safetensors", "compress": "head.safetensors",
+    "fit": "head.safetensors",
+}  # fmt: skip
+
+
+def _inputs(run: Run, stage: StageName) -> dict[str, Any]:
+    """All that a stage's outputs depend on, as plain JSON types; the stages before are finished."""
+    config = run.config
+    inputs: dict[str, Any] = {"seed": config.seed, "data": {data.name: data.digest for data in run.data}}
+    if stage != "describe":
+        inputs["backbone"] = {**run.backbone.source, **to_json(replace(config.backbone, file=""))}
+        inputs["roles"] = {data.name: data.scores for data in config.data}
+    inputs["distortions"] = [run.triplets_digest, config.distortions.blank]
+    settings = to_json(getattr(config, stage))
+    for key in ("validation_images", "validate_every"):  # what is looked at on the way, not what comes out
+        settings.pop(key, None)
+    inputs["settings"] = settings
+    if stage == "describe":
+        inputs["told"] = [data.scores_in_text for data in config.data]
+        given = {data.name: hash_file(data.descriptions) for data in config.data if data.descriptions is not None}
+        prompt = config.describe.prompt_file
+        inputs |= {"descriptions": given, "prompt": hash_file(prompt) if prompt else None}
+    before: dict[StageName, tuple[StageName, ...]] = {
+        "describe": (), "align": ("describe",) if config.align.steps else (), "tune": ("align",), "compress": ("tune",),
+        "fit": ("tune", "compress"),
+    }  # fmt: skip
+    inputs["made by"] = {name: read_record(run, name).get("outputs", {}) for name in before[stage]}
+    return json.loads(json.dumps(inputs))  # type: ignore[no-any-return]
+
+
+def read_record(run: Run, stage: StageName) -> dict[str, Any]:
+    """What `stage.json` says of a stage: inputs, and once it is finished outputs, seconds and commit; empty without."""
+    path = run.path(stage, "stage.json")
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record
+
+
+def _hash_outputs(run: Run, stage: StageName) -> dict[str, str]:
+    folder = run.path(stage, "")
+    names = sorted(folder.glob("*.jsonl")) if stage == "describe" else [folder / _OUTPUTS[stage]]
+    return {path.name: hash_file(path) for path in names if path.is_file() and "failures" not in path.name}
+
+
+def is_finished(run: Run, stage: StageName) -> bool:
+    """Whether a stage's outputs are there, unchanged, and made from the present inputs."""
+    record = read_record(run, stage)
+    outputs = record.get("outputs")
+    return bool(outputs) and record["inputs"] == _inputs(run, stage) and _hash_outputs(run, stage) == outputs
+
+
+def run_stage(run: Run, stage: StageName) -> None:
+    """Run a stage unless it is finished; one that was stopped resumes, one whose inputs changed is run again.
+
+    Raises:
+        FileExistsError: The stage's folder holds files that no stage made.
+    """
+    if is_finished(run, stage):
+        logger.info("%s: finished already", stage)
+        return
+    folder, record, inputs = run.path(stage, ""), read_record(run, stage), _inputs(run, stage)
+    if record and (record["inputs"] != inputs or "outputs" in record):
+        changed = [name for name in inputs if record["inputs"].get(name) != inputs[name]]
+        logger.info("%s: re-running: inputs changed (%s)", stage, ", ".join(changed) or "its own files")
+        shutil.rmtree(folder)
+    elif not record and folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds files that no stage made: use another work_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "stage.json", {"inputs": inputs})
+    start = time.monotonic()
+    _WORK[stage](run)
+    seconds = round(time.monotonic() - start, 1)
+    made = {"inputs": inputs, "outputs": _hash_outputs(run, stage), "seconds": seconds, "git_commit": git_commit()}
+    _write_json(folder / "stage.json", made)
+    logger.info("%s: finished in %.0f s", stage, seconds)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+def train(config: TrainConfig, *, stages: Sequence[str] | None = None, limit: int | None = None) -> Path | None:
+    """Run all stages, or some, and write the model file when all are finished.
+
+    Args:
+        config: From `read_config`.
+        stages: Names of the stages to run; those before them must be finished. By default all.
+        limit: See `Run`.
 
     Returns:
-        The `training` metadata.
+        The model file; None while stages are missing.
+
+    Raises:
+        FileNotFoundError: Labels, images or backbone are missing.
+        ValueError: They do not fit, a stage is unknown, or one before a wanted one is not finished.
     """
-    training_rows, validation_rows, test_rows = rows
-    model.encoder.half()
-    model.encoder.float()  # what is measured from here on is what the file holds
-    scorer = RaliScorer(model, ModelInfo(name, licence), device=device_of(model))
-    validation_scores = _score_rows(scorer, validation_rows)
-    figures: dict[str, dict[str, Any]] = {
-        "validation": measure_agreement(validation_scores, scores_of(validation_rows)).to_dict()
-    }
-    if validation_seen:
-        figures["validation"]["seen"] = True
-    if measure_test and len(test_rows) >= 3:
-        figures["test"] = measure_on_test(scorer, test_rows, report=report)
-    training = {
-        **story,
-        "labels_sha256": hash_file(labels),
-        "images": {"training": len(training_rows), "validation": len(validation_rows), "test": len(test_rows)},
-        "figures": figures,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
+    unknown = [name for name in stages or () if name not in STAGES]
+    if unknown:
+        raise ValueError(f"there is no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    run = Run(config, limit=limit)
+    logger.info("computing on %s", run.device)  # a device that is not there is found out now
+    run.model()  # and so is a backbone that cannot be used, not after days of describing
+    needed = [stage for stage in STAGES if stage != "describe" or config.align.steps]  # nothing else reads texts
+    wanted = [stage for stage in needed if stages is None or stage in stages]
+    for stage in needed:
+        if stage in wanted:
+            run_stage(run, stage)
+        elif any(needed.index(later) > needed.index(stage) for later in wanted) and not is_finished(run, stage):
+            raise ValueError(f"stage {wanted[-1]} needs stage {stage}, which is not finished: run that first")
+    if not all(is_finished(run, stage) for stage in needed):
+        return None
+    save(run, needed)
+    return run.config.output
+
+
+# ------------------------------------------------------------------------------------------------------ the model file
+
+
+def save(run: Run, stages: Sequence[StageName]) -> None:
+    """Assemble the model of the finished stages, measure it on every set, and write the model file."""
+    config, source = run.config, run.backbone
+    head = load_head(run.path("fit", "head.safetensors"))
+    model = RaliModel(
+        source.encoder, source.preprocess, pca_dim=len(head.components), prototypes=len(head.scores),
+        coverage=config.coverage,
+    )  # fmt: skip
+    model.head.load_state_dict(head.state_dict())
+    model.encoder.load_state_dict(
+        {name: tensor.float() for name, tensor in load_file(run.path("tune", "encoder.safetensors")).items()}
+    )
+    model = model.eval().to(run.device)
+    held_out = {data.name: _predict(run, model, data) for data in run.data if data.validation}
+    scorer = RaliScorer(model, ModelInfo(config.name, config.licence), device=run.device)
+    figures = {data.name: _measure(scorer, data, held_out.get(data.name)) for data in run.data}
     info = ModelInfo(
-        name=name,
-        licence=licence,
-        calibration=Calibration.from_scores(
-            validation_scores,
-            f"scores of the {len(validation_rows)} validation images of {Path(labels).name}"
-            + (", which its head has seen" if validation_seen else ""),
-        ),
-        training=training,
-        source=source,
+        name=config.name,
+        licence=config.licence,
+        calibration=_calibrate(run, held_out),
+        training=_provenance(run, stages, figures),
+        source=source.source,
     )
     model.encoder.half()
-    save_model(output, model, info)
-    report(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
-    return training
+    save_model(config.output, model, info)
+    logger.info("wrote %s (%.1f MB)", config.output, config.output.stat().st_size / 1e6)
 
 
-def measure_on_test(scorer: RaliScorer, rows: list[LabelledImage], *, report: Report) -> dict[str, Any]:
-    """Figures of a model on at least three test images, as plain JSON types; also reported as a table."""
-    agreement = measure_agreement(_score_rows(scorer, rows), scores_of(rows), resamples=1000)
-    report("test split without flagged near-duplicates:\n" + format_agreement(agreement))
-    return agreement.to_dict()
+def _predict(run: Run, model: RaliModel, data: DataSet) -> NDArray[np.float32]:
+    with torch.no_grad():
+        scores: NDArray[np.float32] = model.head(_embedded(run, model, data, "validation").to(run.device)).cpu().numpy()
+    return scores
 
 
-def assemble(source: Backbone, tower: nn.Module, head: PrototypeHead, *, coverage: Coverage) -> RaliModel:
-    """A model of its parts, in evaluation mode.
+def _measure(scorer: RaliScorer, data: DataSet, held_out: NDArray[np.float32] | None) -> dict[str, Any]:
+    """Figures on a set's held-out images (their middle squares) and on its test images (as the model scores files)."""
+    figures: dict[str, Any] = {}
+    parts = {"validation": (data.validation, held_out)}
+    if len(data.test) >= 3:
+        parts["test"] = (data.test, scorer.score([row.path for row in data.test]).scores)
+    for part, (rows, predicted) in parts.items():
+        if predicted is None or len(rows) < 3:
+            continue
+        agreement = measure_agreement(predicted, scores_of(rows), resamples=1000)
+        figures[part] = agreement.to_dict()
+        groups = [row.group for row in rows if row.group is not None]
+        if len(groups) == len(rows):
+            within = srcc_within_groups(predicted, scores_of(rows), groups)
+            figures[part]["srcc_within_groups"] = {name: round(value, 6) for name, value in within.items()}
+            figures[part]["mean_srcc_within_groups"] = round(float(np.mean(list(within.values()))), 6)
+        logger.info("%s, %s: SRCC %.4f PLCC %.4f", data.name, part, agreement.srcc, agreement.plcc)
+    return figures
 
-    Args:
-        source: The tower's configuration.
-        tower: The tower.
-        head: The head.
-        coverage: The model's own setting for pictures that are not square.
-    """
-    model = RaliModel(
-        source.encoder, source.preprocess,
-        pca_dim=len(head.components), prototypes=len(head.scores), coverage=coverage,
-    )  # fmt: skip
-    model.encoder.load_state_dict(tower.state_dict())
-    model.head.load_state_dict(head.state_dict())
-    return model.eval()
+
+def _calibrate(run: Run, held_out: dict[str, NDArray[np.float32]]) -> Calibration:
+    populations = {}
+    for data in run.config.data:
+        if data.percentiles is not None and data.name in held_out:
+            scores = held_out[data.name]
+            populations[data.percentiles] = (scores, f"{len(scores)} held-out images of {data.name}")
+    if not populations:
+        name = run.config.data[0].name
+        populations[name] = (held_out[name], f"{len(held_out[name])} held-out images of {name}")
+    return Calibration.from_scores(populations)
 
 
-def _score_rows(scorer: RaliScorer, rows: list[LabelledImage]) -> NDArray[np.float32]:
-    return scorer.score([row.path for row in rows]).scores
+def _provenance(run: Run, stages: Sequence[StageName], figures: dict[str, Any]) -> dict[str, Any]:
+    config = to_json(run.config)
+    records = {stage: read_record(run, stage) for stage in stages}
+    return {
+        "config": config,
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "limit": run.limit,
+        "git_commit": git_commit(),
+        "data": {
+            data.name: {
+                "labels_sha256": hash_file(settings.labels),
+                "sha256": data.digest,
+                "images": {
+                    "training": len(data.training), "validation": len(data.validation), "test": len(data.test),
+                },
+            }
+            for data, settings in zip(run.data, run.config.data, strict=True)
+        },
+        "stages": {
+            stage: {key: record[key] for key in ("outputs", "seconds", "git_commit")}
+            for stage, record in records.items()
+        },
+        "figures": figures,
+        "versions": {"rali": __version__, "python": platform.python_version(), "torch": torch.__version__},
+    }  # fmt: skip
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, with `-dirty` where tracked files were changed; else None."""
+    repository = Path(__file__).resolve().parents[2]
+    if not (repository / ".git").exists():
+        return None
+    command = ["git", "-C", str(repository), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

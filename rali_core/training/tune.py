@@ -1,0 +1,281 @@
+"""Stage 3, tune: the encoder learns human scores and the order of known distortions.
+
+RALI's paper (Zhao et al., ICLR 2026, arXiv 2510.11369) tunes the head alone after the alignment. Here the encoder's last
+blocks are tuned before the head is made, with a linear head that is thrown away afterwards: smooth L1 and 1 - PLCC on
+absolute scores, 1 - PLCC alone within sets on a scale of their own, and, without human scores, a ranking of known
+distortions (after Liu et al., "RankIQA", ICCV 2017) and the same score for an image and for its mirror image, saved as
+JPEG. Leaving out random patches makes a step cheaper (PatchDropout, Liu et al., WACV 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..evaluation import measure_agreement
+from ..model import RaliModel
+from .config import ScoreRole, TuneConfig
+from .distortion_triplets import DistortionTriplet
+from .image_cache import augment, embed_images, flip_and_recompress, to_inputs
+from .losses import SMOOTH_L1_BETA, consistency_loss, distortion_ranking_loss, plcc_loss
+from .optimise import freeze_blocks, make_optimiser, optimise
+from .precision import device_of, training_autocast
+
+SMALLEST_SHARE = 4
+"""Images of each set per step at least: a correlation needs some."""
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """Images of one set with human scores.
+
+    Attributes:
+        name: The set's name.
+        images: N of (S, S, 3) uint8.
+        scores: (N,) in [0, 1].
+        role: What its scores are used for.
+    """
+
+    name: str
+    images: Sequence[NDArray[np.uint8]]
+    scores: NDArray[np.float64]
+    role: ScoreRole
+
+
+@dataclass(frozen=True)
+class TripletImages:
+    """Distortion triplets with their pixels.
+
+    Attributes:
+        triplets: G triplets.
+        images: G of (3, S, S, 3) uint8, see `render_triplet`.
+    """
+
+    triplets: list[DistortionTriplet]
+    images: Sequence[NDArray[np.uint8]]
+
+
+@contextmanager
+def patch_dropout(encoder: nn.Module, share: float) -> Iterator[None]:
+    """Leave out a random share of the visible patches while the encoder is in training mode; timm's `PatchDropout`.
+
+    Raises:
+        ValueError: The encoder has no place for it, and `share` is not 0.
+    """
+    trunk: Any = getattr(encoder, "trunk", None)
+    if not share:
+        yield
+        return
+    if trunk is None or not hasattr(trunk, "patch_drop"):
+        raise ValueError("patch_dropout needs a DINOv2 encoder; set it to 0")
+    from timm.layers import PatchDropout
+
+    before = trunk.patch_drop
+    trunk.patch_drop = PatchDropout(share, num_prefix_tokens=trunk.num_prefix_tokens)
+    try:
+        yield
+    finally:
+        trunk.patch_drop = before
+
+
+def share_batch(sizes: Sequence[int], batch_size: int) -> list[int]:
+    """How many images of each set a step sees: in proportion to the square root of the sizes, at least 4 of each.
+
+    Args:
+        sizes: Images of each set.
+        batch_size: Images of all sets.
+    """
+    roots = np.sqrt(np.asarray(sizes, dtype=np.float64))
+    return [
+        min(size, max(SMALLEST_SHARE, round(float(root / roots.sum()) * batch_size)))
+        for size, root in zip(sizes, roots, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """B labelled images, set by set, copies of some of them, and G triplets one image after the other."""
+
+    images: NDArray[np.uint8]
+    scores: list[Tensor]
+    copied: list[int]
+    copies: NDArray[np.uint8] | None
+    triplets: list[DistortionTriplet]
+    triplet_images: NDArray[np.uint8] | None
+
+
+class _Sampler:
+    def __init__(
+        self, sets: Sequence[ScoredImages], triplets: TripletImages | None, config: TuneConfig, seed: int
+    ) -> None:
+        self.sets, self.triplets, self.config, self.seed = sets, triplets, config, seed
+        self.counts = share_batch([len(scored.images) for scored in sets], config.batch_size)
+
+    def __call__(self, step: int) -> _Batch:
+        random = np.random.default_rng([self.seed, step])
+        images, scores = [], []
+        for number, (scored, count) in enumerate(zip(self.sets, self.counts, strict=True)):
+            chosen = [self._nth(number, len(scored.images), step * count + place) for place in range(count)]
+            images += [scored.images[index] for index in chosen]
+            scores.append(torch.from_numpy(scored.scores[chosen]).float())
+        images = augment(images, random)
+        copied = random.permutation(len(images))[: self.config.consistency_images].tolist()
+        triplets: list[DistortionTriplet] = []
+        rendered: list[NDArray[np.uint8]] = []
+        if self.triplets is not None:
+            count = min(self.config.triplets_per_batch, len(self.triplets.triplets))
+            for place in range(count):
+                index = self._nth(-1, len(self.triplets.triplets), step * count + place)
+                triplets.append(self.triplets.triplets[index])
+                images_of_it, flipped = self.triplets.images[index], random.random() < 0.5
+                rendered += [np.ascontiguousarray(image[:, ::-1] if flipped else image) for image in images_of_it]
+        return _Batch(
+            images=np.stack(images),
+            scores=scores,
+            copied=copied,
+            copies=np.stack([flip_and_recompress(images[index]) for index in copied]) if copied else None,
+            triplets=triplets,
+            triplet_images=np.stack(rendered) if rendered else None,
+        )
+
+    def _nth(self, number: int, size: int, place: int) -> int:
+        """The image at a place of an endless sequence that goes through a set again and again, each time shuffled."""
+        epoch, index = divmod(place, size)
+        return int(np.random.default_rng([self.seed, 7, number + 1, epoch]).permutation(size)[index])
+
+
+class LinearHead(nn.Module):
+    """The provisional head: a layer norm and a linear layer that begins as a constant."""
+
+    def __init__(self, embed_dim: int, mean_score: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim)
+        self.linear = nn.Linear(embed_dim, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, mean_score)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, D) to (B,)."""
+        return self.linear(self.norm(embeddings.float())).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def tune_encoder(
+    model: RaliModel,
+    sets: Sequence[ScoredImages],
+    triplets: TripletImages | None,
+    validation: Sequence[ScoredImages],
+    *,
+    config: TuneConfig,
+    frozen_blocks: int,
+    folder: Path,
+    inputs: object,
+    seed: int,
+    workers: int,
+) -> list[dict[str, float]]:
+    """Fine-tune the model's encoder in place; resumes from the folder's checkpoint.
+
+    Args:
+        model: Its encoder is trained, where it is.
+        sets: Labelled images; those whose scores have no role must not be among them.
+        triplets: Distortions of known level; None leaves out their terms.
+        validation: Held-out images that are looked at on the way, with the provisional head.
+        config: How to train.
+        frozen_blocks: First blocks that stay as they are.
+        folder: For checkpoint and log.
+        inputs: All else that the result depends on; see `optimise`.
+        seed: Seed of every random choice.
+        workers: Processes that draw batches.
+
+    Returns:
+        The log: the terms of the loss, and each validation set's SRCC and PLCC.
+
+    Raises:
+        ValueError: The checkpoint has other inputs, or the encoder cannot be trained.
+    """
+    device = device_of(model)
+    mean = float(np.mean(np.concatenate([scored.scores for scored in sets if scored.role == "absolute"])))
+    head = LinearHead(model.encoder_config.embed_dim, mean).to(device)
+    freeze_blocks(model.encoder, frozen_blocks)
+    both = nn.ModuleDict({"encoder": model.encoder, "head": head})
+    sampler = _Sampler(sets, triplets, config, seed)
+
+    def backward(batch: _Batch, step_seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(step_seed)
+        parts = [part for part in (batch.images, batch.copies, batch.triplet_images) if part is not None]
+        pixels = torch.cat([to_inputs(part, model.preprocess_config, device) for part in parts])
+        with training_autocast(device):
+            embeddings = model.encoder(pixels)
+        loss, terms = _loss(head(embeddings), batch, sets, sampler.counts, config)
+        loss.backward()
+        return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+    def validate(averaged: nn.Module) -> dict[str, float]:
+        assert isinstance(averaged, nn.ModuleDict)
+        return validate_linear(model, averaged["encoder"], averaged["head"], validation)
+
+    with patch_dropout(model.encoder, config.patch_dropout):
+        log = optimise(
+            both, make_optimiser(model.encoder, head, config), sampler, backward,
+            config=config, folder=folder, inputs=inputs, seed=seed, ema_decay=config.ema_decay, workers=workers,
+            validate=validate if validation else None, validate_every=config.validate_every,
+        )  # fmt: skip
+    model.encoder.requires_grad_(True).eval()
+    return log
+
+
+def _loss(
+    predicted: Tensor, batch: _Batch, sets: Sequence[ScoredImages], counts: list[int], config: TuneConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    labelled, copies, ordered = predicted.split(
+        [len(batch.images), len(batch.copied), len(predicted) - len(batch.images) - len(batch.copied)]
+    )
+    absolute: list[tuple[Tensor, Tensor]] = []
+    correlations: list[Tensor] = []
+    weights: list[float] = []
+    for scored, part, scores in zip(sets, labelled.split(counts), batch.scores, strict=True):
+        human = scores.to(part.device)
+        if scored.role == "absolute":
+            absolute.append((part, human))
+        if len(part) > 2:
+            correlations.append(plcc_loss(part, human))
+            weights.append(config.plcc_weight if scored.role == "absolute" else config.correlation_weight)
+    parts, humans = zip(*absolute, strict=True)
+    terms = {"smooth L1": functional.smooth_l1_loss(torch.cat(parts), torch.cat(humans), beta=SMOOTH_L1_BETA)}
+    loss = terms["smooth L1"]
+    if correlations:
+        terms["1 - PLCC"] = torch.stack(correlations).mean()
+        loss = loss + sum(weight * term for weight, term in zip(weights, correlations, strict=True))
+    if batch.copied:
+        terms["consistency"] = consistency_loss(labelled[batch.copied], copies)
+        loss = loss + config.consistency_weight * terms["consistency"]
+    if batch.triplets:
+        terms["ranking"], terms["range"] = distortion_ranking_loss(ordered.view(-1, 3), batch.triplets)
+        loss = loss + config.ranking_weight * terms["ranking"] + config.range_weight * terms["range"]
+    return loss, terms
+
+
+def validate_linear(
+    model: RaliModel, encoder: nn.Module, head: nn.Module, validation: Sequence[ScoredImages]
+) -> dict[str, float]:
+    """SRCC and PLCC of an encoder with its provisional head on each held-out set."""
+    figures = {}
+    trained = model.encoder
+    model.encoder = encoder
+    try:
+        for scored in validation:
+            with torch.no_grad():
+                predicted = head(embed_images(model, scored.images).to(device_of(model))).cpu().numpy()
+            agreement = measure_agreement(predicted, scored.scores)
+            figures |= {f"SRCC {scored.name}": agreement.srcc, f"PLCC {scored.name}": agreement.plcc}
+    finally:
+        model.encoder = trained
+    return figures
