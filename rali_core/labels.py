@@ -21,8 +21,8 @@ class LabelledImage:
         score: Mean opinion score, scaled to [0, 1]; higher is better.
         split: `"train"`, `"test"` or whatever else the table says; `"train"` where it says nothing.
         near_duplicate: True for a test image that the table flags as (nearly) contained in the training part.
-        content: What the image shows, where the table says so (a prompt, a scene); images of one content are never split
-            between training and validation.
+        content: What the image shows, where the table says so (a prompt, a scene); images of one content are never
+            split between training and validation.
         group: A group of images that is measured by itself where the table says so, such as the generator.
     """
 
@@ -133,8 +133,8 @@ def split_validation(
     distinct = list(dict.fromkeys(contents))
     if len(distinct) < 2:
         raise ValueError(
-            f"training needs at least two images with split 'train' and different content, got {len(train)} images with "
-            f"{len(distinct)}"
+            "training needs at least two images with split 'train' and different content, got "
+            f"{len(train)} images with {len(distinct)}"
         )
     if not 0 <= fraction < 1:
         raise ValueError(f"the validation fraction must lie in [0, 1), got {fraction}")

@@ -124,7 +124,9 @@ def with_image_size(model: RaliModel, image_size: int) -> RaliModel:
         return model
     names = [name for name in ("encoder.trunk.pos_embed", "encoder.positional_embedding") if name in model.state_dict()]
     if not names:
-        raise ValueError(f"only a plain vision transformer can take another image size, got {type(model.encoder).__name__}")
+        raise ValueError(
+            f"only a plain vision transformer can take another image size, got {type(model.encoder).__name__}"
+        )
     encoder_config = replace(
         model.encoder_config, vision_cfg={**model.encoder_config.vision_cfg, "image_size": image_size}
     )

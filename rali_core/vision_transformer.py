@@ -275,8 +275,8 @@ class ClipTower(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
         """Which parameters belong to which block, in timm's form, for layer-wise learning rates."""
         return {
-            "stem": r"^(class_embedding|positional_embedding|conv1|ln_pre)",
-            "blocks": [(r"^transformer\.resblocks\.(\d+)", None), (r"^(ln_post|proj)", (99999,))],
+            "stem": r"^(?:class_embedding|positional_embedding|conv1|ln_pre)",
+            "blocks": [(r"^transformer\.resblocks\.(\d+)", None), (r"^(?:ln_post|proj)", (99999,))],
         }
 
     def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -423,7 +423,7 @@ class DinoTower(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
         """Which parameters belong to which block, in timm's form, for layer-wise learning rates."""
         return {
-            "stem": r"^trunk\.(cls_token|pos_embed|patch_embed)",
+            "stem": r"^trunk\.(?:cls_token|pos_embed|patch_embed)",
             "blocks": [(r"^trunk\.blocks\.(\d+)", None), (r"^trunk\.norm\.", (99999,))],
         }
 

@@ -151,7 +151,7 @@ def ours_file(model: str | None, dtype: DtypeName, device: str = "cpu") -> Ours:
 
 def ours_resized(dtype: DtypeName, size: int) -> Ours:
     """The bundled model's tower at another input size; the positions are resampled, the scores mean nothing."""
-    from ..training.joint import with_image_size
+    from ..model import with_image_size
 
     scorer = RaliScorer.from_pretrained(device="cpu")
     return Ours(RaliScorer(with_image_size(scorer.model, size), scorer.info, device="cpu", dtype=dtype))

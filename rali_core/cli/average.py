@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 DESCRIPTION = """\
-Average the weights of model files that were trained from the same start (a "model soup"). The averaged encoder needs a head
-of its own: train with the averaged file as backbone, with [align] steps = 0 and [tune] steps = 0."""
+Average the weights of model files that were trained from the same start (a "model soup"). The averaged encoder needs
+a head of its own: train with the averaged file as backbone, with [align] steps = 0 and [tune] steps = 0."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -16,14 +16,16 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("average", help="average the weights of model files", description=DESCRIPTION)
     parser.add_argument("models", nargs="+", metavar="MODEL.safetensors", help="model files, at least two")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors", help="model file to write")
-    parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="weight of each model (default: all alike)")
+    parser.add_argument(
+        "--weights", type=float, nargs="+", metavar="W", help="weight of each model (default: all alike)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Load, average, save."""
     from ..checkpoint import ModelInfo, load_model, save_model
-    from ..files import hash_file
+    from ..hashing import hash_file
     from ..training.averaging import average_models
 
     loaded = [load_model(path) for path in options.models]

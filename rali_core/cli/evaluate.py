@@ -37,8 +37,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score, compare, print."""
-    from ..labels import read_labels
     from ..evaluation import draw_scatter, format_agreement, measure_agreement
+    from ..labels import read_labels
 
     check_file(options.plot, "--plot", (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp"))
     rows = read_labels(options.labels, root=options.images_root, score_range=tuple(options.score_range))

@@ -3,8 +3,8 @@
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.1: symmetric InfoNCE between the embeddings of images and
 of their descriptions; several descriptions of each image ("seed augmentation"). Images of all data sets are in every
 batch (RACT, the paper's appendix). Differences: the text encoder is frozen and may be of another family, so a linear
-projection, which is thrown away afterwards, leads from the one space to the other; the first blocks of the image encoder
-may be frozen; the large batch comes from gradient caching.
+projection, which is thrown away afterwards, leads from the one space to the other; the first blocks of the image
+encoder may be frozen; the large batch comes from gradient caching.
 """
 
 from __future__ import annotations
@@ -104,9 +104,7 @@ class _Sampler:
             drawn = random.permutation(descriptions)[: self.config.texts_per_image]
             texts.append(self.sets[number].texts[drawn])
             text_ids += [index] * len(drawn)
-        return _Batch(
-            np.stack(augment(images, random)), torch.tensor(chosen), torch.cat(texts), torch.tensor(text_ids)
-        )
+        return _Batch(np.stack(augment(images, random)), torch.tensor(chosen), torch.cat(texts), torch.tensor(text_ids))
 
 
 def align_encoder(
@@ -177,9 +175,7 @@ def align_encoder(
     return log
 
 
-def measure_recall(
-    model: RaliModel, projection: nn.Module, sets: Sequence[DescribedImages]
-) -> dict[str, float]:
+def measure_recall(model: RaliModel, projection: nn.Module, sets: Sequence[DescribedImages]) -> dict[str, float]:
     """Share of images with a description of their own among the 1, 5 and 10 nearest of all sets' descriptions."""
     embeddings = torch.cat([embed_images(model, described.images) for described in sets])
     with torch.no_grad():

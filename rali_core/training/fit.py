@@ -133,9 +133,7 @@ def _correlation(
     return torch.stack(terms).mean() if terms else 0.0
 
 
-def _distortions(
-    head: PrototypeHead, triplets: TripletEmbeddings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _distortions(head: PrototypeHead, triplets: TripletEmbeddings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     index = torch.randperm(len(triplets.triplets), generator=generator)[:TRIPLETS_PER_STEP]
     scores = head(triplets.embeddings[index].flatten(0, 1)).view(-1, 3)
     ranking, _ = distortion_ranking_loss(scores, [triplets.triplets[number] for number in index.tolist()])

@@ -189,9 +189,9 @@ def embed_images(
         (N, D) float32 on the CPU.
     """
     shape, batch = (len(images), model.encoder_config.embed_dim), 16
-    if path is None:
-        array, done, finish = np.empty(shape, np.float32), 0, lambda _: None
-    else:
+    array: NDArray[np.float32] = np.empty(shape if path is None else 0, np.float32)
+    done, finish = 0, _note_nothing
+    if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         array, done, finish = _open_partial(path, shape, np.float32, key)
     device = device_of(model)
@@ -205,6 +205,9 @@ def embed_images(
             if path is not None:
                 logger.info("%s: %d of %d images embedded", path.stem, stop, len(images))
     return torch.from_numpy(np.array(array))
+
+
+_note_nothing: Callable[[int], None] = lambda _: None  # noqa: E731 - its type is that of _open_partial's function
 
 
 def hash_weights(module: nn.Module) -> str:

@@ -20,9 +20,7 @@ DISTORTED_CEILING = (0.80, 0.10)
 """From level 3 on, a distorted image should score at most the first number minus the second times its level."""
 
 
-def info_nce(
-    images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor, logit_scale: Tensor | float
-) -> Tensor:
+def info_nce(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor, logit_scale: Tensor | float) -> Tensor:
     """Symmetric InfoNCE with any number of positives.
 
     Source: CLIP (Radford et al. 2021); an image may have several descriptions, all of which are its positives, in the

@@ -84,9 +84,7 @@ def make_optimiser(encoder: nn.Module, head: nn.Module, config: OptimiserConfig)
     """AdamW over an encoder with layer-wise learning rates and a head with its own."""
     from timm.optim import param_groups_layer_decay
 
-    groups = param_groups_layer_decay(
-        encoder, weight_decay=config.weight_decay, layer_decay=config.layer_decay
-    )
+    groups = param_groups_layer_decay(encoder, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
     for group in groups:
         group["lr"] = config.learning_rate * group["lr_scale"]
     groups.append({"params": list(head.parameters()), "lr": config.head_learning_rate, "weight_decay": 0.0})

@@ -1,8 +1,8 @@
 """A training from its configuration to the model file: describe, align, tune, compress, fit, in this order.
 
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369); what each stage does, and where it differs, stands in `align.py`,
-`tune.py`, `compress.py` and `fit.py`. Each stage here is a function that says what it reads and what it writes. The way of
-a labels row: `labels.read_labels`, `image_cache` (decoded once), `align` and `tune` (batches), `embed_images`,
+`tune.py`, `compress.py` and `fit.py`. Each stage here is a function that says what it reads and what it writes. The way
+of a labels row: `labels.read_labels`, `image_cache` (decoded once), `align` and `tune` (batches), `embed_images`,
 `compress`, `fit`, `save`.
 """
 
@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,15 +31,16 @@ from torch import Tensor
 from .. import __version__
 from ..calibration import Calibration
 from ..checkpoint import ModelInfo, save_model
+from ..cli._common import find_images
 from ..evaluation import measure_agreement, srcc_within_groups
-from ..files import find_images, hash_file
+from ..hashing import hash_file
 from ..head import PrototypeHead
 from ..labels import LabelledImage, read_labels, scores_of, split_validation
 from ..model import RaliModel
 from ..scorer import RaliScorer
 from .align import DescribedImages, align_encoder
 from .backbones import Backbone, load_backbone
-from .compress import InitialHead, compress_embeddings
+from .compress import compress_embeddings
 from .config import DataConfig, ScoreRole, TrainConfig, to_json
 from .describe.describers import DescriptionRequest, describe_all, failures_path, make_describer
 from .describe.records import image_name, read_descriptions
@@ -130,8 +131,8 @@ class Run:
 
     Args:
         config: From `read_config`.
-        limit: Use at most so many images of each set and part, and so many triplets: a quick trial, with a work_dir and an
-            output of its own.
+        limit: Use at most so many images of each set and part, and so many triplets: a quick trial, with a work_dir
+            and an output of its own.
     """
 
     def __init__(self, config: TrainConfig, *, limit: int | None = None) -> None:
@@ -171,7 +172,7 @@ class Run:
         """Images to be rendered at known levels of distortion."""
         good = [row for data in self.data if data.scores == "absolute" for row in data.training]
         settings = self.config.distortions
-        pristine = [path for folder in settings.pristine for path in find_images([folder], recursive=True)]
+        pristine = [path for folder in settings.pristine for path in find_images([str(folder)], recursive=True)]
         return plan_triplets(pristine, good, count=settings.triplets, seed=self.config.seed)
 
     @cached_property
@@ -247,9 +248,11 @@ def describe(run: Run) -> None:
         images = run.triplet_images()
         requests = [
             DescriptionRequest(
-                _triplet_name(number, place), partial(_triplet_image, images, number, place),
-                distortion=triplet.distortion if place else None, level=(0, triplet.mild, triplet.severe)[place],
-            )  # fmt: skip
+                _triplet_name(number, place),
+                partial(_triplet_image, images, number, place),
+                distortion=triplet.distortion if place else None,
+                level=(0, triplet.mild, triplet.severe)[place],
+            )
             for number, triplet in enumerate(run.triplets)
             for place in range(3)
         ]
@@ -377,7 +380,7 @@ def _save_encoder(model: RaliModel, path: Path) -> None:
 
 
 def compress(run: Run) -> None:
-    """Stage 4. Reads `tune/encoder.safetensors` and all sets; writes `head.safetensors`, the head before it is fitted."""
+    """Stage 4. Reads `tune/encoder.safetensors` and all sets; writes `head.safetensors`, the unfitted head."""
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores = _absolute(run, model)
     others = [_embedded(run, model, data, "training") for data in run.data if data.scores != "absolute"]
@@ -625,7 +628,7 @@ def _measure(scorer: RaliScorer, data: DataSet, held_out: NDArray[np.float32] | 
 
 
 def _calibrate(run: Run, held_out: dict[str, NDArray[np.float32]]) -> Calibration:
-    populations = {}
+    populations: dict[str, tuple[ArrayLike, str]] = {}
     for data in run.config.data:
         if data.percentiles is not None and data.name in held_out:
             scores = held_out[data.name]

@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-
 logger = logging.getLogger("rali")
 
 MINILM = "minilm"
@@ -131,9 +130,7 @@ def load_clip_text_encoder(model_name: str, checkpoint: str | Path | None = None
     return TextEncoder(name=f"{model_name} text encoder", embed_dim=embed_dim, encode=encode)
 
 
-def embed_texts(
-    encoder: TextEncoder, texts: Sequence[str], path: Path, *, batch_size: int = 64
-) -> Tensor:
+def embed_texts(encoder: TextEncoder, texts: Sequence[str], path: Path, *, batch_size: int = 64) -> Tensor:
     """Embeddings of all descriptions; taken from `path` where the same encoder made them from the same texts before.
 
     Args:

@@ -1,8 +1,8 @@
 """Stage 3, tune: the encoder learns human scores and the order of known distortions.
 
-RALI's paper (Zhao et al., ICLR 2026, arXiv 2510.11369) tunes the head alone after the alignment. Here the encoder's last
-blocks are tuned before the head is made, with a linear head that is thrown away afterwards: smooth L1 and 1 - PLCC on
-absolute scores, 1 - PLCC alone within sets on a scale of their own, and, without human scores, a ranking of known
+RALI's paper (Zhao et al., ICLR 2026, arXiv 2510.11369) tunes the head alone after the alignment. Here the encoder's
+last blocks are tuned before the head is made, with a linear head that is thrown away afterwards: smooth L1 and 1 - PLCC
+on absolute scores, 1 - PLCC alone within sets on a scale of their own, and, without human scores, a ranking of known
 distortions (after Liu et al., "RankIQA", ICCV 2017) and the same score for an image and for its mirror image, saved as
 JPEG. Leaving out random patches makes a step cheaper (PatchDropout, Liu et al., WACV 2023).
 """
@@ -245,7 +245,7 @@ def _loss(
         human = scores.to(part.device)
         if scored.role == "absolute":
             absolute.append((part, human))
-        if len(part) > 2:
+        if len(part) > 2 and float(scores.max() - scores.min()) > 0:
             correlations.append(plcc_loss(part, human))
             weights.append(config.plcc_weight if scored.role == "absolute" else config.correlation_weight)
     parts, humans = zip(*absolute, strict=True)
@@ -267,7 +267,7 @@ def validate_linear(
     model: RaliModel, encoder: nn.Module, head: nn.Module, validation: Sequence[ScoredImages]
 ) -> dict[str, float]:
     """SRCC and PLCC of an encoder with its provisional head on each held-out set."""
-    figures = {}
+    figures: dict[str, float] = {}
     trained = model.encoder
     model.encoder = encoder
     try:
