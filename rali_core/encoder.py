@@ -116,8 +116,6 @@ def build_encoder(config: EncoderConfig) -> nn.Module:
         tower = _build_vision_tower(config.embed_dim, CLIPVisionCfg(**settings), config.quick_gelu)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
         raise ValueError(f"open_clip cannot build a vision tower from {config.vision_cfg!r}: {error}") from error
-    if timm_name:
-        _fold_batch_norms(tower)
     if timm_name and hasattr(tower.trunk, "set_input_size"):
         # open_clip does not hand its image_size on to timm, whose DINOv2 would insist on 518 pixels.
         tower.trunk.set_input_size(img_size=(config.image_size, config.image_size))
@@ -130,19 +128,3 @@ def _build_plain(config: EncoderConfig) -> nn.Module | None:
         return build_plain(config.embed_dim, config.vision_cfg, quick_gelu=config.quick_gelu)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"cannot build a vision tower from {config.vision_cfg!r}: {error}") from error
-
-
-def _fold_batch_norms(tower: nn.Module) -> None:
-    """Turn TinyViT's convolution + batch norm pairs into convolutions with a bias, as its model files hold them.
-
-    In evaluation the two are the same function; one pass over memory instead of two makes the tower about a third
-    faster to train and to run.
-    """
-    for module in tower.modules():
-        if type(module).__name__ == "ConvNorm" and isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
-            conv: Any = module.conv
-            module.conv = nn.Conv2d(
-                conv.in_channels, conv.out_channels, conv.kernel_size,
-                stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-            )  # fmt: skip
-            module.bn = nn.Identity()

@@ -1,9 +1,8 @@
 """Embeddings of single patches, in the space in which the head scores whole pictures.
 
 Not part of the paper: RALI scores the pooled embedding only. Each patch token goes through what the tower does to its
-class token (norm, projection), and so through the same head. A tower that averages its patches instead (TinyViT) has
-each cell of its last feature map taken for the average. The head never saw patch tokens in training: such scores tell
-where in a picture the evidence lies, they are not calibrated.
+class token (norm, projection), and so through the same head. The head never saw patch tokens in training: such scores
+tell where in a picture the evidence lies, they are not calibrated.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ def embed_patches(encoder: nn.Module, inputs: Tensor) -> Tensor:
     """Patch embeddings of a tower.
 
     Args:
-        encoder: A tower from `encoder.build_encoder` with a class token, or a TinyViT.
+        encoder: A tower from `encoder.build_encoder` with a class token.
         inputs: (N, 3, S, S) normalised encoder input in the tower's dtype.
 
     Returns:
@@ -31,11 +30,6 @@ def embed_patches(encoder: nn.Module, inputs: Tensor) -> Tensor:
     tower: Any = encoder
     trunk = getattr(tower, "trunk", None)
     if trunk is not None:
-        if type(trunk).__name__ == "TinyVit":
-            features: Tensor = trunk.forward_features(inputs)  # (N, C, g, g)
-            cells = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1], 1, 1)
-            pooled: Tensor = tower.head(trunk.forward_head(cells))
-            return pooled.view(len(features), *features.shape[2:], -1)
         tokens = _timm_tokens(trunk, inputs)
         embedded: Tensor = tower.head(trunk.forward_head(tokens.reshape(-1, 1, tokens.shape[-1])))
         embedded = embedded.view(*tokens.shape[:2], -1)

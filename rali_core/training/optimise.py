@@ -63,9 +63,9 @@ def freeze_blocks(encoder: nn.Module, blocks: int) -> None:
     from timm.models import group_parameters
 
     layers: dict[str, int] = group_parameters(encoder, _group_matcher(encoder), reverse=True)
-    depth = max(layers.values()) - 1  # the last layer is the final norm
-    if not 0 <= blocks <= depth:
-        raise ValueError(f"frozen_blocks must lie in 0..{depth} for this encoder of {depth} blocks, got {blocks}")
+    depth = max(layers.values())  # 0 is the patch embedding, 1 the first block; the final norm goes with the last
+    if not 0 <= blocks < depth:
+        raise ValueError(f"frozen_blocks must lie in 0..{depth - 1} for this encoder of {depth} blocks, got {blocks}")
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(blocks == 0 or layers[name] > blocks)
 

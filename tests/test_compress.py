@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rali_core.training.compress import compress_embeddings
+
+
+def quality_embeddings(count: int, dim: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Embeddings in which one direction tells the score, under noise, with an offset and unequal scales."""
+    random = np.random.default_rng(seed)
+    scores = random.beta(4, 2, count)
+    direction = np.random.default_rng(99).normal(size=dim)
+    values = np.outer(scores - 0.5, direction) * 3 + random.normal(size=(count, dim)) + 5.0
+    return (values * np.linspace(0.1, 3, dim)).astype(np.float32), scores
+
+
+def test_compression_makes_the_prototypes_of_the_method() -> None:
+    embeddings, scores = quality_embeddings(600, 24, 0)
+    head = compress_embeddings(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0)
+    assert head.prototypes.shape == (60, 16)
+    assert np.allclose(np.linalg.norm(head.prototypes, axis=1), 1, atol=1e-5)
+    assert np.allclose(head.components @ head.components.T, np.eye(16), atol=1e-5)
+    assert np.allclose(head.mean, embeddings.mean(axis=0), atol=1e-4)
+    occupied = np.unique(np.minimum((scores * 40).astype(int), 39))
+    assert set(np.minimum((head.scores * 40).astype(int), 39)) == set(occupied), "every bin with images has a prototype"
+    assert (np.diff(head.scores) > -1 / 40).all(), "prototypes come bin after bin"
+    again = compress_embeddings(embeddings, scores, pca_dim=16, bins=40, prototypes=60, seed=0)
+    assert np.array_equal(again.prototypes, head.prototypes)
+
+
+def test_one_bin_with_one_prototype_is_the_mean_score() -> None:
+    embeddings, scores = quality_embeddings(50, 8, 1)
+    head = compress_embeddings(embeddings, scores, pca_dim=4, bins=1, prototypes=1, seed=0)
+    assert head.scores == pytest.approx([scores.mean()])
+
+
+def test_there_are_never_more_prototypes_than_distinct_images() -> None:
+    embeddings, scores = quality_embeddings(10, 8, 2)
+    doubled = compress_embeddings(
+        np.repeat(embeddings, 2, axis=0), np.repeat(scores, 2), pca_dim=4, bins=5, prototypes=250, seed=0
+    )
+    assert len(doubled.prototypes) == 10
+
+
+def test_unusable_embeddings_are_refused() -> None:
+    embeddings, scores = quality_embeddings(30, 8, 3)
+    options = {"pca_dim": 4, "bins": 5, "prototypes": 20, "seed": 0}
+    with pytest.raises(ValueError, match="score bins hold images, more than the 2 prototypes"):
+        compress_embeddings(embeddings, scores, **{**options, "prototypes": 2})
+    with pytest.raises(ValueError, match=r"expected scores in \[0, 1\]"):
+        compress_embeddings(embeddings, scores * 5, **options)
+    with pytest.raises(ValueError, match=r"\(N, D\) embeddings and \(N,\) scores"):
+        compress_embeddings(embeddings, scores[:-1], **options)
+    embeddings[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        compress_embeddings(embeddings, scores, **options)
+
+
+def test_without_pca_prototypes_are_in_the_embeddings_own_space() -> None:
+    embeddings, scores = quality_embeddings(60, 8, 6)
+    head = compress_embeddings(embeddings, scores, pca_dim=0, bins=1, prototypes=12, seed=0)
+    assert np.array_equal(head.components, np.eye(8))
+    assert not head.mean.any()
+    assert len(head.prototypes) == 12
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    labels = (unit @ head.prototypes.T).argmax(axis=1)
+    means = [scores[labels == k].mean() for k in range(12)]
+    assert np.corrcoef(means, head.scores)[0, 1] > 0.95, "each score is that of the members near its prototype"
+
+
+def test_unscored_embeddings_shape_the_pca_and_give_no_prototypes() -> None:
+    embeddings, scores = quality_embeddings(100, 8, 7)
+    unscored = embeddings[:50] * 3 + 1
+    options = {"pca_dim": 4, "bins": 5, "prototypes": 20, "seed": 0}
+    head = compress_embeddings(embeddings, scores, unscored=unscored, **options)
+    assert np.allclose(head.mean, np.concatenate([embeddings, unscored]).mean(axis=0), atol=1e-4)
+    assert len(head.prototypes) == 20
+    assert not np.allclose(head.components, compress_embeddings(embeddings, scores, **options).components)

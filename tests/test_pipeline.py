@@ -1,0 +1,199 @@
+"""`rali train CONFIG.toml`: the stages, their resuming, and the way from tables of scores to a model file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from rali_core.checkpoint import read_metadata
+from rali_core.cli import main
+from rali_core.hashing import hash_file
+from rali_core.scorer import RaliScorer
+from rali_core.training import image_cache, optimise, pipeline
+from rali_core.training.config import read_config
+
+CONFIG = """
+name = "mine"
+output = "mine.safetensors"
+work_dir = "work"
+workers = 0
+[backbone]
+file = "dino.safetensors"
+image_size = 42
+frozen_blocks = 10
+[[data]]
+name = "own"
+labels = "data/labels.csv"
+percentiles = "photographs"
+[[data]]
+name = "other"
+labels = "data/other.csv"
+scores = "correlation"
+content_column = "scene"
+group_column = "camera"
+[describe]
+seeds = 1
+[distortions]
+triplets = 8
+blank = 4
+[align]
+steps = 12
+batch_size = 16
+chunk_size = 8
+[tune]
+steps = 12
+batch_size = 12
+validate_every = 0
+[compress]
+pca_dim = 16
+bins = 10
+prototypes = 20
+[fit]
+epochs = 2
+triplets = 4
+"""
+
+
+@pytest.fixture
+def config_file(labels: Path, dino_file: Path, tmp_path: Path) -> Path:
+    """A whole training of seconds: two sets of the same images, the second on a scale of its own."""
+    lines = labels.read_text().splitlines()
+    table = ["image,mos,split,scene,camera"]
+    for number, line in enumerate(lines[1:]):
+        image, mos, split, _ = line.split(",")
+        table.append(f"{image},{float(mos) / 2},{split},{number % 9},{'ab'[number % 2]}")
+    labels.with_name("other.csv").write_text("\n".join(table))
+    path = tmp_path / "mine.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Hashes of everything that the stages made and that counts."""
+    names = ["align/encoder.safetensors", "tune/encoder.safetensors", "compress/head.safetensors", "fit/head.safetensors"]
+    return {name: hash_file(folder / name) for name in names if (folder / name).is_file()}
+
+
+def test_a_training_goes_from_tables_to_a_scoring_file(config_file: Path, tmp_path: Path) -> None:
+    assert main(["train", str(config_file)]) == 0
+    model = tmp_path / "mine.safetensors"
+    metadata = read_metadata(model)
+    figures = metadata["training"]["figures"]
+    assert set(figures) == {"own", "other"}
+    assert figures["own"]["test"]["count"] == 11, "without the flagged near-duplicate"
+    assert set(figures["other"]["test"]["srcc_within_groups"]) == {"a", "b"}
+    assert metadata["calibration"]["populations"][0]["name"] == "photographs"
+    training = metadata["training"]
+    assert training["config"]["tune"]["steps"] == 12
+    assert len(training["config_sha256"]) == len(training["data"]["own"]["sha256"]) == 64
+    assert list(training["stages"]) == list(pipeline.STAGES)
+    sharp = sorted((tmp_path / "data").glob("*.png"))[:5]
+    assert all(0 <= score <= 1 for score in RaliScorer.from_pretrained(model, device="cpu").score(sharp).scores)
+    assert (tmp_path / "work" / "tune" / "curves.png").is_file()
+
+
+def test_finished_stages_are_run_again_only_for_other_inputs(
+    config_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rali")
+    pipeline.train(read_config(config_file))
+    before = outputs(tmp_path / "work")
+    caplog.clear()
+    pipeline.train(read_config(config_file))
+    assert sum("finished already" in message for message in caplog.messages) == 5
+    config_file.write_text(CONFIG.replace("epochs = 2", "epochs = 3"))
+    caplog.clear()
+    pipeline.train(read_config(config_file))
+    assert "fit: re-running: inputs changed (settings)" in caplog.messages
+    after = outputs(tmp_path / "work")
+    assert {name for name in before if before[name] != after[name]} == {"fit/head.safetensors"}
+
+
+def test_stages_run_alone_and_in_order_only(config_file: Path, tmp_path: Path) -> None:
+    config = read_config(config_file)
+    with pytest.raises(ValueError, match="there is no stage polish; there are describe, align, tune, compress, fit"):
+        pipeline.train(config, stages=["polish"])
+    with pytest.raises(ValueError, match="stage align needs stage describe, which is not finished"):
+        pipeline.train(config, stages=["align"])
+    assert pipeline.train(config, stages=["describe"]) is None
+    lines = (tmp_path / "work" / "describe" / "own.jsonl").read_text().splitlines()
+    assert len(lines) == 84, "training and validation images, one description each"
+    assert not any("excellent" in json.loads(line)["description"] for line in
+                   (tmp_path / "work" / "describe" / "other.jsonl").read_text().splitlines())  # fmt: skip
+    (tmp_path / "work" / "align").mkdir()
+    (tmp_path / "work" / "align" / "mine.txt").write_text("notes")
+    with pytest.raises(FileExistsError, match="holds files that no stage made"):
+        pipeline.train(config, stages=["align"])
+
+
+def interrupt_after(calls: int, function: Callable[..., object]) -> Callable[..., object]:
+    """The function, which raises KeyboardInterrupt when it is called once too often."""
+    made = [0]
+
+    def wrapped(*arguments: object, **options: object) -> object:
+        made[0] += 1
+        if made[0] > calls:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "calls"),
+    [
+        (image_cache, "to_inputs", 15),  # in align
+        (optimise._Checkpoint, "store", 1),  # between align's and tune's checkpoints
+        (image_cache, "to_inputs", 60),  # in tune, or among the embeddings
+        (pipeline, "fit_head", 0),
+    ],
+)
+def test_a_killed_training_resumes_to_the_same_model(
+    where: object, name: str, calls: int, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimise, "CHECKPOINT_SECONDS", 0.0)
+    config = read_config(config_file)
+    pipeline.train(config)
+    expected = outputs(tmp_path / "work")
+    whole = load_file(tmp_path / "mine.safetensors")
+    (tmp_path / "work").rename(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, interrupt_after(calls, getattr(where, name)))
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.train(config)
+    pipeline.train(config)
+    assert outputs(tmp_path / "work") == expected
+    again = load_file(tmp_path / "mine.safetensors")
+    assert all(bool((again[key] == whole[key]).all()) for key in whole)
+
+
+def test_a_trial_with_few_images_leaves_the_real_training_alone(config_file: Path, tmp_path: Path) -> None:
+    assert main(["train", str(config_file), "--limit", "12"]) == 0
+    assert (tmp_path / "mine-limit-12.safetensors").is_file()
+    assert not (tmp_path / "work").exists()
+    assert read_metadata(tmp_path / "mine-limit-12.safetensors")["training"]["data"]["own"]["images"]["training"] == 12
+    with pytest.raises(ValueError, match="the limit must be at least 3 images, got 2"):
+        pipeline.train(read_config(config_file), limit=2)
+
+
+def test_a_model_file_is_trained_further_without_aligning(config_file: Path, tmp_path: Path) -> None:
+    config_file.write_text(CONFIG.replace("[align]\nsteps = 12", "[align]\nsteps = 0").replace("epochs = 2", "epochs = 0"))
+    assert main(["train", str(config_file)]) == 0
+    assert not (tmp_path / "work" / "describe").exists()
+    assert list(read_metadata(tmp_path / "mine.safetensors")["training"]["stages"]) == ["align", "tune", "compress", "fit"]
+
+
+def test_a_generator_can_be_left_out_of_the_training(config_file: Path) -> None:
+    config_file.write_text(CONFIG.replace('group_column = "camera"', 'group_column = "camera"\nexclude_groups = ["a"]'))
+    data = read_config(config_file).data[1]
+    left = pipeline.read_data_set(data, seed=0)
+    assert {row.group for row in left.training + left.validation} == {"b"}
+    assert {row.group for row in left.test} == {"a", "b"}
+    config_file.write_text(CONFIG.replace('group_column = "camera"', 'group_column = "camera"\nexclude_groups = ["z"]'))
+    with pytest.raises(ValueError, match=r"exclude_groups of 'other': other\.csv has no z"):
+        pipeline.read_data_set(read_config(config_file).data[1], seed=0)

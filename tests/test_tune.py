@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rali_core.checkpoint import load_model
+from rali_core.labels import read_labels, scores_of
+from rali_core.training.config import ScoreRole, TuneConfig
+from rali_core.training.distortion_triplets import plan_triplets, render_triplet
+from rali_core.training.tune import ScoredImages, TripletImages, patch_dropout, share_batch, tune_encoder
+
+CONFIG = TuneConfig(
+    steps=30, batch_size=16, learning_rate=3e-4, head_learning_rate=3e-3, warmup_steps=3, triplets_per_batch=2,
+    consistency_images=2, ema_decay=0.9, validate_every=0,
+)  # fmt: skip
+
+
+def scored(labels: Path, role: ScoreRole = "absolute", *, name: str = "set", scale: float = 1.0) -> ScoredImages:
+    rows = read_labels(labels)[:84]
+    images = [np.asarray(Image.open(row.path).resize((42, 42))) for row in rows]
+    return ScoredImages(name, images, scores_of(rows) * scale, role)
+
+
+def triplet_images() -> TripletImages:
+    triplets = plan_triplets([], [], count=10, seed=0)
+    return TripletImages(triplets, [render_triplet(triplet, 42) for triplet in triplets])
+
+
+def tune(dino_file: Path, folder: Path, sets: list[ScoredImages], config: TuneConfig = CONFIG) -> tuple[list, dict]:  # type: ignore[type-arg]
+    model = load_model(dino_file).model
+    log = tune_encoder(
+        model, sets, triplet_images(), [sets[0]], config=config, frozen_blocks=9, folder=folder, inputs=0, seed=0,
+        workers=0,
+    )  # fmt: skip
+    return log, {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+
+
+def test_tuning_learns_the_scores(dino_file: Path, labels: Path, tmp_path: Path) -> None:
+    log, state = tune(dino_file, tmp_path, [scored(labels)])
+    assert log[-1]["SRCC set"] > 0.5
+    assert set(log[0]) == {"step", "loss", "smooth L1", "1 - PLCC", "consistency", "ranking", "range"}
+    before = load_model(dino_file).model.encoder.state_dict()
+    changed = {name.split(".")[2] for name in state if "blocks" in name and not torch.equal(before[name], state[name])}
+    assert changed == {"9", "10", "11"}
+
+
+def test_the_scale_of_a_correlated_set_does_not_matter(dino_file: Path, labels: Path, tmp_path: Path) -> None:
+    config = TuneConfig(steps=3, batch_size=16, learning_rate=1e-4, ema_decay=0.0)
+    states = [
+        tune(dino_file, tmp_path / str(scale), [scored(labels), scored(labels, role, name="b", scale=scale)], config)[1]
+        for role, scale in (("correlation", 1.0), ("correlation", 0.5), ("absolute", 0.5))
+    ]
+    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-5) for name in states[0])
+    assert not all(torch.allclose(states[0][name], states[2][name], atol=1e-5) for name in states[0])
+
+
+def test_two_tunings_with_patch_dropout_and_one_seed_are_equal(dino_file: Path, labels: Path, tmp_path: Path) -> None:
+    config = TuneConfig(steps=2, batch_size=8, patch_dropout=0.5)
+    first, second = (tune(dino_file, tmp_path / str(run), [scored(labels)], config)[1] for run in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_patches_are_left_out_in_training_mode_only(dino_file: Path, tiny_timm_file: Path) -> None:
+    encoder = load_model(dino_file).model.encoder
+    inputs = torch.randn(1, 3, 42, 42, generator=torch.Generator().manual_seed(0))
+    whole = encoder(inputs)
+    with patch_dropout(encoder, 0.5):
+        assert torch.equal(encoder.eval()(inputs), whole)
+        assert not torch.equal(encoder.train()(inputs), encoder(inputs)), "another half each time"
+    assert torch.equal(encoder(inputs), whole)
+    with pytest.raises(ValueError, match="patch_dropout needs a DINOv2 encoder"), patch_dropout(torch.nn.Linear(1, 1), 0.5):
+        pass
+
+
+def test_sets_share_a_batch_by_the_square_root_of_their_sizes() -> None:
+    assert share_batch([10_000, 2_500, 100], 48) == [30, 15, 4]
+    assert share_batch([10_000, 3], 40) == [39, 3], "never more than there are"
