@@ -1,127 +1,119 @@
-"""What each part of the recipe is worth: the method's ablation table, redone for the recipe of a configuration.
+"""What each part of a configured training is worth: the configuration with one section changed, trained and measured.
 
-    python bench/ablation.py configs/small.toml
-    python bench/ablation.py configs/small.toml --limit 2000 --steps 100      # sooner, on a part of the data
+    python bench/ablation.py configs/rali-small.toml --limit 1500 --json ablation.json
 
-Every variant runs the configuration's stages up to `fit` with one part changed; what the configured training has made
-already is used, and left as it is. RACT and the joint tuning, which come after, are left out. Figures are of the
-validation images, which no variant trained on (not of the test split), scored from the cached middle squares. A stopped
-run goes on where it was. Prints a Markdown table, and writes it with all settings to `ablation.json` in the folder
-`ablation` beside the stages.
+Every variant is a TOML overlay of a line or two. The variants share what their inputs have in common: stages that a
+variant does not change are copied from the full training. Figures are those of the held-out validation images, with 95 %
+bootstrap intervals; no test split is looked at.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from rali_core.training.config import TrainConfig, read_config, to_json
-from rali_core.training.evaluate import Agreement, measure_agreement
-from rali_core.training.ract import compress_domains, fit_domains
-from rali_core.training.recipe import Recipe
-from rali_core.training.tokens import UpperBlocks
+from rali_core.evaluation import measure_agreement, srcc_within_groups
+from rali_core.labels import scores_of
+from rali_core.training.config import TrainConfig, check, read_config
+from rali_core.training.pipeline import STAGES, Run, run_stage
+from rali_core.training.publish import load_head
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "full": {},
+    "without align": {"align": {"steps": 0}},
+    "without tune": {"tune": {"steps": 0}},
+    "without PCA": {"compress": {"pca_dim": 0}},
+    "without bins": {"compress": {"bins": 1}},
+    "without fit": {"fit": {"epochs": 0}},
+    "one description": {"describe": {"seeds": 1}},
+    "score words only": {"describe": {"source": "score"}},
+    "without distortions": {"distortions": {"triplets": 0}},
+    "without blank images": {"distortions": {"blank": 0}},
+    "without consistency": {"tune": {"consistency_images": 0}, "fit": {"consistency_weight": 0.0}},
+}
+"""Name to section to changed settings; a variant without each further data set is added to these."""
 
 
-def make_variants(full: TrainConfig) -> dict[str, TrainConfig]:
-    """The recipe up to `fit`, and each variant with one part changed; those that align alike share a work folder."""
-    folder = full.work_dir / "ablation"
-    described = full.work_dir / "describe" / "descriptions.jsonl"
-    return {
-        "full": full,
-        "without PCA": replace(full, compress=replace(full.compress, pca_dim=0)),
-        "without bins": replace(full, compress=replace(full.compress, bins=1)),
-        "without fitting": replace(full, fit=replace(full.fit, epochs=0)),
-        "without alignment": replace(
-            full, work_dir=folder / "unaligned", align=replace(full.align, enabled=False),
-        ),
-        "without the teacher": replace(full, fit=replace(full.fit, teacher="none")),
-        "without known distortions in fitting": replace(
-            full, fit=replace(full.fit, order_weight=0.0, steady_weight=0.0)
-        ),
-        "one description of each image": replace(
-            full, work_dir=folder / "one-seed", data=replace(full.data, descriptions=described),
-            describe=replace(full.describe, source="file", seeds=1),
-        ),
-        "score words for descriptions": replace(
-            full, work_dir=folder / "score-words", describe=replace(full.describe, source="score")
-        ),
-    }  # fmt: skip
+def make_variants(config: TrainConfig) -> dict[str, TrainConfig]:
+    """The configurations of all variants."""
+    variants = {
+        name: replace(
+            config, **{section: replace(getattr(config, section), **keys) for section, keys in changes.items()}
+        )
+        for name, changes in VARIANTS.items()
+    }
+    for data in config.data[1:]:
+        rest = tuple(other for other in config.data if other is not data)
+        variants[f"without {data.name}"] = replace(config, data=rest)
+        if data.scores != "none":
+            text_only = tuple(replace(other, scores="none") if other is data else other for other in config.data)
+            variants[f"{data.name} as text only"] = replace(config, data=text_only)
+        if data.scores == "absolute":
+            order = tuple(replace(other, scores="correlation") if other is data else other for other in config.data)
+            variants[f"{data.name} as a correlation"] = replace(config, data=order)
+    for variant in variants.values():
+        check(variant)
+    return variants
 
 
-def say(line: str) -> None:
-    """Progress, on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def measure(config: TrainConfig, full: Recipe) -> Agreement:
-    """Run a variant's stages, make and fit its head, and measure it on the validation images.
-
-    The pictures at known levels of distortion that the fitting may use are those of the full recipe.
-    """
-    recipe = Recipe(config, report=say)
-    recipe.run([*(["describe"] if config.align.enabled else []), "align"])
-    domain = recipe.domain(recipe.reference)
-    upper = UpperBlocks(recipe.aligned_tower(), config.backbone.frozen_blocks).eval()
-    folder = config.work_dir / "ablation"
-    folder.mkdir(exist_ok=True)
-    compressed = compress_domains(
-        upper, [domain], config=config.compress, folder=folder, seed=config.seed, report=say
-    )  # fmt: skip
-    head = fit_domains(
-        upper, compressed, [domain], config=config.fit, ordered=full.ordered(upper), folder=folder, seed=config.seed,
-        report=say,
-    )  # fmt: skip
-    with torch.inference_mode():
-        predicted = head(domain.embed_validation(upper)).numpy()
-    return measure_agreement(predicted, domain.validation_scores, resamples=1000)
+def run_variant(config: TrainConfig, base: Path | None, measured: TrainConfig, limit: int | None) -> dict[str, Any]:
+    """Train a variant and measure it on the validation images of all sets of the full configuration."""
+    run = Run(config, limit=limit)
+    if base is not None and not run.config.work_dir.exists():
+        for stage in STAGES:
+            if (base / stage).is_dir():
+                shutil.copytree(base / stage, run.config.work_dir / stage)
+    for stage in STAGES:
+        if stage != "describe" or config.align.steps:
+            run_stage(run, stage)
+    model = run.model(run.path("tune", "encoder.safetensors"))
+    head = load_head(run.path("fit", "head.safetensors"))
+    figures: dict[str, Any] = {}
+    everything = Run(replace(measured, work_dir=config.work_dir), limit=limit)
+    for data in everything.data:
+        with torch.no_grad():
+            scores = head(everything.embed_part(model, data, "validation")).numpy()
+        figures[data.name] = measure_agreement(scores, scores_of(data.validation), resamples=1000).to_dict()
+        groups = [row.group for row in data.validation if row.group is not None]
+        if len(groups) == len(data.validation):
+            within = srcc_within_groups(scores, scores_of(data.validation), groups)
+            figures[data.name]["mean_srcc_within_groups"] = float(np.mean(list(within.values())))
+    return figures
 
 
 def main() -> None:
-    """Train and measure all variants."""
+    """Run all or some variants and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, metavar="CONFIG.toml")
-    parser.add_argument("--limit", type=int, help="training images (default: the configuration's)")
-    parser.add_argument("--steps", type=int, help="steps of the alignment (default: the configuration's)")
-    parser.add_argument("--work-dir", type=Path, help="needed with the two above (default: the configuration's)")
-    parser.add_argument("--only", action="append", help="variant to run (may be given several times; default: all)")
+    parser.add_argument("config", metavar="CONFIG.toml")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each set and part")
+    parser.add_argument("--only", action="append", metavar="NAME", help="a variant (may be given several times)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
     options = parser.parse_args()
-    full = read_config(options.config)
-    full = replace(full, ract=None, joint=(), tokens_dir=full.tokens_dir or full.work_dir / "tokens")
-    if options.limit or options.steps:
-        if options.work_dir is None:
-            parser.error("--limit and --steps need a --work-dir: the configuration's holds another training")
-        full = replace(
-            full, data=replace(full.data, limit=options.limit or full.data.limit),
-            align=replace(full.align, steps=options.steps or full.align.steps),
-        )  # fmt: skip
-    if options.work_dir is not None:
-        full = replace(full, work_dir=options.work_dir, tokens_dir=options.work_dir / "tokens")
-    full = replace(full, output=full.work_dir / "ablation" / "unused.safetensors")
-    variants = make_variants(full)
-    unknown = set(options.only or ()) - set(variants)
-    if unknown:
-        parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(variants)}")
-    file = full.work_dir / "ablation" / "ablation.json"
-    results = json.loads(file.read_text()) if file.is_file() else {}
-    recipe = Recipe(full, report=say)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config = read_config(options.config)
+    root = config.work_dir.with_name(config.work_dir.name + "-ablation")
+    variants, results, base = make_variants(config), {}, None
     for name in options.only or variants:
-        agreement = measure(variants[name], recipe)
-        results[name] = {"settings": to_json(variants[name]), **agreement.to_dict()}
-        file.write_text(json.dumps(results, indent=1))
-        say(f"{name}: SRCC {agreement.srcc:.4f} PLCC {agreement.plcc:.4f}")
-    print("| variant | SRCC (95 % interval) | PLCC (95 % interval) |\n|---|---|---|")
-    for name in variants:
-        if name in results:
-            cells = [
-                "{:.4f} ({:.3f} to {:.3f})".format(results[name][key], *results[name][f"{key}_interval"])
-                for key in ("srcc", "plcc")
-            ]
-            print(f"| {name} | {' | '.join(cells)} |")
+        variant = replace(variants[name], work_dir=root / name.replace(" ", "-"))
+        results[name] = run_variant(variant, base, config, options.limit)
+        base = base or Run(variant, limit=options.limit).config.work_dir
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    names = [data.name for data in config.data]
+    print("| variant | " + " | ".join(f"{name}: SRCC / PLCC" for name in names) + " |")
+    print("|---" * (len(names) + 1) + "|")
+    for name, figures in results.items():
+        shown = " | ".join(f"{figures[data]['srcc']:.3f} / {figures[data]['plcc']:.3f}" for data in names)
+        print(f"| {name} | {shown} |")
 
 
 if __name__ == "__main__":

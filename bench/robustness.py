@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rali_core.files import find_images
 from rali_core.images import to_rgb
 from rali_core.scorer import RaliScorer
-from rali_core.training.adapt import find_pictures
+from rali_core.training.distortion_triplets import MILD_DISTORTIONS, render_graphic
 from rali_core.training.distortions import DISTORTIONS, LEVELS, Distortion, distort, recode
-from rali_core.training.drawings import draw_picture
-from rali_core.training.ordered import GENTLE
 
 LARGEST_SIDE = 768
 """Larger pictures are reduced to this before they are distorted."""
@@ -48,10 +47,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="arithmetic of the tower (default: float32)")
     options = parser.parse_args()
     scorer = RaliScorer.from_pretrained(options.model, dtype=options.dtype)
-    pictures = [_open(path) for path in find_pictures(options.pictures)[: options.limit]]
+    files = find_images(options.pictures, recursive=True)[: options.limit] if options.pictures else []
+    pictures = [_open(path) for path in files]
     figures = {"pictures": measure(scorer, pictures)} if pictures else {}
     if options.drawings:
-        drawn = [draw_picture(FIRST_DRAWING + number) for number in range(options.drawings)]
+        drawn = [render_graphic(FIRST_DRAWING + number) for number in range(options.drawings)]
         figures["drawings"] = measure(scorer, drawn)
     for name, result in figures.items():
         print(f"\n{name}")
@@ -72,14 +72,14 @@ def measure(scorer: RaliScorer, pictures: list[Image.Image]) -> dict[str, float]
             for level in range(1, LEVELS + 1)
         ]
         right[kind] = float((np.diff(np.stack([undistorted, *distorted]), axis=0) < 0).mean())
-        if kind not in GENTLE:
+        if kind not in MILD_DISTORTIONS:
             strong = np.concatenate(distorted[STRONG - 1 :])
             across.append(undistorted[:, None] > strong[None, :])
         print(f"{kind}: {right[kind]:.3f}", file=sys.stderr, flush=True)
     flips = np.abs(scorer.score([picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]).scores
                    - undistorted)  # fmt: skip
     recoded = np.abs(scorer.score([recode(picture, "JPEG", quality=95) for picture in pictures]).scores - undistorted)
-    strict = [value for kind, value in right.items() if kind not in GENTLE]
+    strict = [value for kind, value in right.items() if kind not in MILD_DISTORTIONS]
     return {
         "count": len(pictures),
         "adjacent pairs, all types": float(np.mean(list(right.values()))),

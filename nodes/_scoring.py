@@ -39,14 +39,13 @@ class Scores:
 
     def report(self) -> str:
         """One line per image, best first."""
-        percentiles = self.calibration.percentiles(self.values).tolist() if self.calibration else None
-        bands, lines = self.bands(), []
+        calibration, bands, lines = self.calibration or Calibration(), self.bands(), []
         for place, index in enumerate(rank(self.values), start=1):
             line = f"{place}. image {index}: {self.values[index]:.4f} {bands[index]}".rstrip()
-            lines.append(line + (f", better than {percentiles[index]:.0f} %" if percentiles else ""))
-        if percentiles:
-            assert self.calibration is not None
-            lines.append(f"percentages: share of {self.calibration.reference}")
+            compared = calibration.describe(self.values[index])
+            lines.append(f"{line}, {compared}" if compared else line)
+        if calibration.populations:
+            lines.append(f"Percentages: compared with {calibration.reference}")
         return "\n".join(lines)
 
 

@@ -62,7 +62,9 @@ def tiny_model() -> RaliModel:
 
 @pytest.fixture
 def tiny_info() -> ModelInfo:
-    return ModelInfo("tiny", "Apache-2.0", calibration=Calibration.from_scores({"made up": (np.linspace(0.2, 0.8, 50), "made up")}))
+    return ModelInfo(
+        "tiny", "Apache-2.0", calibration=Calibration.from_scores({"made up": (np.linspace(0.2, 0.8, 50), "made up")})
+    )
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rali_core.combine import aggregate_scores, combine_scores, normalise_scores
@@ -29,6 +29,7 @@ def test_there_is_no_aggregate_of_nothing(scores: list[float], how: str, message
         aggregate_scores(scores, how)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(SCORES)
 def test_normalising_keeps_the_order(scores: list[float]) -> None:
     order = np.argsort(scores, kind="stable")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -127,3 +129,9 @@ def test_every_setting_is_set_by_a_config_or_has_a_user() -> None:
     keys = all_keys()
     assert used | set(USER_OPTIONS) == keys, "each setting belongs to a configuration or to a user's task"
     assert not used & set(USER_OPTIONS), "what a configuration sets needs no reason"
+
+
+def test_the_table_of_settings_is_that_of_the_docstrings() -> None:
+    table = REPOSITORY / "tools" / "settings_table.py"
+    checked = subprocess.run([sys.executable, str(table), "--check"], cwd=REPOSITORY, check=False)
+    assert checked.returncode == 0, "run python tools/settings_table.py"

@@ -76,7 +76,9 @@ def test_augmentation_cuts_all_to_one_size_and_mirrors_some() -> None:
         sizes.add(cut[0].shape[0])
     assert 50 in sizes
     assert min(sizes) >= 40
-    whole = augment(images, np.random.default_rng(next(s for s in range(99) if np.random.default_rng(s).random() < 0.5)))
+    whole = augment(
+        images, np.random.default_rng(next(s for s in range(99) if np.random.default_rng(s).random() < 0.5))
+    )
     kinds = [np.array_equal(a, b) or -np.array_equal(a, b[:, ::-1]) for a, b in zip(whole, images, strict=True)]
     assert {bool(kind) for kind in kinds} == {True}
 
@@ -98,6 +100,8 @@ def test_embeddings_are_those_of_the_scorer_and_kept(labels: Path, dino_file: Pa
     assert scores == pytest.approx(expected, abs=0.02), "Pillow's resizing instead of torch's"
     with torch.no_grad():
         loaded.model.encoder.trunk.norm.bias.add_(1.0)
-    assert torch.equal(embed_images(loaded.model, images, tmp_path / "e.npy", key="a"), embeddings), "taken from the file"
+    assert torch.equal(embed_images(loaded.model, images, tmp_path / "e.npy", key="a"), embeddings), (
+        "taken from the file"
+    )
     assert not torch.equal(embed_images(loaded.model, images, tmp_path / "e.npy", key="b"), embeddings)
     assert hash_weights(loaded.model.encoder) != hash_weights(load_model(dino_file).model.encoder)

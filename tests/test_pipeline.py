@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rali_core.checkpoint import read_metadata
 from rali_core.cli import main
-from rali_core.hashing import hash_file
+from rali_core.files import hash_file
 from rali_core.scorer import RaliScorer
 from rali_core.training import image_cache, optimise, pipeline
 from rali_core.training.config import read_config
@@ -60,7 +60,7 @@ triplets = 4
 
 
 @pytest.fixture
-def config_file(labels: Path, dino_file: Path, tmp_path: Path) -> Path:
+def config_file(labels: Path, dino_file: Path, tmp_path: Path) -> Path:  # noqa: ARG001 - the backbone is read there
     """A whole training of seconds: two sets of the same images, the second on a scale of its own."""
     lines = labels.read_text().splitlines()
     table = ["image,mos,split,scene,camera"]
@@ -75,7 +75,12 @@ def config_file(labels: Path, dino_file: Path, tmp_path: Path) -> Path:
 
 def outputs(folder: Path) -> dict[str, str]:
     """Hashes of everything that the stages made and that counts."""
-    names = ["align/encoder.safetensors", "tune/encoder.safetensors", "compress/head.safetensors", "fit/head.safetensors"]
+    names = [
+        "align/encoder.safetensors",
+        "tune/encoder.safetensors",
+        "compress/head.safetensors",
+        "fit/head.safetensors",
+    ]
     return {name: hash_file(folder / name) for name in names if (folder / name).is_file()}
 
 
@@ -182,10 +187,17 @@ def test_a_trial_with_few_images_leaves_the_real_training_alone(config_file: Pat
 
 
 def test_a_model_file_is_trained_further_without_aligning(config_file: Path, tmp_path: Path) -> None:
-    config_file.write_text(CONFIG.replace("[align]\nsteps = 12", "[align]\nsteps = 0").replace("epochs = 2", "epochs = 0"))
+    config_file.write_text(
+        CONFIG.replace("[align]\nsteps = 12", "[align]\nsteps = 0").replace("epochs = 2", "epochs = 0")
+    )
     assert main(["train", str(config_file)]) == 0
     assert not (tmp_path / "work" / "describe").exists()
-    assert list(read_metadata(tmp_path / "mine.safetensors")["training"]["stages"]) == ["align", "tune", "compress", "fit"]
+    assert list(read_metadata(tmp_path / "mine.safetensors")["training"]["stages"]) == [
+        "align",
+        "tune",
+        "compress",
+        "fit",
+    ]
 
 
 def test_a_generator_can_be_left_out_of_the_training(config_file: Path) -> None:

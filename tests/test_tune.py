@@ -64,7 +64,7 @@ def test_two_tunings_with_patch_dropout_and_one_seed_are_equal(dino_file: Path, 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_patches_are_left_out_in_training_mode_only(dino_file: Path, tiny_timm_file: Path) -> None:
+def test_patches_are_left_out_in_training_mode_only(dino_file: Path) -> None:
     encoder = load_model(dino_file).model.encoder
     inputs = torch.randn(1, 3, 42, 42, generator=torch.Generator().manual_seed(0))
     whole = encoder(inputs)
@@ -72,7 +72,10 @@ def test_patches_are_left_out_in_training_mode_only(dino_file: Path, tiny_timm_f
         assert torch.equal(encoder.eval()(inputs), whole)
         assert not torch.equal(encoder.train()(inputs), encoder(inputs)), "another half each time"
     assert torch.equal(encoder(inputs), whole)
-    with pytest.raises(ValueError, match="patch_dropout needs a DINOv2 encoder"), patch_dropout(torch.nn.Linear(1, 1), 0.5):
+    with (
+        pytest.raises(ValueError, match="patch_dropout needs a DINOv2 encoder"),
+        patch_dropout(torch.nn.Linear(1, 1), 0.5),
+    ):
         pass
 
 

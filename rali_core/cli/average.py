@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Load, average, save."""
     from ..checkpoint import ModelInfo, load_model, save_model
-    from ..hashing import hash_file
+    from ..files import hash_file
     from ..training.averaging import average_models
 
     loaded = [load_model(path) for path in options.models]

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..devices import device_of, training_autocast
 from ..model import RaliModel
 from .config import AlignConfig
 from .image_cache import augment, embed_images, to_inputs
 from .losses import backward_in_chunks, info_nce, retrieval_recall
 from .optimise import freeze_blocks, make_optimiser, optimise
-from .precision import device_of, training_autocast
 from .tune import patch_dropout
 
 RECALL_AT = (1, 5, 10)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ..constants import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from ..encoder import EncoderConfig, build_encoder
-from ..hashing import hash_file
+from ..files import hash_file
 from ..preprocess import PreprocessConfig
 from ..vision_transformer import DINOV2, PatchPattern
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from ..devices import device_of, training_autocast
+from ..files import atomic_write
 from ..images import to_rgb
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
 from .distortions import recode
-from .precision import device_of, training_autocast
 
 logger = logging.getLogger("rali")
 
@@ -139,9 +140,8 @@ def _open_partial(
 
     def finish(count: int) -> None:
         array.flush()
-        temporary = progress.with_suffix(".partial")
-        temporary.write_text(json.dumps({**wanted, "done": count}), encoding="utf-8")
-        temporary.replace(progress)
+        with atomic_write(progress) as temporary:
+            temporary.write_text(json.dumps({**wanted, "done": count}), encoding="utf-8")
 
     return array, done, finish
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..files import atomic_write
+
 logger = logging.getLogger("rali")
 
 GRADIENT_NORM = 1.0
@@ -231,9 +233,8 @@ class _Checkpoint:
             "signature": self.signature, "step": step, "log": log, "model": model.state_dict(),
             "optimiser": optimiser.state_dict(), "ema": None if ema is None else ema.state_dict(),
         }  # fmt: skip
-        temporary = self.path.with_suffix(".partial")
-        torch.save(state, temporary)
-        temporary.replace(self.path)
+        with atomic_write(self.path) as temporary:
+            torch.save(state, temporary)
 
 
 def draw_curves(log: Sequence[dict[str, float]], path: str | Path) -> None:

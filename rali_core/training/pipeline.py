@@ -3,231 +3,59 @@
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369); what each stage does, and where it differs, stands in `align.py`,
 `tune.py`, `compress.py` and `fit.py`. Each stage here is a function that says what it reads and what it writes. The way
 of a labels row: `labels.read_labels`, `image_cache` (decoded once), `align` and `tune` (batches), `embed_images`,
-`compress`, `fit`, `save`.
+`compress`, `fit`, `publish.save`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import __version__
-from ..calibration import Calibration
-from ..checkpoint import ModelInfo, save_model
-from ..cli._common import find_images
-from ..evaluation import measure_agreement, srcc_within_groups
-from ..hashing import hash_file
-from ..head import PrototypeHead
-from ..labels import LabelledImage, read_labels, scores_of, split_validation
+from ..files import atomic_write, hash_file
+from ..labels import scores_of
 from ..model import RaliModel
-from ..scorer import RaliScorer
 from .align import DescribedImages, align_encoder
-from .backbones import Backbone, load_backbone
 from .compress import compress_embeddings
-from .config import DataConfig, ScoreRole, TrainConfig, to_json
-from .describe.describers import DescriptionRequest, describe_all, failures_path, make_describer
+from .config import TrainConfig, to_json
+from .describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
 from .describe.records import image_name, read_descriptions
-from .distortion_triplets import BlankRenderer, DistortionTriplet, cache_triplets, plan_triplets
 from .fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
-from .image_cache import ImageCache, SquareReader, cache_images, embed_images, flip_and_recompress, hash_weights
+from .image_cache import ImageCache, flip_and_recompress
 from .optimise import draw_curves
-from .precision import training_device
+from .publish import git_commit, load_head, save
+from .run import STAGES, TRIPLETS, DataSet, Part, Run, StageName, read_data_set
 from .text import TextEncoder, embed_texts, load_text_encoder
 from .tune import ScoredImages, TripletImages, tune_encoder
 
+__all__ = [
+    "STAGES",
+    "Run",
+    "align",
+    "compress",
+    "describe",
+    "fit",
+    "read_data_set",
+    "run_stage",
+    "save",
+    "train",
+    "tune",
+]
+
 logger = logging.getLogger("rali")
-
-StageName = Literal["describe", "align", "tune", "compress", "fit"]
-STAGES: tuple[StageName, ...] = get_args(StageName)
-Part = Literal["training", "validation"]
-TRIPLETS = "triplets"
-"""Name of the distortion triplets among the sets that are described."""
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """One labelled set: images, human scores in [0, 1], split, and the role that its scores play.
-
-    Attributes:
-        name: Its name.
-        training: Images that are trained on.
-        validation: Images that are held out of the training part.
-        test: Images that are only measured in the end.
-        scores: `"absolute"`, `"correlation"` or `"none"`.
-        root: What image names are relative to in description files.
-        digest: SHA-256 over images, scores and split.
-    """
-
-    name: str
-    training: list[LabelledImage]
-    validation: list[LabelledImage]
-    test: list[LabelledImage]
-    scores: ScoreRole
-    root: Path
-    digest: str
-
-    def rows(self, part: Part) -> list[LabelledImage]:
-        """The images of a part."""
-        return self.training if part == "training" else self.validation
-
-
-def read_data_set(data: DataConfig, *, seed: int, limit: int | None = None) -> DataSet:
-    """Read a configured table and split it.
-
-    Args:
-        data: What the configuration says of it.
-        seed: Seed of the validation split.
-        limit: Keep at most so many images of each part, for a quick trial.
-
-    Raises:
-        FileNotFoundError, ValueError: See `read_labels` and `split_validation`.
-    """
-    rows = read_labels(
-        data.labels, root=data.images_root, score_range=data.score_range,
-        content_column=data.content_column, group_column=data.group_column,
-    )  # fmt: skip
-    unknown = set(data.exclude_groups) - {row.group for row in rows}
-    if unknown:
-        raise ValueError(f"exclude_groups of {data.name!r}: {data.labels.name} has no {', '.join(sorted(unknown))}")
-    used = [row for row in rows if row.group not in data.exclude_groups or row.split != "train"]
-    training, validation = split_validation(used, fraction=data.validation_fraction, seed=seed)
-    test = [row for row in rows if row.split == "test" and not row.near_duplicate]
-    if limit is not None:
-        random = np.random.default_rng(seed)
-        training, validation, test = (_sample(part, limit, random) for part in (training, validation, test))
-    digest = hashlib.sha256()
-    for part in (training, validation, test):
-        for row in part:
-            digest.update(bytes.fromhex(hash_file(row.path)) + f"{row.score:.6f} {row.content} {row.group}".encode())
-        digest.update(b"part")
-    root = data.images_root or data.labels.parent
-    logger.info("%s: %d training, %d validation, %d test images", data.name, len(training), len(validation), len(test))
-    return DataSet(data.name, training, validation, test, data.scores, root, digest.hexdigest())
-
-
-def _sample(rows: list[LabelledImage], limit: int, random: np.random.Generator) -> list[LabelledImage]:
-    return [rows[index] for index in sorted(random.permutation(len(rows))[:limit].tolist())]
-
-
-class Run:
-    """A configured training: its data, read when it is first needed, and the files of its stages.
-
-    Args:
-        config: From `read_config`.
-        limit: Use at most so many images of each set and part, and so many triplets: a quick trial, with a work_dir
-            and an output of its own.
-    """
-
-    def __init__(self, config: TrainConfig, *, limit: int | None = None) -> None:
-        if limit is not None:
-            if limit < 3:
-                raise ValueError(f"the limit must be at least 3 images, got {limit}")
-            config = replace(
-                config,
-                work_dir=config.work_dir.with_name(f"{config.work_dir.name}-limit-{limit}"),
-                output=config.output.with_name(f"{config.output.stem}-limit-{limit}.safetensors"),
-                distortions=replace(config.distortions, triplets=min(limit, config.distortions.triplets)),
-            )
-        self.config, self.limit = config, limit
-
-    def path(self, stage: StageName, name: str) -> Path:
-        """A file of a stage."""
-        return self.config.work_dir / stage / name
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where the encoder computes."""
-        return training_device(self.config.device)
-
-    @cached_property
-    def backbone(self) -> Backbone:
-        """The pretrained encoder."""
-        settings = self.config.backbone
-        return load_backbone(settings.file, image_size=settings.image_size, patch_subset=settings.patch_subset)
-
-    @cached_property
-    def data(self) -> list[DataSet]:
-        """All data sets; the first one's scale is the model's."""
-        return [read_data_set(data, seed=self.config.seed, limit=self.limit) for data in self.config.data]
-
-    @cached_property
-    def triplets(self) -> list[DistortionTriplet]:
-        """Images to be rendered at known levels of distortion."""
-        good = [row for data in self.data if data.scores == "absolute" for row in data.training]
-        settings = self.config.distortions
-        pristine = [path for folder in settings.pristine for path in find_images([str(folder)], recursive=True)]
-        return plan_triplets(pristine, good, count=settings.triplets, seed=self.config.seed)
-
-    @cached_property
-    def triplets_digest(self) -> str:
-        """SHA-256 over the triplets and the images that they are made of."""
-        hashes: dict[str, str] = {}
-        digest = hashlib.sha256()
-        for triplet in self.triplets:
-            if triplet.source not in hashes:
-                rendered = triplet.source.startswith("graphic:")
-                hashes[triplet.source] = triplet.source if rendered else hash_file(Path(triplet.source))
-            what = (hashes[triplet.source], triplet.pristine, triplet.distortion, triplet.mild, triplet.severe)
-            digest.update(repr((*what, triplet.seed)).encode())
-        return digest.hexdigest()
-
-    @property
-    def size(self) -> int:
-        """Side of the encoder's input in pixels."""
-        return self.backbone.preprocess.image_size
-
-    def images(self, data: DataSet, part: Part) -> ImageCache:
-        """The decoded middle squares of a part of a set."""
-        paths = [row.path for row in data.rows(part)]
-        path = self.config.work_dir / "images" / f"{data.name}-{part}.npy"
-        shape = (len(paths), self.size, self.size, 3)
-        return cache_images(
-            SquareReader(paths, self.size), shape, path, key=[data.digest, part], workers=self.config.workers
-        )
-
-    def triplet_images(self) -> ImageCache:
-        """The rendered triplets."""
-        path = self.config.work_dir / "images" / f"{TRIPLETS}.npy"
-        return cache_triplets(self.triplets, path, size=self.size, workers=self.config.workers)
-
-    def blank_images(self) -> ImageCache:
-        """The rendered images without content."""
-        path, count = self.config.work_dir / "images" / "blank.npy", self.config.distortions.blank
-        shape = (count, self.size, self.size, 3)
-        return cache_images(BlankRenderer(self.size), shape, path, key=["blank", count], workers=self.config.workers)
-
-    def model(self, encoder: Path | None = None) -> RaliModel:
-        """The backbone, or the encoder that a stage wrote, with an empty head."""
-        source = self.backbone
-        model = RaliModel(source.encoder, source.preprocess, pca_dim=1, prototypes=1, coverage=self.config.coverage)
-        state = source.state if encoder is None else load_file(encoder)
-        model.encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-        return model.eval().to(self.device)
-
-    def embeddings(self, model: RaliModel, name: str, images: Sequence[NDArray[np.uint8]], digest: str) -> Tensor:
-        """(N, D) embeddings of a set's images, kept in the work_dir."""
-        path = self.config.work_dir / "embeddings" / f"{name}.npy"
-        return embed_images(model, images, path, key=[hash_weights(model.encoder), digest])
-
-
-# ------------------------------------------------------------------------------------------------------------- stages
 
 
 def describe(run: Run) -> None:
@@ -267,7 +95,7 @@ def _triplet_image(images: ImageCache, number: int, place: int) -> Image.Image:
     return Image.fromarray(images[number][place])
 
 
-def _describe(run: Run, requests: list[DescriptionRequest], describer: Any, name: str) -> None:
+def _describe(run: Run, requests: list[DescriptionRequest], describer: Describer, name: str) -> None:
     output = run.path("describe", f"{name}.jsonl")
     seeds = range(run.config.describe.seeds)
     summary = describe_all(requests, describer, output, seeds=seeds, workers=run.config.workers)
@@ -383,7 +211,7 @@ def compress(run: Run) -> None:
     """Stage 4. Reads `tune/encoder.safetensors` and all sets; writes `head.safetensors`, the unfitted head."""
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores = _absolute(run, model)
-    others = [_embedded(run, model, data, "training") for data in run.data if data.scores != "absolute"]
+    others = [run.embed_part(model, data, "training") for data in run.data if data.scores != "absolute"]
     settings = run.config.compress
     initial = compress_embeddings(
         embeddings.numpy(), scores, pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes,
@@ -394,14 +222,10 @@ def compress(run: Run) -> None:
     save_file(make_head(initial).state_dict(), run.path("compress", "head.safetensors"))
 
 
-def _embedded(run: Run, model: RaliModel, data: DataSet, part: Part) -> Tensor:
-    return run.embeddings(model, f"{data.name}-{part}", run.images(data, part), f"{data.digest}-{part}")
-
-
 def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64]]:
     """Embeddings and scores of all images on the model's own scale."""
     sets = [data for data in run.data if data.scores == "absolute"]
-    embeddings = [_embedded(run, model, data, "training") for data in sets]
+    embeddings = [run.embed_part(model, data, "training") for data in sets]
     scores = [scores_of(data.training) for data in sets]
     if run.config.distortions.blank:
         blank = run.blank_images()
@@ -415,7 +239,7 @@ def fit(run: Run) -> None:
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores = _absolute(run, model)
     correlation = [
-        ScoredEmbeddings(_embedded(run, model, data, "training"), torch.from_numpy(scores_of(data.training)).float())
+        ScoredEmbeddings(run.embed_part(model, data, "training"), torch.from_numpy(scores_of(data.training)).float())
         for data in run.data
         if data.scores == "correlation"
     ]
@@ -437,15 +261,6 @@ def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
     embeddings = run.embeddings(model, TRIPLETS, images, digest).view(count, 3, -1)
     copies = [flip_and_recompress(image) for image in images[::3]]
     return TripletEmbeddings(run.triplets[:count], embeddings, run.embeddings(model, "copies", copies, digest))
-
-
-def load_head(path: Path) -> PrototypeHead:
-    """A head from a stage's file."""
-    state = load_file(path)
-    pca_dim, embed_dim = state["components"].shape
-    head = PrototypeHead(embed_dim, pca_dim, len(state["prototypes"]))
-    head.load_state_dict(state)
-    return head.eval()
 
 
 # --------------------------------------------------------------------------------------------------- running the stages
@@ -531,9 +346,8 @@ def run_stage(run: Run, stage: StageName) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def train(config: TrainConfig, *, stages: Sequence[str] | None = None, limit: int | None = None) -> Path | None:
@@ -566,113 +380,5 @@ def train(config: TrainConfig, *, stages: Sequence[str] | None = None, limit: in
             raise ValueError(f"stage {wanted[-1]} needs stage {stage}, which is not finished: run that first")
     if not all(is_finished(run, stage) for stage in needed):
         return None
-    save(run, needed)
+    save(run, {stage: read_record(run, stage) for stage in needed})
     return run.config.output
-
-
-# ------------------------------------------------------------------------------------------------------ the model file
-
-
-def save(run: Run, stages: Sequence[StageName]) -> None:
-    """Assemble the model of the finished stages, measure it on every set, and write the model file."""
-    config, source = run.config, run.backbone
-    head = load_head(run.path("fit", "head.safetensors"))
-    model = RaliModel(
-        source.encoder, source.preprocess, pca_dim=len(head.components), prototypes=len(head.scores),
-        coverage=config.coverage,
-    )  # fmt: skip
-    model.head.load_state_dict(head.state_dict())
-    model.encoder.load_state_dict(
-        {name: tensor.float() for name, tensor in load_file(run.path("tune", "encoder.safetensors")).items()}
-    )
-    model = model.eval().to(run.device)
-    held_out = {data.name: _predict(run, model, data) for data in run.data if data.validation}
-    scorer = RaliScorer(model, ModelInfo(config.name, config.licence), device=run.device)
-    figures = {data.name: _measure(scorer, data, held_out.get(data.name)) for data in run.data}
-    info = ModelInfo(
-        name=config.name,
-        licence=config.licence,
-        calibration=_calibrate(run, held_out),
-        training=_provenance(run, stages, figures),
-        source=source.source,
-    )
-    model.encoder.half()
-    save_model(config.output, model, info)
-    logger.info("wrote %s (%.1f MB)", config.output, config.output.stat().st_size / 1e6)
-
-
-def _predict(run: Run, model: RaliModel, data: DataSet) -> NDArray[np.float32]:
-    with torch.no_grad():
-        scores: NDArray[np.float32] = model.head(_embedded(run, model, data, "validation").to(run.device)).cpu().numpy()
-    return scores
-
-
-def _measure(scorer: RaliScorer, data: DataSet, held_out: NDArray[np.float32] | None) -> dict[str, Any]:
-    """Figures on a set's held-out images (their middle squares) and on its test images (as the model scores files)."""
-    figures: dict[str, Any] = {}
-    parts = {"validation": (data.validation, held_out)}
-    if len(data.test) >= 3:
-        parts["test"] = (data.test, scorer.score([row.path for row in data.test]).scores)
-    for part, (rows, predicted) in parts.items():
-        if predicted is None or len(rows) < 3:
-            continue
-        agreement = measure_agreement(predicted, scores_of(rows), resamples=1000)
-        figures[part] = agreement.to_dict()
-        groups = [row.group for row in rows if row.group is not None]
-        if len(groups) == len(rows):
-            within = srcc_within_groups(predicted, scores_of(rows), groups)
-            figures[part]["srcc_within_groups"] = {name: round(value, 6) for name, value in within.items()}
-            figures[part]["mean_srcc_within_groups"] = round(float(np.mean(list(within.values()))), 6)
-        logger.info("%s, %s: SRCC %.4f PLCC %.4f", data.name, part, agreement.srcc, agreement.plcc)
-    return figures
-
-
-def _calibrate(run: Run, held_out: dict[str, NDArray[np.float32]]) -> Calibration:
-    populations: dict[str, tuple[ArrayLike, str]] = {}
-    for data in run.config.data:
-        if data.percentiles is not None and data.name in held_out:
-            scores = held_out[data.name]
-            populations[data.percentiles] = (scores, f"{len(scores)} held-out images of {data.name}")
-    if not populations:
-        name = run.config.data[0].name
-        populations[name] = (held_out[name], f"{len(held_out[name])} held-out images of {name}")
-    return Calibration.from_scores(populations)
-
-
-def _provenance(run: Run, stages: Sequence[StageName], figures: dict[str, Any]) -> dict[str, Any]:
-    config = to_json(run.config)
-    records = {stage: read_record(run, stage) for stage in stages}
-    return {
-        "config": config,
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-        "limit": run.limit,
-        "git_commit": git_commit(),
-        "data": {
-            data.name: {
-                "labels_sha256": hash_file(settings.labels),
-                "sha256": data.digest,
-                "images": {
-                    "training": len(data.training), "validation": len(data.validation), "test": len(data.test),
-                },
-            }
-            for data, settings in zip(run.data, run.config.data, strict=True)
-        },
-        "stages": {
-            stage: {key: record[key] for key in ("outputs", "seconds", "git_commit")}
-            for stage, record in records.items()
-        },
-        "figures": figures,
-        "versions": {"rali": __version__, "python": platform.python_version(), "torch": torch.__version__},
-    }  # fmt: skip
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, with `-dirty` where tracked files were changed; else None."""
-    repository = Path(__file__).resolve().parents[2]
-    if not (repository / ".git").exists():
-        return None
-    command = ["git", "-C", str(repository), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

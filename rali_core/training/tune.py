@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..devices import device_of, training_autocast
 from ..evaluation import measure_agreement
 from ..model import RaliModel
 from .config import ScoreRole, TuneConfig
@@ -28,7 +29,6 @@ from .distortion_triplets import DistortionTriplet
 from .image_cache import augment, embed_images, flip_and_recompress, to_inputs
 from .losses import SMOOTH_L1_BETA, consistency_loss, distortion_ranking_loss, plcc_loss
 from .optimise import freeze_blocks, make_optimiser, optimise
-from .precision import device_of, training_autocast
 
 SMALLEST_SHARE = 4
 """Images of each set per step at least: a correlation needs some."""

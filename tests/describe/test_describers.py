@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rali_core.cli import main
-from rali_core.training.data import read_labels
+from rali_core.labels import read_labels
 from rali_core.training.describe.describers import (
     Description,
     DescriptionError,

@@ -1,0 +1,204 @@
+"""What a configured training works on: its data sets, the images decoded once, the models that its stages left."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..devices import training_device
+from ..files import find_images, hash_file
+from ..labels import LabelledImage, read_labels, split_validation
+from ..model import RaliModel
+from .backbones import Backbone, load_backbone
+from .config import DataConfig, ScoreRole, TrainConfig
+from .distortion_triplets import BlankRenderer, DistortionTriplet, cache_triplets, plan_triplets
+from .image_cache import ImageCache, SquareReader, cache_images, embed_images, hash_weights
+
+logger = logging.getLogger("rali")
+
+StageName = Literal["describe", "align", "tune", "compress", "fit"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+Part = Literal["training", "validation"]
+TRIPLETS = "triplets"
+"""Name of the distortion triplets among the sets that are described."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One labelled set: images, human scores in [0, 1], split, and the role that its scores play.
+
+    Attributes:
+        name: Its name.
+        training: Images that are trained on.
+        validation: Images that are held out of the training part.
+        test: Images that are only measured in the end.
+        scores: `"absolute"`, `"correlation"` or `"none"`.
+        root: What image names are relative to in description files.
+        digest: SHA-256 over images, scores and split.
+    """
+
+    name: str
+    training: list[LabelledImage]
+    validation: list[LabelledImage]
+    test: list[LabelledImage]
+    scores: ScoreRole
+    root: Path
+    digest: str
+
+    def rows(self, part: Part) -> list[LabelledImage]:
+        """The images of a part."""
+        return self.training if part == "training" else self.validation
+
+
+def read_data_set(data: DataConfig, *, seed: int, limit: int | None = None) -> DataSet:
+    """Read a configured table and split it.
+
+    Args:
+        data: What the configuration says of it.
+        seed: Seed of the validation split.
+        limit: Keep at most so many images of each part, for a quick trial.
+
+    Raises:
+        FileNotFoundError, ValueError: See `read_labels` and `split_validation`.
+    """
+    rows = read_labels(
+        data.labels, root=data.images_root, score_range=data.score_range,
+        content_column=data.content_column, group_column=data.group_column,
+    )  # fmt: skip
+    unknown = set(data.exclude_groups) - {row.group for row in rows}
+    if unknown:
+        raise ValueError(f"exclude_groups of {data.name!r}: {data.labels.name} has no {', '.join(sorted(unknown))}")
+    used = [row for row in rows if row.group not in data.exclude_groups or row.split != "train"]
+    training, validation = split_validation(used, fraction=data.validation_fraction, seed=seed)
+    test = [row for row in rows if row.split == "test" and not row.near_duplicate]
+    if limit is not None:
+        random = np.random.default_rng(seed)
+        training, validation, test = (_sample(part, limit, random) for part in (training, validation, test))
+    digest = hashlib.sha256()
+    for part in (training, validation, test):
+        for row in part:
+            digest.update(bytes.fromhex(hash_file(row.path)) + f"{row.score:.6f} {row.content} {row.group}".encode())
+        digest.update(b"part")
+    root = data.images_root or data.labels.parent
+    logger.info("%s: %d training, %d validation, %d test images", data.name, len(training), len(validation), len(test))
+    return DataSet(data.name, training, validation, test, data.scores, root, digest.hexdigest())
+
+
+def _sample(rows: list[LabelledImage], limit: int, random: np.random.Generator) -> list[LabelledImage]:
+    return [rows[index] for index in sorted(random.permutation(len(rows))[:limit].tolist())]
+
+
+class Run:
+    """A configured training: its data, read when it is first needed, and the files of its stages.
+
+    Args:
+        config: From `read_config`.
+        limit: Use at most so many images of each set and part, and so many triplets: a quick trial, with a work_dir
+            and an output of its own.
+    """
+
+    def __init__(self, config: TrainConfig, *, limit: int | None = None) -> None:
+        if limit is not None:
+            if limit < 3:
+                raise ValueError(f"the limit must be at least 3 images, got {limit}")
+            config = replace(
+                config,
+                work_dir=config.work_dir.with_name(f"{config.work_dir.name}-limit-{limit}"),
+                output=config.output.with_name(f"{config.output.stem}-limit-{limit}.safetensors"),
+                distortions=replace(config.distortions, triplets=min(limit, config.distortions.triplets)),
+            )
+        self.config, self.limit = config, limit
+
+    def path(self, stage: StageName, name: str) -> Path:
+        """A file of a stage."""
+        return self.config.work_dir / stage / name
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the encoder computes."""
+        return training_device(self.config.device)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The pretrained encoder."""
+        settings = self.config.backbone
+        return load_backbone(settings.file, image_size=settings.image_size, patch_subset=settings.patch_subset)
+
+    @cached_property
+    def data(self) -> list[DataSet]:
+        """All data sets; the first one's scale is the model's."""
+        return [read_data_set(data, seed=self.config.seed, limit=self.limit) for data in self.config.data]
+
+    @cached_property
+    def triplets(self) -> list[DistortionTriplet]:
+        """Images to be rendered at known levels of distortion."""
+        good = [row for data in self.data if data.scores == "absolute" for row in data.training]
+        settings = self.config.distortions
+        pristine = [path for folder in settings.pristine for path in find_images([folder], recursive=True)]
+        return plan_triplets(pristine, good, count=settings.triplets, seed=self.config.seed)
+
+    @cached_property
+    def triplets_digest(self) -> str:
+        """SHA-256 over the triplets and the images that they are made of."""
+        hashes: dict[str, str] = {}
+        digest = hashlib.sha256()
+        for triplet in self.triplets:
+            if triplet.source not in hashes:
+                rendered = triplet.source.startswith("graphic:")
+                hashes[triplet.source] = triplet.source if rendered else hash_file(Path(triplet.source))
+            what = (hashes[triplet.source], triplet.pristine, triplet.distortion, triplet.mild, triplet.severe)
+            digest.update(repr((*what, triplet.seed)).encode())
+        return digest.hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Side of the encoder's input in pixels."""
+        return self.backbone.preprocess.image_size
+
+    def images(self, data: DataSet, part: Part) -> ImageCache:
+        """The decoded middle squares of a part of a set."""
+        paths = [row.path for row in data.rows(part)]
+        path = self.config.work_dir / "images" / f"{data.name}-{part}.npy"
+        shape = (len(paths), self.size, self.size, 3)
+        return cache_images(
+            SquareReader(paths, self.size), shape, path, key=[data.digest, part], workers=self.config.workers
+        )
+
+    def triplet_images(self) -> ImageCache:
+        """The rendered triplets."""
+        path = self.config.work_dir / "images" / f"{TRIPLETS}.npy"
+        return cache_triplets(self.triplets, path, size=self.size, workers=self.config.workers)
+
+    def blank_images(self) -> ImageCache:
+        """The rendered images without content."""
+        path, count = self.config.work_dir / "images" / "blank.npy", self.config.distortions.blank
+        shape = (count, self.size, self.size, 3)
+        return cache_images(BlankRenderer(self.size), shape, path, key=["blank", count], workers=self.config.workers)
+
+    def model(self, encoder: Path | None = None) -> RaliModel:
+        """The backbone, or the encoder that a stage wrote, with an empty head."""
+        source = self.backbone
+        model = RaliModel(source.encoder, source.preprocess, pca_dim=1, prototypes=1, coverage=self.config.coverage)
+        state = source.state if encoder is None else load_file(encoder)
+        model.encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        return model.eval().to(self.device)
+
+    def embeddings(self, model: RaliModel, name: str, images: Sequence[NDArray[np.uint8]], digest: str) -> Tensor:
+        """(N, D) embeddings of a set's images, kept in the work_dir."""
+        path = self.config.work_dir / "embeddings" / f"{name}.npy"
+        return embed_images(model, images, path, key=[hash_weights(model.encoder), digest])
+
+    def embed_part(self, model: RaliModel, data: DataSet, part: Part) -> Tensor:
+        """(N, D) embeddings of a part of a set."""
+        return self.embeddings(model, f"{data.name}-{part}", self.images(data, part), f"{data.digest}-{part}")
