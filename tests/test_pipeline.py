@@ -96,7 +96,7 @@ def test_a_training_goes_from_tables_to_a_scoring_file(config_file: Path, tmp_pa
     training = metadata["training"]
     assert training["config"]["tune"]["steps"] == 12
     assert len(training["config_sha256"]) == len(training["data"]["own"]["sha256"]) == 64
-    assert list(training["stages"]) == list(pipeline.STAGES)
+    assert set(training["stages"]) == set(pipeline.STAGES)
     sharp = sorted((tmp_path / "data").glob("*.png"))[:5]
     assert all(0 <= score <= 1 for score in RaliScorer.from_pretrained(model, device="cpu").score(sharp).scores)
     assert (tmp_path / "work" / "tune" / "curves.png").is_file()
@@ -192,12 +192,8 @@ def test_a_model_file_is_trained_further_without_aligning(config_file: Path, tmp
     )
     assert main(["train", str(config_file)]) == 0
     assert not (tmp_path / "work" / "describe").exists()
-    assert list(read_metadata(tmp_path / "mine.safetensors")["training"]["stages"]) == [
-        "align",
-        "tune",
-        "compress",
-        "fit",
-    ]
+    stages = read_metadata(tmp_path / "mine.safetensors")["training"]["stages"]
+    assert set(stages) == {"align", "tune", "compress", "fit"}
 
 
 def test_a_generator_can_be_left_out_of_the_training(config_file: Path) -> None:

@@ -1,14 +1,17 @@
 """Unpack PCUID, SR4KIQA and HECD from bare git mirrors and write a labels.csv for each.
 
-    python tools/prepare_small_sets.py SET MIRROR OUT     SET: pcuid, sr4kiqa or hecd; MIRROR: git directory; OUT: new folder
+    python tools/prepare_small_sets.py SET MIRROR OUT
+
+SET is pcuid, sr4kiqa or hecd, MIRROR a git directory, OUT a new folder.
 
     pcuid    JOU-UIP/PCUID        underwater photographs; MOS 0..100; needs openpyxl
-    sr4kiqa  mb21100/SR4KIQA      super-resolved images of 3840 x 2160; MOS 1..5 (files over 4 MB may be missing in a mirror)
+    sr4kiqa  mb21100/SR4KIQA      super-resolved images of 3840 x 2160; MOS 1..5
     hecd     seanmullery/HECD     recoloured photographs; mean z-scores, scaled to 0..1 over the whole set
 
-labels.csv: image, mos (higher is better; pcuid and sr4kiqa divided to 0..1), split (train / test) and scene. A scene is
-never in both splits: of PCUID 25 of every 100 images in a row (neighbours are often of one place), of SR4KIQA six of the 24
-scenes, of HECD every fourth photograph. None of the three repositories has a licence for its images: never commit one.
+labels.csv: image, mos (higher is better; pcuid and sr4kiqa divided to 0..1), split (train / test) and scene. A scene
+is never in both splits: of PCUID 25 of every 100 images in a row (neighbours are often of one place), of SR4KIQA six of
+the 24 scenes, of HECD every fourth photograph. None of the three repositories has a licence for its images: never
+commit one.
 """
 
 from __future__ import annotations

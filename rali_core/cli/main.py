@@ -31,6 +31,14 @@ examples:
 `rali COMMAND --help` tells more about each command."""
 
 
+class _ToStandardError(logging.Handler):
+    """Shows what the core logs, on any console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        say(self.format(record))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all subcommands."""
     parser = argparse.ArgumentParser(
@@ -55,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     set_up_console()
     options = build_parser().parse_args(arguments)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("rali: %(message)s"))
+    handler = _ToStandardError()
     logger = logging.getLogger("rali")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
