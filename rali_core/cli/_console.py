@@ -13,6 +13,9 @@ from ..text_files import printable
 
 ESCAPE = "rali-escape"
 
+lost_output: list[str] = []
+"""Why something could not be written to standard output, which is an exit status of 1 after all the work."""
+
 
 def set_up_console() -> None:
     """Show what the console's encoding lacks as escapes, and the library's messages on standard error."""
@@ -34,6 +37,7 @@ def emit(line: str = "", *, end: str = "\n", file: TextIO | None = None) -> None
     """Print, as far as there is somebody who reads.
 
     A reader that went away (`| head`), a full disk behind `>` and a closed console end the printing, never the work.
+    What a full disk swallowed is in `lost_output`.
     """
     stream = file or sys.stdout
     if stream is None:
@@ -43,6 +47,10 @@ def emit(line: str = "", *, end: str = "\n", file: TextIO | None = None) -> None
         stream.flush()
     except BrokenPipeError:
         silence(stream)
+    except OSError as error:
+        silence(stream)
+        if stream is sys.stdout:
+            lost_output.append(error.strerror or str(error))
 
 
 def say(line: str) -> None:
