@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import logging
 import os
 import sys
 from contextlib import suppress
@@ -18,19 +17,13 @@ lost_output: list[str] = []
 
 
 def set_up_console() -> None:
-    """Show what the console's encoding lacks as escapes, and the library's messages on standard error."""
+    """Show what the console's encoding lacks as escapes."""
     codecs.register_error(ESCAPE, _escape)
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)  # none where a program put something else there
         if reconfigure is not None:
             with suppress(ValueError, OSError):
                 reconfigure(errors=ESCAPE)
-    logger = logging.getLogger("rali")
-    if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
-        handler = _StandardError()
-        handler.setFormatter(logging.Formatter("rali: %(message)s"))
-        logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
 
 
 def emit(line: str = "", *, end: str = "\n", file: TextIO | None = None) -> None:
@@ -69,17 +62,6 @@ def silence(stream: TextIO) -> None:
 def shown(name: object) -> str:
     """A file name for one line of the console."""
     return printable(str(name))
-
-
-class _StandardError(logging.StreamHandler[TextIO]):
-    """Standard error as it is when something is said, not as it was at the start."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):
-            emit(self.format(record), file=sys.stderr)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
