@@ -25,10 +25,12 @@ def main() -> None:
     for candidate in result.report.candidates:
         steps = " ".join(f"{score:.3f}" for score in candidate.step_scores)
         final = "" if candidate.score is None else f" -> {candidate.score:.3f}"
-        print(f"seed {candidate.seed:3d}  {candidate.fate:7s}  {steps}{final}")
+        print(f"seed {candidate.seed:3d}  {candidate.outcome:7s}  {steps}{final}")
     report = result.report
-    if report.saved is not None:
-        print(f"{report.denoiser_calls} of {report.full_denoiser_calls} denoiser calls: {report.saved:.0%} saved")
+    if report.fraction_saved is not None:
+        print(
+            f"{report.denoiser_calls} of {report.full_denoiser_calls} denoiser calls: {report.fraction_saved:.0%} saved"
+        )
     result.save(options.output)
 
 

@@ -11,26 +11,27 @@ documented protocol (`__call__`, `callback_on_step_end`, `scheduler`, `vae`). do
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from ..lazy import import_on_first_use
 
 if TYPE_CHECKING:
     from .guidance import RaliGuidance
-    from .halving import SuccessiveHalving
     from .latents import decode_latents, latents_to_pixels
     from .modular import RaliBestOfNBlock
-    from .result import BestOfN, Candidate, Report
+    from .pruning import SuccessiveHalving
+    from .result import BestOfN, BestOfNReport, Candidate
     from .search import best_of_n
     from .step_callback import RaliStepCallback, StepScores
 
 __all__ = [
     "BestOfN",
+    "BestOfNReport",
     "Candidate",
     "RaliBestOfNBlock",
     "RaliGuidance",
     "RaliStepCallback",
-    "Report",
     "StepScores",
     "SuccessiveHalving",
     "best_of_n",
@@ -38,18 +39,25 @@ __all__ = [
     "latents_to_pixels",
 ]
 
-__getattr__ = import_on_first_use(
+_find = import_on_first_use(
     __name__,
     {
         "search": ("best_of_n",),
         "guidance": ("RaliGuidance",),
-        "halving": ("SuccessiveHalving",),
         "latents": ("decode_latents", "latents_to_pixels"),
         "modular": ("RaliBestOfNBlock",),
-        "result": ("BestOfN", "Candidate", "Report"),
+        "pruning": ("SuccessiveHalving",),
+        "result": ("BestOfN", "BestOfNReport", "Candidate"),
         "step_callback": ("RaliStepCallback", "StepScores"),
     },
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Report":
+        warnings.warn("Report is deprecated and goes in the next release; use BestOfNReport", DeprecationWarning, 2)
+        name = "BestOfNReport"
+    return _find(name)
 
 
 def __dir__() -> list[str]:

@@ -1,11 +1,11 @@
 """Nudging latents towards a better score while a pipeline runs.
 
-The score's gradient is taken at the predicted picture and applied to the latents; the denoiser's own Jacobian is left
+The score's gradient is taken at the denoised preview and applied to the latents; the denoiser's own Jacobian is left
 out, as in universal guidance's cheap form (Bansal et al. 2023, section 3.1, and FreeDoM, Yu et al. 2023, differ here:
-they differentiate through the denoiser). One decoder and one scorer pass, forth and back, per guided step.
+they differentiate through the denoiser). One decoder and one scorer pass, forward and backward, per guided step.
 
 A warning: a score is not quality. Pushed hard, any scorer is given patterns that please it and nobody else. What is
-here against it: a window of steps, a limit per step, and a pull back to the unguided path. Look at the pictures, and
+here against it: a window of steps, a limit per step, and a pull back to the unguided path. Look at the images, and
 judge the result by another measure than the one it was guided by.
 """
 
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from ..rewards.loss import RaliLoss
-from .latents import latents_to_pixels
-from .step_hook import StepHook
+from .step_callback import StepHook
 
 
 class RaliGuidance(StepHook):
@@ -37,14 +36,14 @@ class RaliGuidance(StepHook):
         stop: Where guidance ends, as a fraction; the last steps then repair what it broke.
         regularisation: How much of the nudges so far is taken back at each step, in [0, 1]: the gradient of
             0.5 * regularisation * |nudges so far|^2.
-        height: Height in pixels for Flux, where the call says one.
+        height: Height in pixels for packed latents, where the pipeline does not tell it.
         width: Width, likewise.
 
     Attributes:
         losses: The loss before each guided step of the last run, mean over the batch.
 
     Raises:
-        ValueError: An argument is out of range, or the scheduler's predicted picture is not known.
+        ValueError: An argument is out of range, or there is no denoised preview for this pipeline or scheduler.
 
     Example:
         >>> with RaliGuidance(pipe, RaliLoss(scorer.model), scale=100.0) as guidance:  # doctest: +SKIP
@@ -90,7 +89,7 @@ class RaliGuidance(StepHook):
             raise RuntimeError("guidance needs gradients: call the pipeline outside torch.inference_mode()")
         with torch.enable_grad():
             point = predicted.detach().requires_grad_(True)
-            losses = self._loss.per_image(latents_to_pixels(pipe, point, height=self._height, width=self._width))
+            losses = self._loss.per_image(self.decode(pipe, point))
             (gradient,) = torch.autograd.grad(losses.sum(), point)
         self.losses.append(float(losses.detach().mean()))
         nudge = limit(-self._scale * gradient, self._clip * rms(latents.float()))

@@ -29,14 +29,14 @@ except ImportError as missing:
         name="diffusers",
     ) from missing
 
-_OURS = {
+_SEARCH_INPUTS = {
     "n": "Candidates to make.",
     "keep": "Images to keep.",
     "seeds": "n different whole numbers; by default 0, 1, ... n - 1.",
     "threshold": "Stop once `keep` images reach this score.",
 }
 _DEFAULTS = {"n": 4, "keep": 1}
-_SET_HERE = ("generator", "latents")
+_RESERVED_INPUTS = ("generator", "latents")
 
 
 class RaliBestOfNBlock(ModularPipelineBlocks):
@@ -98,8 +98,8 @@ class RaliBestOfNBlock(ModularPipelineBlocks):
     def inputs(self) -> list[Any]:
         """Those of the blocks, and n, keep, seeds, threshold."""
         ours = [InputParam(name, default=_DEFAULTS.get(name), description=text)
-                for name, text in _OURS.items()]  # fmt: skip
-        return [*ours, *(given for given in self._blocks.inputs if given.name not in _OURS)]
+                for name, text in _SEARCH_INPUTS.items()]  # fmt: skip
+        return [*ours, *(given for given in self._blocks.inputs if given.name not in _SEARCH_INPUTS)]
 
     @property
     def intermediate_outputs(self) -> list[Any]:
@@ -117,7 +117,7 @@ class RaliBestOfNBlock(ModularPipelineBlocks):
         Raises:
             ValueError: As for `best_of_n`; or the state holds a generator or latents, or asks for several images.
         """
-        for name in _SET_HERE:
+        for name in _RESERVED_INPUTS:
             if state.get(name) is not None:
                 raise ValueError(f"{name} cannot be given here: each candidate has the noise of its seed; pass seeds=")
         if state.get("num_images_per_prompt") not in (None, 1) or state.get("output_type") == "latent":
@@ -125,7 +125,9 @@ class RaliBestOfNBlock(ModularPipelineBlocks):
                 "expected num_images_per_prompt=1 and output_type pil, np or pt; n= says how many are made"
             )
         # Not get_block_state: it would ask for what the blocks give each other, where the choice falls at run time.
-        wanted: dict[str, Any] = _DEFAULTS | {name: state.get(name) for name in _OURS if state.get(name) is not None}
+        wanted: dict[str, Any] = _DEFAULTS | {
+            name: state.get(name) for name in _SEARCH_INPUTS if state.get(name) is not None
+        }
         result = best_of_n(_OneSeed(self._blocks, components, state), scorer=self._scorer, **wanted)
         plain = {name: value for name, value in state.values.items() if isinstance(value, str | int | float | bool)}
         result = replace(result, settings={"pipeline": type(components).__name__, "arguments": plain})

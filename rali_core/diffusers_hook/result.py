@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,10 @@ from ..sheet import draw_contact_sheet
 Stop = Literal["threshold", "interrupt", "progress"]
 
 
+Outcome = Literal["kept", "outscored", "pruned", "nsfw_filtered", "no_content", "failed", "skipped"]
+_OLD_OUTCOMES = {"outscored": "beaten", "nsfw_filtered": "blanked", "skipped": "not made"}
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What became of one seed.
@@ -26,28 +31,37 @@ class Candidate:
         seed: Its seed.
         prompt: 0-based index of its prompt.
         score: Of the finished image; None where there is none.
-        fate: `"kept"`, `"beaten"` (finished, and others were better), `"pruned"`, `"blanked"` (by the pipeline's
-            safety checker) or `"not made"` (the run ended before).
-        step_scores: Its predicted picture's score at each comparison it took part in.
+        outcome: `"kept"`; `"outscored"` (finished, and others were better); `"pruned"`; `"nsfw_filtered"` (replaced by
+            the pipeline's safety checker); `"no_content"` (blank: a constant image, or latents or pixels that are
+            not finite); `"failed"` (an error, or a score that is not finite); `"skipped"` (the run ended before).
+        step_scores: Its denoised preview's score at each comparison it took part in.
+        reason: In words, where the outcome is `"no_content"` or `"failed"`; else None.
     """
 
     seed: int
     prompt: int
     score: float | None
-    fate: Literal["kept", "beaten", "pruned", "blanked", "not made"]
+    outcome: Outcome
     step_scores: tuple[float, ...] = ()
+    reason: str | None = None
+
+    @property
+    def fate(self) -> str:
+        """Deprecated: `outcome`, in the words of version 0.1."""
+        _deprecated("Candidate.fate", "Candidate.outcome")
+        return _OLD_OUTCOMES.get(self.outcome, self.outcome)
 
 
 @dataclass(frozen=True)
-class Report:
+class BestOfNReport:
     """What a run did and cost.
 
     Attributes:
         candidates: In the order of prompts, then seeds.
-        denoiser_calls: Samples that went through the denoiser: a picture's step counts 1 without guidance and 2 with
-            it. Includes making the kept images again. None where the pipeline's denoiser is not known.
-        full_denoiser_calls: What all candidates to the end would have taken, each made once.
-        previews: Predicted pictures that were decoded and scored.
+        denoiser_calls: Samples that went through the denoiser: an image's step counts 1 without guidance and 2 with
+            it. Includes regenerating the kept images. None where they cannot be counted.
+        full_denoiser_calls: What all candidates to the end would have taken, each made once; None likewise.
+        previews: Denoised previews that were scored.
         stopped: Why the run ended before all candidates were made, or None.
     """
 
@@ -58,11 +72,21 @@ class Report:
     stopped: Stop | None = None
 
     @property
-    def saved(self) -> float | None:
-        """The part of `full_denoiser_calls` that was saved, at most 1; negative where kept images were made again."""
+    def fraction_saved(self) -> float | None:
+        """The part of `full_denoiser_calls` that was saved, at most 1; negative where kept images were regenerated."""
         if self.denoiser_calls is None or not self.full_denoiser_calls:
             return None
         return 1.0 - self.denoiser_calls / self.full_denoiser_calls
+
+    @property
+    def saved(self) -> float | None:
+        """Deprecated: `fraction_saved`."""
+        _deprecated("BestOfNReport.saved", "BestOfNReport.fraction_saved")
+        return self.fraction_saved
+
+
+def _deprecated(old: str, new: str) -> None:
+    warnings.warn(f"{old} is deprecated and goes in the next release; use {new}", DeprecationWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -72,7 +96,8 @@ class BestOfN:
     Attributes:
         images: PIL images, arrays (H, W, 3), tensors (3, H, W) or latents, as `output_type` says.
         scores: Higher is better.
-        seeds: `pipe(..., generator=torch.Generator("cpu").manual_seed(seeds[i]))` gives image i again.
+        seeds: `pipe(..., generator=torch.Generator("cpu").manual_seed(seeds[i]))` gives image i again (or with the
+            `generator_device` that was asked for).
         prompts: 0-based index of each image's prompt; all 0 for a single prompt.
         pictures: The images as 8-bit PIL pictures, also where `images` are something else.
         latents: Final latents on the CPU; None unless asked for.
@@ -85,7 +110,7 @@ class BestOfN:
     seeds: tuple[int, ...]
     prompts: tuple[int, ...]
     pictures: tuple[Image.Image, ...]
-    report: Report
+    report: BestOfNReport
     latents: tuple[Tensor, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -139,7 +164,7 @@ class BestOfN:
             "scores": self.scores,
             "seeds": self.seeds,
             "prompts": self.prompts,
-            "report": {**asdict(self.report), "saved": self.report.saved},
+            "report": {**asdict(self.report), "fraction_saved": self.report.fraction_saved},
             "settings": self.settings,
         }
         (target / "best-of-n.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")

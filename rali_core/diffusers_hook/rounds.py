@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..content import NO_CONTENT
 from ..selection import top_k
-from .calls import complete_call, isolate, takes_callback
-from .counting import DenoiserCounter
-from .halving import SuccessiveHalving
-from .latents import latents_to_pixels
-from .run import SuspendedRun, check_finite
-from .scoring import ScoreImages, to_pil
+from .arguments import UserCallback, complete_call, isolate, takes_callback
+from .latents import latents_to_pixels, watch_latents
+from .pruning import DenoiserCounter, SuccessiveHalving
+from .scoring import ScoreImages, shows_content, to_pil
+from .suspended_call import SuspendedCall, are_finite, finite_latents
+
+_log = logging.getLogger("rali")
 
 
 @dataclass(frozen=True)
-class Finished:
-    """One finished image; `score` is None where the safety checker blanked it."""
+class GeneratedImage:
+    """One finished image; without a score there is a flaw, and for most flaws a reason in words."""
 
     seed: int
     score: float | None
     image: Any
     picture: Image.Image
     latents: Tensor | None
+    flaw: Literal["nsfw_filtered", "no_content", "failed"] | None = None
+    reason: str | None = None
 
 
 @dataclass
@@ -40,10 +46,14 @@ class Job:
         score: Scores a list of images.
         counter: Counts the denoiser's calls.
         batch_size: Images per call.
+        callback: The caller's own `callback_on_step_end`.
+        generator_device: Where the seeds' noise is drawn.
         cost: Denoiser calls of one candidate from start to end; 0 while not known.
-        previews: Predicted pictures that were decoded and scored.
+        previews: Denoised previews that were scored.
         step_scores: Per seed, its score at each comparison.
         pruned: Seeds that were dropped.
+        failed: Per seed whose call ended in an error, what the error said.
+        size: Height and width in pixels, as the pipeline prepared its noise for.
     """
 
     pipe: Any
@@ -51,127 +61,236 @@ class Job:
     score: ScoreImages
     counter: DenoiserCounter
     batch_size: int
+    callback: UserCallback
+    generator_device: str | torch.device = "cpu"
     cost: float = 0.0
     previews: int = 0
     step_scores: dict[int, list[float]] = field(default_factory=dict)
     pruned: set[int] = field(default_factory=set)
+    failed: dict[int, str] = field(default_factory=dict)
+    size: tuple[int | None, int | None] | None = None
+    progressed: bool = False
 
     def chunks(self, seeds: Sequence[int]) -> list[tuple[int, ...]]:
         """Seeds in groups of `batch_size`."""
         return [tuple(seeds[start : start + self.batch_size]) for start in range(0, len(seeds), self.batch_size)]
 
+    def call(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Arguments of a call that makes these seeds."""
+        return complete_call(self.arguments, seeds, self.generator_device)
 
-def make_all(job: Job, seeds: Sequence[int]) -> Generator[list[Finished], None, None]:
+    def decode(self, pipe: Any, latents: Tensor, *, vae: Any = None, check: bool = True) -> Tensor:
+        """Latents to pixels, without gradient; with `check=False` pixels may be NaN."""
+        height, width = self.size or (None, None)
+        with torch.no_grad():
+            return latents_to_pixels(
+                pipe, latents, vae=vae, check_finite=check,
+                height=height or self.arguments.get("height"), width=width or self.arguments.get("width"),
+            )  # fmt: skip
+
+    def try_decoder(
+        self, pipe: Any, latents: Tensor, height: int | None, width: int | None, *, vae: Any = None
+    ) -> None:
+        """Decode the first noise: what cannot be decoded must be known before a step is paid for."""
+        if self.size is None:
+            self.size = (height, width)
+            self.decode(pipe, latents[:1].detach(), vae=vae)
+
+    def note_failure(self, seeds: Sequence[int], error: Exception) -> None:
+        """An error costs its own candidates only; where nothing has been done yet, it is raised.
+
+        Raises:
+            Exception: The error.
+        """
+        if not self.progressed:
+            raise error
+        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        _log.warning("best_of_n: no image of seed %s: %s", ", ".join(map(str, seeds)), reason)
+        self.failed |= dict.fromkeys(seeds, reason)
+        if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def make_all(job: Job, seeds: Sequence[int]) -> Generator[list[GeneratedImage], None, None]:
     """Make every candidate to the end, a call at a time; each call's images leave memory with the caller's."""
     for chunk in job.chunks(seeds):
-        pipe = isolate(job.pipe)
-        latents: list[Tensor] = []
         before = job.counter.calls or 0
-        output = pipe(**complete_call(job.arguments, chunk), **_final_latents(pipe, latents))
+        try:
+            images = _make(job, chunk)
+        except Exception as error:
+            job.note_failure(chunk, error)
+            yield []
+            continue
         job.cost = ((job.counter.calls or 0) - before) / len(chunk)
-        yield _finish(job, chunk, output, latents[-1] if latents else None)
+        job.progressed = True
+        yield images
+
+
+def _make(job: Job, chunk: tuple[int, ...]) -> list[GeneratedImage]:
+    pipe = isolate(job.pipe)
+    if job.arguments.get("output_type") == "latent":
+        watch_latents(pipe, lambda latents, height, width: job.try_decoder(pipe, latents, height, width))
+    latents: list[Tensor] = []
+    output = pipe(**job.call(chunk), **_note_latents(job, pipe, latents))
+    return _finish(job, chunk, output, latents[0].detach().cpu() if latents else None)
 
 
 def make_pruned(
     job: Job, seeds: Sequence[int], halving: SuccessiveHalving, keep: int
-) -> Generator[list[Finished], None, None]:
+) -> Generator[list[GeneratedImage], None, None]:
     """Advance all candidates from comparison to comparison, and finish those that are left, best first.
 
     Yields:
         Finished images; an empty list after every part of the work, so that the caller can stop in between.
     """
 
-    def preview(pipe: Any, latents: Tensor) -> Tensor:
-        return _decode(job, pipe, latents, vae=halving.vae)
+    def prepared(pipe: Any, latents: Tensor, height: int | None, width: int | None) -> None:
+        job.try_decoder(pipe, latents, height, width, vae=halving.vae)
 
-    runs = [
-        SuspendedRun(job.pipe, job.arguments, chunk, rungs=halving.rungs, preview=preview, counter=job.counter)
+    def preview(pipe: Any, latents: Tensor) -> Tensor:
+        return job.decode(pipe, latents, vae=halving.vae, check=False)
+
+    calls = [
+        SuspendedCall(
+            job.pipe, job.call(chunk), chunk,
+            rungs=halving.rungs, prepared=prepared, preview=preview, counter=job.counter, callback=job.callback,
+        )
         for chunk in job.chunks(seeds)
-    ]
-    kept: dict[SuspendedRun, list[int] | None] = dict.fromkeys(runs)
+    ]  # fmt: skip
+    kept: dict[SuspendedCall, list[int] | None] = dict.fromkeys(calls)
     try:
         while True:
-            standing: list[tuple[SuspendedRun, int, float]] = []
-            for run in list(kept):
-                run.advance(kept[run])
-                if run.done:
-                    job.cost = run.cost
-                    yield _finish(job, run.seeds, run.output, run.latents)
-                    run.drop()
-                    del kept[run]
+            standing: list[tuple[SuspendedCall, int, float]] = []
+            for call in list(kept):
+                images: list[GeneratedImage] = []
+                try:
+                    call.advance(kept[call])
+                    if call.done:
+                        images = _finish(job, call.seeds, call.output, call.latents)
+                    else:
+                        scores = _score_previews(job, call.previews or [])
+                except Exception as error:
+                    seeds_of_call = call.seeds
+                    call.drop()
+                    del kept[call]
+                    job.note_failure(seeds_of_call, error)
+                    yield []
                     continue
-                scores = job.score(list(run.previews or ()))
-                job.previews += len(scores)
-                standing += [(run, position, score) for position, score in enumerate(scores)]
-                for seed, score in zip(run.seeds, scores, strict=True):
+                job.progressed = True
+                if call.done:
+                    job.cost = call.cost
+                    call.drop()
+                    del kept[call]
+                    yield images
+                    continue
+                standing += [(call, position, score) for position, score in enumerate(scores)]
+                for seed, score in zip(call.seeds, scores, strict=True):
                     job.step_scores.setdefault(seed, []).append(score)
                 yield []
             if not standing:
                 return
             kept = _choose(standing, halving.survivors(len(standing), keep))
-            job.pruned |= {run.seeds[i] for run, i, _ in standing if i not in (kept.get(run) or ())}
-            for run in runs:
-                if run not in kept:
-                    run.drop()
+            job.pruned |= {call.seeds[i] for call, i, _ in standing if i not in (kept.get(call) or ())}
+            for call in calls:
+                if call not in kept:
+                    call.drop()
     finally:
-        for run in runs:
-            run.drop()
+        for call in calls:
+            call.drop()
 
 
-def _choose(standing: list[tuple[SuspendedRun, int, float]], count: int) -> dict[SuspendedRun, list[int] | None]:
-    """The best `count` candidates by run, the run with the best one first; positions ascend inside a run."""
-    chosen: dict[SuspendedRun, list[int] | None] = {}
-    for index in top_k([score for _, _, score in standing], count):
-        run, position, _ = standing[index]
-        positions = chosen.setdefault(run, [])
+def _score_previews(job: Job, previews: list[Tensor]) -> list[float]:
+    """A score for each preview; NaN, which is worse than all, where it is not finite."""
+    finite = [bool(torch.isfinite(preview).all()) for preview in previews]
+    scores = iter(job.score([preview for preview, fine in zip(previews, finite, strict=True) if fine]))
+    job.previews += len(previews)
+    return [next(scores) if fine else math.nan for fine in finite]
+
+
+def _choose(standing: list[tuple[SuspendedCall, int, float]], count: int) -> dict[SuspendedCall, list[int] | None]:
+    """The best `count` candidates by call, the call with the best one first; positions ascend inside a call."""
+    chosen: dict[SuspendedCall, list[int] | None] = {}
+    for index in top_k([score if math.isfinite(score) else -math.inf for _, _, score in standing], count):
+        call, position, _ = standing[index]
+        positions = chosen.setdefault(call, [])
         if positions is not None:
             positions.append(position)
             positions.sort()
     return chosen
 
 
-def _final_latents(pipe: Any, into: list[Tensor]) -> dict[str, Any]:
-    """Arguments that put the last step's latents into `into`; none where the pipeline has no such protocol."""
+def _note_latents(job: Job, pipe: Any, into: list[Tensor]) -> dict[str, Any]:
+    """Arguments that keep the last step's latents in `into`; none where the pipeline has no such protocol."""
     if not takes_callback(pipe):
         return {}
 
     def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        del timestep
-        if step == pipe.num_timesteps - 1:
-            into.append(check_finite(tensors["latents"]).detach().cpu())
-        return {}
+        result = job.callback(pipe, step, timestep, tensors)
+        into[:] = [result.get("latents", tensors["latents"])]
+        if step == getattr(pipe, "num_timesteps", 0) - 1:
+            result = {**result, **finite_latents(into[0])}
+        return result
 
-    return {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["latents"]}
+    return {
+        "callback_on_step_end": callback,
+        "callback_on_step_end_tensor_inputs": job.callback.wanted_with(["latents"]),
+    }
 
 
-def _finish(job: Job, seeds: Sequence[int], output: Any, latents: Tensor | None) -> list[Finished]:
-    images = list(output.images)
+def images_of(output: Any) -> list[Any] | Tensor:
+    """The images of a pipeline's output object.
+
+    Raises:
+        TypeError: It holds none.
+    """
+    for name in ("images", "image"):
+        images = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
+        if images is not None:
+            return images if isinstance(images, Tensor) else list(images)
+    raise TypeError(f"expected an output with images, got {type(output).__name__}; best_of_n is for image pipelines")
+
+
+def _finish(job: Job, seeds: Sequence[int], output: Any, latents: Tensor | None) -> list[GeneratedImage]:
+    images = images_of(output)
     if len(images) != len(seeds):
         raise ValueError(
             f"expected {len(seeds)} image(s) from a call of {type(job.pipe).__name__}, got {len(images)}; "
             "say how many are made at once with batch_size="
         )
-    # A safety checker replaces what it finds by a black picture: that is no image, and its score says nothing.
-    blanked = [bool(flag) for flag in (getattr(output, "nsfw_content_detected", None) or [False] * len(seeds))]
-    scored: list[Any] = images
+    scored: Any = images
     if job.arguments.get("output_type") == "latent":
-        device_latents = output.images
-        scored = list(_decode(job, job.pipe, device_latents))
-    scores = iter(job.score([image for image, blank in zip(scored, blanked, strict=True) if not blank]))
-    return [
-        Finished(
-            seed=seed,
-            score=None if blanked[i] else next(scores),
-            image=images[i],
-            picture=to_pil(scored[i]),
-            latents=None if latents is None else latents[i],
+        clean = torch.as_tensor(images) if isinstance(images, Tensor) else torch.stack(list(images))
+        scored = job.decode(job.pipe, finite_latents(clean).get("latents", clean), check=False)
+    finite = [True] * len(seeds) if latents is None or len(latents) != len(seeds) else are_finite(latents)
+    # A safety checker replaces what it finds by a black image: that is no image, and its score says nothing.
+    filtered = [bool(flag) for flag in (getattr(output, "nsfw_content_detected", None) or [False] * len(seeds))]
+    flaws: list[tuple[Any, str | None]] = []
+    for i in range(len(seeds)):
+        if filtered[i]:
+            flaws.append(("nsfw_filtered", None))
+        elif not finite[i]:
+            dtype = "" if latents is None else f" ({latents.dtype}): use bfloat16 or float32"
+            flaws.append(("no_content", f"{NO_CONTENT}: its latents hold NaN or infinite values{dtype}"))
+        elif not shows_content(scored[i]):
+            flaws.append(("no_content", f"{NO_CONTENT}: the image is blank"))
+        else:
+            flaws.append((None, None))
+    scores = iter(job.score([scored[i] for i in range(len(seeds)) if flaws[i][0] is None]))
+    result = []
+    for i, seed in enumerate(seeds):
+        flaw, reason = flaws[i]
+        score = next(scores) if flaw is None else None
+        if score is not None and math.isnan(score):
+            flaw, reason, score = "failed", "the scorer gave no finite score", None
+        result.append(
+            GeneratedImage(
+                seed=seed,
+                score=score,
+                image=images[i],
+                picture=to_pil(scored[i]),
+                latents=None if latents is None else latents[i],
+                flaw=flaw,
+                reason=reason,
+            )
         )
-        for i, seed in enumerate(seeds)
-    ]
-
-
-def _decode(job: Job, pipe: Any, latents: Tensor, *, vae: Any = None) -> Tensor:
-    with torch.no_grad():
-        return latents_to_pixels(
-            pipe, latents, vae=vae, height=job.arguments.get("height"), width=job.arguments.get("width")
-        )
+    return result

@@ -1,14 +1,16 @@
-"""One face for whatever scores: a RaliScorer, or any callable from PIL images to numbers."""
+"""One adapter for whatever scores: a RaliScorer, or any callable from PIL images to numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from PIL import Image
 
-from ..images import to_picture
+from ..content import has_content
+from ..images import to_picture, to_pixels
 from ..scorer import RaliScorer
 
 ScoreImages: TypeAlias = Callable[[list[Any]], list[float]]
@@ -16,7 +18,9 @@ Scorer: TypeAlias = RaliScorer | Callable[[list[Image.Image]], Sequence[float]]
 
 
 def make_score_function(scorer: Scorer | None) -> ScoreImages:
-    """A function from a list of images (PIL, arrays, tensors) to as many finite scores, higher is better.
+    """A function from a list of images (PIL, arrays, tensors) to as many scores, higher is better.
+
+    An image that cannot be scored costs nothing but its own score, which is NaN.
 
     Args:
         scorer: A `RaliScorer`; or a callable that takes a list of PIL images (a reward of `rali_core.rewards`, or
@@ -29,27 +33,39 @@ def make_score_function(scorer: Scorer | None) -> ScoreImages:
         scorer = RaliScorer.from_pretrained()
     if isinstance(scorer, RaliScorer):
         rali = scorer
-        return lambda images: check_scores([float(score) for score in rali.score(images).scores], len(images))
+        return lambda images: check_scores(rali.score(images, on_error="record").scores, len(images))
     if not callable(scorer):
         raise TypeError(f"scorer must be a RaliScorer or a callable on a list of PIL images, got {scorer!r}")
     function = scorer
     return lambda images: check_scores(function([to_pil(image) for image in images]), len(images))
 
 
-def check_scores(scores: Sequence[float], expected: int) -> list[float]:
-    """The scores as floats.
+def check_scores(scores: Iterable[float], expected: int) -> list[float]:
+    """The scores as floats; NaN for those that are not finite.
 
     Raises:
-        ValueError: There are more or fewer than `expected`, or one is NaN or infinite.
+        ValueError: There are more or fewer than `expected`.
     """
     values = [float(score) for score in scores]
     if len(values) != expected:
         raise ValueError(f"the scorer gave {len(values)} scores for {expected} images")
-    if not all(math.isfinite(value) for value in values):
-        raise ValueError(f"the scorer gave a score that is not finite: {values}")
-    return values
+    return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def shows_content(image: Any) -> bool:
+    """Whether there is anything to judge in a finished image, see `rali_core.content`; False for NaN pixels too."""
+    if not isinstance(image, Image.Image):
+        values = torch.as_tensor(image)
+        if values.is_floating_point() and not torch.isfinite(values).all():
+            return False
+    return has_content(to_pixels(image))
 
 
 def to_pil(image: Any) -> Image.Image:
-    """A PIL image as it is; an 8-bit RGB picture of any other image that `RaliScorer.score` takes."""
-    return image if isinstance(image, Image.Image) else to_picture(image)
+    """A PIL image as it is; an 8-bit RGB image of any other that `RaliScorer.score` takes, NaN pixels as black."""
+    if isinstance(image, Image.Image):
+        return image
+    values = torch.as_tensor(image)
+    if values.is_floating_point():
+        values = torch.nan_to_num(values.float(), nan=0.0, posinf=1.0, neginf=0.0)
+    return to_picture(values if isinstance(image, torch.Tensor) else values.numpy())

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from ..scorer import ProgressCallback
 from ..selection import rank
-from .calls import check_pipe_arguments, choose_seeds, describe, split_by_prompt, takes_callback
-from .counting import DenoiserCounter
-from .halving import SuccessiveHalving
-from .result import BestOfN, Candidate, Report, Stop
-from .rounds import Finished, Job, make_all, make_pruned
+from .arguments import UserCallback, check_pipe_arguments, choose_seeds, describe, split_by_prompt, takes_callback
+from .latents import check_preview
+from .pruning import DenoiserCounter, SuccessiveHalving
+from .result import BestOfN, BestOfNReport, Candidate, Outcome, Stop
+from .rounds import GeneratedImage, Job, make_all, make_pruned
 from .scoring import Scorer, make_score_function
-
-Progress = Callable[[int, int], bool | None]
-"""Called as progress(candidates done, candidates in all); returning False ends the run with the best so far."""
 
 
 def best_of_n(
@@ -32,7 +33,8 @@ def best_of_n(
     prune: SuccessiveHalving | None = None,
     keep_latents: bool = False,
     exact: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
+    generator_device: str | torch.device = "cpu",
     **pipe_kwargs: Any,
 ) -> BestOfN:
     """Make `n` images per prompt with a diffusers pipeline and keep the best.
@@ -57,15 +59,21 @@ def best_of_n(
             visibly). Costs `keep` more images.
         progress: Called as progress(candidates done, candidates in all); returning False stops. By default a progress
             bar on a terminal.
-        pipe_kwargs: The pipeline's own arguments. A list of prompts gives the best per prompt.
+        generator_device: Where the seeds' noise is drawn, such as `"cuda"`; by default the CPU, where a seed means the
+            same on every machine.
+        pipe_kwargs: The pipeline's own arguments. A list of prompts gives the best per prompt. A
+            `callback_on_step_end` of your own is called too, with the shallow copy that runs.
+
+    Blank images (NaN latents, constant pixels) and images that the safety checker replaced are never kept. An error
+    in one call costs its candidates only, unless nothing has been made before it.
 
     Returns:
-        The kept images, by prompt and best first; fewer than `keep` where the safety checker or a stop left fewer.
+        The kept images, by prompt and best first; fewer than `keep` where flaws or a stop left fewer.
 
     Raises:
         TypeError: Not a pipeline, or a scorer that cannot be called.
         ValueError: An argument is out of range, or cannot go together with best-of-N; the message says which.
-        RuntimeError: The safety checker blanked all images of a prompt.
+        RuntimeError: No prompt has an image with a score; the message says why.
         KeyboardInterrupt: Ctrl-C before the first image was finished.
 
     Example:
@@ -77,12 +85,16 @@ def best_of_n(
     if not 1 <= keep <= n:
         raise ValueError(f"keep must lie between 1 and n = {n}, got {keep}")
     batch_size = _batch_size(batch_size, pipe_kwargs.pop("num_images_per_prompt", None))
+    callback = UserCallback(pipe_kwargs)
     if (prune is not None or keep_latents) and not takes_callback(pipe):
         raise ValueError(f"{type(pipe).__name__} has no callback_on_step_end, which prune and keep_latents need")
+    if prune is not None:
+        check_preview(pipe)
+    _check_generator(generator_device)
     score = make_score_function(scorer)
     prompts = split_by_prompt(pipe, pipe_kwargs)
     total = n * len(prompts)
-    kept: list[tuple[int, Finished]] = []
+    kept: list[tuple[int, GeneratedImage]] = []
     candidates: list[Candidate] = []
     stopped: Stop | None = None
     cost, previews = 0.0, 0
@@ -90,12 +102,8 @@ def best_of_n(
         DenoiserCounter(pipe) as counter,
         tqdm(total=total, unit="image", desc="best of n", disable=None if progress is None else True) as bar,
     ):
-        if prune is not None and counter.calls is None:
-            raise ValueError(
-                f"{type(pipe).__name__} has no unet or transformer, so that pruning cannot count its calls"
-            )
         for prompt, arguments in enumerate(prompts):
-            job = Job(pipe, arguments, score, counter, batch_size)
+            job = Job(pipe, arguments, score, counter, batch_size, callback, generator_device, progressed=bool(kept))
             search = _Search(job, chosen_seeds, keep, threshold)
             if stopped is None or stopped == "threshold":
 
@@ -105,13 +113,15 @@ def best_of_n(
 
                 stopped = search.run(prune, report) or stopped
                 if exact and batch_size > 1:
-                    stopped = search.make_again() or stopped
+                    stopped = search.regenerate() or stopped
             kept += [(prompt, image) for image in search.best]
             candidates += search.candidates(prompt)
             cost, previews = max(cost, job.cost), previews + job.previews
         calls = counter.calls
     if not kept and stopped == "interrupt":
         raise KeyboardInterrupt
+    if not kept and stopped is None:
+        raise RuntimeError(f"none of the {total} candidates can be kept: {_tally(candidates)}")
     return BestOfN(
         images=tuple(image.image for _, image in kept),
         scores=tuple(image.score for _, image in kept if image.score is not None),
@@ -119,7 +129,7 @@ def best_of_n(
         prompts=tuple(prompt for prompt, _ in kept),
         pictures=tuple(image.picture for _, image in kept),
         latents=tuple(image.latents for _, image in kept if image.latents is not None) if keep_latents else None,
-        report=Report(
+        report=BestOfNReport(
             candidates=tuple(candidates),
             denoiser_calls=calls,
             full_denoiser_calls=None if calls is None or not cost else round(cost * total),
@@ -128,6 +138,21 @@ def best_of_n(
         ),
         settings={"pipeline": type(pipe).__name__, "arguments": describe(pipe_kwargs)},
     )
+
+
+def _tally(candidates: Sequence[Candidate]) -> str:
+    """What is wrong with candidates, most frequent first: `3 x no content: the image is blank`."""
+    reasons = Counter(candidate.reason or candidate.outcome.replace("_", " ") for candidate in candidates)
+    return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+
+
+def _check_generator(device: str | torch.device) -> None:
+    try:
+        torch.Generator(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"generator_device must be a device of this machine, such as cpu or cuda, got {device!r}"
+        ) from error
 
 
 def _batch_size(batch_size: int, per_prompt: int | None) -> int:
@@ -146,12 +171,12 @@ class _Search:
 
     def __init__(self, job: Job, seeds: tuple[int, ...], keep: int, threshold: float | None) -> None:
         self._job, self._seeds, self._keep, self._threshold = job, seeds, keep, threshold
-        self._scores: dict[int, float | None] = {}
-        self.best: list[Finished] = []
+        self._finished: dict[int, tuple[float | None, Outcome | None, str | None]] = {}
+        self.best: list[GeneratedImage] = []
 
     def run(self, prune: SuccessiveHalving | None, report: Callable[[int], bool]) -> Stop | None:
         """Make the candidates; returns why it ended early, or None."""
-        rounds: Generator[list[Finished], None, None] = (
+        rounds: Generator[list[GeneratedImage], None, None] = (
             make_all(self._job, self._seeds)
             if prune is None
             else make_pruned(self._job, self._seeds, prune, self._keep)
@@ -162,48 +187,46 @@ class _Search:
                     self._take(images)
                     if self._reached():
                         return "threshold"
-                    if not report(len(self._scores) + len(self._job.pruned)):
+                    if not report(len(self._finished) + len(self._job.pruned) + len(self._job.failed)):
                         return "progress"
         except KeyboardInterrupt:
             return "interrupt"
         report(len(self._seeds))
-        if not self.best:
-            raise RuntimeError(
-                f"the pipeline's safety checker blanked all {len(self._scores)} finished image(s) of "
-                f"{self._job.arguments.get('prompt', 'this prompt')!r}"
-            )
         return None
 
-    def make_again(self) -> Stop | None:
+    def regenerate(self) -> Stop | None:
         """Replace the kept images by what their seeds give alone; returns why it did not, or None."""
-        made, self.best = self.best, []
-        alone = Job(self._job.pipe, self._job.arguments, self._job.score, self._job.counter, batch_size=1)
+        made = self.best
+        alone = replace(self._job, batch_size=1, failed={}, progressed=True)
+        again: list[GeneratedImage] = []
         try:
             for images in make_all(alone, [image.seed for image in made]):
-                self._take(images)
+                again += [image for image in images if image.score is not None]
         except KeyboardInterrupt:
-            self.best = made
             return "interrupt"
+        self.best = [image for image in made if image.seed not in {new.seed for new in again}]
+        self._take(again)
         return None
 
     def candidates(self, prompt: int) -> list[Candidate]:
         """What became of each seed, in their order."""
         kept = {image.seed for image in self.best}
         result = []
-        fate: Any
         for seed in self._seeds:
             steps = tuple(self._job.step_scores.get(seed, ()))
-            if seed in self._scores:
-                score = self._scores[seed]
-                fate = "kept" if seed in kept else "blanked" if score is None else "beaten"
-                result.append(Candidate(seed, prompt, score, fate, steps))
+            score, flaw, reason = self._finished.get(seed, (None, None, None))
+            outcome: Outcome
+            if seed in self._finished:
+                outcome = "kept" if seed in kept else flaw or "outscored"
+            elif seed in self._job.failed:
+                outcome, reason = "failed", self._job.failed[seed]
             else:
-                fate = "pruned" if seed in self._job.pruned else "not made"
-                result.append(Candidate(seed, prompt, None, fate, steps))
+                outcome = "pruned" if seed in self._job.pruned else "skipped"
+            result.append(Candidate(seed, prompt, score, outcome, steps, reason))
         return result
 
-    def _take(self, images: list[Finished]) -> None:
-        self._scores |= {image.seed: image.score for image in images}
+    def _take(self, images: list[GeneratedImage]) -> None:
+        self._finished |= {image.seed: (image.score, image.flaw, image.reason) for image in images}
         self.best += [image for image in images if image.score is not None]
         order = rank([image.score if image.score is not None else float("nan") for image in self.best])
         self.best = [self.best[index] for index in order[: self._keep]]

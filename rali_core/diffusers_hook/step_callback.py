@@ -1,17 +1,101 @@
-"""The score of the predicted picture at each step of one pipeline call."""
+"""Step callbacks: what they share, and the score of the denoised preview at each step of one pipeline call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from .latents import latents_to_pixels
+from .latents import check_preview, latents_to_pixels, watch_latents
+from .predicted_x0 import StepRecorder
 from .scoring import Scorer, make_score_function
-from .step_hook import StepHook
+
+
+class StepHook:
+    """A `callback_on_step_end` that knows the denoised preview of each step.
+
+    Alone, or beside others in a `MultiPipelineCallbacks`; several may watch one pipeline.
+
+    Args:
+        pipe: The pipeline that will be called, with the scheduler that it will be called with.
+        vae: A cheaper decoder; by default the pipeline's.
+        height: Height in pixels for packed latents, where the pipeline does not tell it.
+        width: Width, likewise.
+
+    Attributes:
+        tensor_inputs: What diffusers hands to it at each step.
+
+    Raises:
+        ValueError: A pipeline or scheduler without a known preview.
+    """
+
+    tensor_inputs: ClassVar[list[str]] = ["latents"]
+
+    def __init__(self, pipe: Any, *, vae: Any = None, height: int | None = None, width: int | None = None) -> None:
+        check_preview(pipe)
+        self._pipe = pipe
+        self._recorder = StepRecorder(pipe.scheduler)
+        self._vae, self._height, self._width = vae, height, width
+        self._prepared: tuple[int | None, int | None] | None = None
+        self._end_watching: Callable[[], None] | None = None
+
+    def __enter__(self) -> Self:
+        self._recorder.attach()
+        self._prepared = None
+        self._end_watching = watch_latents(self._pipe, self._on_prepared)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._recorder.detach()
+        if self._end_watching is not None:
+            self._end_watching()
+        self._end_watching = None
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Called by the pipeline after each step."""
+        if self._end_watching is None:
+            name = type(self).__name__
+            raise RuntimeError(f"use it in a block: `with {name}(pipe, ...) as callback:` around the pipeline's call")
+        if "latents" not in tensors:
+            raise RuntimeError("the callback needs latents: name them in callback_on_step_end_tensor_inputs")
+        # A MultiPipelineCallbacks hands what this returns to the next callback: all tensors, not only the changed.
+        return {**tensors, **self.on_step(pipe, step, timestep, tensors["latents"], self._recorder.predicted())}
+
+    def on_step(self, pipe: Any, step: int, timestep: Any, latents: Tensor, predicted: Tensor) -> dict[str, Any]:
+        """What to do after a step.
+
+        Args:
+            pipe: The running pipeline.
+            step: 0-based.
+            timestep: The scheduler's.
+            latents: What the step gave.
+            predicted: float32 clean latents that the denoiser expected before this step.
+
+        Returns:
+            Tensors with which the pipeline continues instead of its own.
+        """
+        raise NotImplementedError
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """(B, ...) clean latents to (B, 3, H, W) pixels in [0, 1]."""
+        height, width = self._prepared or (None, None)
+        return latents_to_pixels(
+            pipe, latents, vae=self._vae, height=height or self._height, width=width or self._width
+        )
+
+    def _on_prepared(self, latents: Tensor, height: int | None, width: int | None) -> None:
+        """Decode the first noise, so that what cannot be decoded is known before a step is paid for."""
+        first, self._prepared = self._prepared is None, (height, width)
+        if first:
+            with torch.no_grad():
+                self.decode(self._pipe, latents[:1].detach())
 
 
 @dataclass(frozen=True)
@@ -21,7 +105,7 @@ class StepScores:
     Attributes:
         step: 0-based.
         timestep: The scheduler's.
-        scores: Of each image in the batch: of the picture that the denoiser expected at this step.
+        scores: Of each image in the batch: of the denoised preview at this step.
     """
 
     step: int
@@ -36,10 +120,10 @@ class RaliStepCallback(StepHook):
         pipe: The pipeline that will be called.
         scorer: A `RaliScorer` or a callable on a list of PIL images; by default the bundled model.
         every: Score after every so many steps, and after the last.
-        stop: Called with each `StepScores`; returning True ends the run there, and the pipeline returns the picture
-            predicted at that step. The steps after it cost nothing.
+        stop: Called with each `StepScores`; returning True ends the run there, and the pipeline returns that
+            step's denoised preview. The steps after it cost nothing.
         vae: A cheaper decoder, such as an `AutoencoderTiny`; by default the pipeline's.
-        height: Height in pixels for Flux, where the call says one.
+        height: Height in pixels for packed latents, where the pipeline does not tell it.
         width: Width, likewise.
 
     Attributes:
@@ -47,7 +131,7 @@ class RaliStepCallback(StepHook):
         stopped: True where `stop` ended it.
 
     Raises:
-        ValueError: `every` is less than 1, or the scheduler's predicted picture is not known.
+        ValueError: `every` is less than 1, or there is no denoised preview for this pipeline or scheduler.
 
     Example:
         >>> with RaliStepCallback(pipe, stop=lambda now: min(now.scores) > 0.8) as callback:  # doctest: +SKIP
@@ -66,11 +150,11 @@ class RaliStepCallback(StepHook):
         height: int | None = None,
         width: int | None = None,
     ) -> None:
-        super().__init__(pipe, height=height, width=width)
+        super().__init__(pipe, vae=vae, height=height, width=width)
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self._score = make_score_function(scorer)
-        self._every, self._stop, self._vae = every, stop, vae
+        self._every, self._stop = every, stop
         self.history: list[StepScores] = []
         self.stopped = False
 
@@ -83,7 +167,7 @@ class RaliStepCallback(StepHook):
         if not last and (step + 1) % self._every:
             return {}
         with torch.no_grad():
-            pixels = latents_to_pixels(pipe, predicted, vae=self._vae, height=self._height, width=self._width)
+            pixels = self.decode(pipe, predicted)
         now = StepScores(step, float(timestep), tuple(self._score(list(pixels))))
         self.history.append(now)
         if last or self._stop is None or not self._stop(now):

@@ -1,6 +1,6 @@
-"""RALI as a reward: one core, and thin faces in the shapes that trainers and search scripts take.
+"""RALI as a reward: one core, and thin adapters in the shapes that trainers and search scripts take.
 
-| project | face | called as |
+| project | adapter | called as |
 |---|---|---|
 | your own loop | `RaliReward` | `reward(images) -> list[float]` |
 | flow_grpo | `flow_grpo_score(device)` | `fn(images, prompts, metadata) -> (scores, info)` |

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from .transforms import Ranks, Standardise, Transform, apply_all
+from .transforms import OnBadSample, Ranks, Standardise, Transform, apply_all, check_on_error
 
 Normalisation = Literal["none", "standardise", "ranks"]
 Reward: TypeAlias = Callable[[Any], Sequence[float]]
@@ -25,6 +25,8 @@ class CombinedReward:
         rewards: By name, each with its weight; each is called as `reward(images)` and gives a number per image.
         normalise: What is done to each reward's batch before it is weighted: `"none"` where all share a scale (then
             the sum is absolute); `"standardise"` or `"ranks"` where they do not.
+        on_error: What an image does for which a reward is not finite: `"raise"`, or its sum is NaN (`"nan"`) or this
+            number. It takes no part in the normalisation.
 
     Raises:
         ValueError: No reward, a weight that is not finite, or an unknown normalisation.
@@ -38,6 +40,7 @@ class CombinedReward:
 
     rewards: Mapping[str, tuple[Reward, float]]
     normalise: Normalisation = "none"
+    on_error: OnBadSample = "raise"
 
     def __post_init__(self) -> None:
         if not self.rewards:
@@ -45,6 +48,7 @@ class CombinedReward:
         for name, (_, weight) in self.rewards.items():
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name} must be finite, got {weight}")
+        check_on_error(self.on_error)
         if self.normalise not in get_args(Normalisation):
             raise ValueError(f"normalise must be one of {', '.join(get_args(Normalisation))}, got {self.normalise!r}")
 
@@ -62,8 +66,11 @@ class CombinedReward:
         counts = {name: len(values) for name, values in raw.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"expected as many rewards from each, got {counts}")
+        # float64 on the CPU, wherever torch puts new tensors by default.
+        values = {name: torch.tensor(raw[name], dtype=torch.float64, device="cpu") for name in raw}
         weighted = [
-            weight * apply_all(_TRANSFORMS[self.normalise], torch.tensor(raw[name], dtype=torch.float64))
+            weight
+            * apply_all(_TRANSFORMS[self.normalise], values[name], "raise" if self.on_error == "raise" else "nan")
             for name, (_, weight) in self.rewards.items()
         ]
-        return raw, torch.stack(weighted).sum(dim=0)
+        return raw, apply_all((), torch.stack(weighted).sum(dim=0), self.on_error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -10,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..content import NO_CONTENT_SCORE, has_content
 from ..preprocess import Coverage
 from ..scorer import DtypeName, Images, RaliScorer
-from .transforms import Transform, apply_all
+from .transforms import OnBadSample, Transform, apply_all, check_on_error
+
+_log = logging.getLogger("rali")
 
 DEFAULT_BATCH_SIZE = 16
 
@@ -31,9 +36,13 @@ class RaliReward:
         batch_size: Crops per forward pass. Likewise.
         coverage: `"center"` or `"tiles"`; by default the model's own. Likewise.
         transforms: Applied in order to the scores of each call, see `transforms`.
+        on_error: What a bad sample does (an unreadable file, NaN or out-of-range pixels). `"raise"` (default) ends the
+            call; a number is the sample's reward; `"nan"` lets the trainer mask it. With either, a line in the log
+            `rali` names the sample, and the others are rewarded as if it were not there. A blank image is no bad
+            sample: it gets the lowest score, `content.NO_CONTENT_SCORE`.
 
     Raises:
-        ValueError: A setting that the given scorer has already.
+        ValueError: A setting that the given scorer has already, or another `on_error`.
 
     Example:
         >>> from PIL import Image
@@ -51,6 +60,7 @@ class RaliReward:
         batch_size: int = DEFAULT_BATCH_SIZE,
         coverage: Coverage | None = None,
         transforms: Iterable[Transform] = (),
+        on_error: OnBadSample = "raise",
     ) -> None:
         settings = (device, dtype, batch_size, coverage)
         if isinstance(model, RaliScorer) and settings != (None, "float32", DEFAULT_BATCH_SIZE, None):
@@ -65,6 +75,7 @@ class RaliReward:
             "coverage": coverage,
         }
         self.transforms: tuple[Transform, ...] = tuple(transforms)
+        self.on_error = check_on_error(on_error)
         self._lock = threading.Lock()
 
     @property
@@ -87,11 +98,11 @@ class RaliReward:
                 tensor, float in [0, 1] or uint8; an (N, H, W, 3) array, likewise.
 
         Returns:
-            N numbers, higher is better.
+            N numbers, higher is better; for bad samples what `on_error` says.
 
         Raises:
-            TypeError, FileNotFoundError, ImageError: An image cannot be used.
-            ValueError: A score is not finite.
+            TypeError, FileNotFoundError, ImageError: An image cannot be used, with `on_error="raise"`.
+            ValueError: A score is not finite, likewise.
         """
         return [float(value) for value in self.tensor(images)]
 
@@ -100,8 +111,11 @@ class RaliReward:
         scorer = self.scorer
         # Under a trainer's autocast the score would depend on its precision.
         with torch.autocast(scorer.device.type, enabled=False):
-            scores = torch.from_numpy(scorer.score(images).scores)
-        return apply_all(self.transforms, scores)
+            result = scorer.score(images, on_error="raise" if self.on_error == "raise" else "record")
+        for index, (score, error) in enumerate(zip(result.scores, result.errors, strict=True)):
+            if not math.isfinite(score):
+                _log.warning("reward: sample %d has no score: %s", index, error or "it is not finite")
+        return apply_all(self.transforms, torch.from_numpy(result.scores), self.on_error)
 
     def differentiable(self, pixels: Tensor) -> Tensor:
         """Rewards with a gradient to the pixels.
@@ -110,16 +124,26 @@ class RaliReward:
             pixels: (N, 3, H, W), floating point in [0, 1], on any device.
 
         Returns:
-            (N,) at least float32, on the scorer's device.
+            (N,) at least float32, on the scorer's device; bad samples get what `on_error` says, without a gradient, and
+            blank ones the lowest score, with the model's gradient.
 
         Raises:
             TypeError, ValueError: As for `RaliModel.forward`; or a transform without a gradient (`Ranks`).
         """
         scorer = self.scorer
         scorer.model.requires_grad_(False)
+        pixels = pixels.to(scorer.device)
+        finite = torch.isfinite(pixels.detach()).flatten(1).all(dim=1)
+        if self.on_error != "raise" and not finite.all():
+            _log.warning("reward: samples %s hold NaN or infinite pixels", (~finite).nonzero().flatten().tolist())
+            pixels = torch.where(finite.view(-1, 1, 1, 1), pixels, torch.full_like(pixels, 0.5))
         with torch.autocast(scorer.device.type, enabled=False):
-            scores = scorer.model(pixels.to(scorer.device), coverage=scorer.coverage)
-        rewards = apply_all(self.transforms, scores)
+            scores = scorer.model(pixels, coverage=scorer.coverage)
+        blank = torch.tensor(
+            [not has_content(image.clamp(0.0, 1.0)) for image in pixels.detach()], device=scores.device
+        )
+        scores = torch.where(blank, scores - scores.detach() + NO_CONTENT_SCORE, scores)
+        rewards = apply_all(self.transforms, torch.where(finite, scores, torch.nan), self.on_error)
         if scores.requires_grad and not rewards.requires_grad:
             raise ValueError(f"no gradient passes through {[type(item).__name__ for item in self.transforms]}")
         return rewards
@@ -140,14 +164,15 @@ def make_reward(
     *,
     device: str | torch.device | None = None,
     transforms: Sequence[Transform] = (),
+    on_error: OnBadSample | None = None,
 ) -> RaliReward:
-    """The reward behind a face: the given one, or a new one.
+    """The reward behind an adapter: the given one, or a new one.
 
     Raises:
         ValueError: Settings beside a reward that has its own.
     """
     if isinstance(model, RaliReward):
-        if device is not None or transforms:
-            raise ValueError("device and transforms belong to the reward; set them there")
+        if device is not None or transforms or on_error is not None:
+            raise ValueError("device, transforms and on_error belong to the reward; set them there")
         return model
-    return RaliReward(model, device=device, transforms=transforms)
+    return RaliReward(model, device=device, transforms=transforms, on_error="raise" if on_error is None else on_error)

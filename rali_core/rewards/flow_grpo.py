@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..scorer import RaliScorer
 from .core import RaliReward, make_reward
-from .transforms import Transform
+from .transforms import OnBadSample, Transform
 
 
 class FlowGrpoReward:
@@ -60,6 +60,7 @@ def flow_grpo_score(
     *,
     model: RaliReward | RaliScorer | str | os.PathLike[str] | None = None,
     transforms: Sequence[Transform] = (),
+    on_error: OnBadSample | None = None,
 ) -> FlowGrpoReward:
     """The factory that goes into flow_grpo's dictionary of rewards.
 
@@ -67,5 +68,6 @@ def flow_grpo_score(
         device: Where to score; flow_grpo gives its accelerator's device.
         model: As for `RaliReward`.
         transforms: Applied to each batch's scores.
+        on_error: What a bad sample does, as for `RaliReward`.
     """
-    return FlowGrpoReward(make_reward(model, device=device, transforms=transforms))
+    return FlowGrpoReward(make_reward(model, device=device, transforms=transforms, on_error=on_error))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..scorer import Images, RaliScorer
 from .core import RaliReward, make_reward
+from .transforms import OnBadSample
 
 try:
     from torchmetrics import Metric
@@ -19,14 +20,19 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 
+UNITS = 2**32
+
+
 class RaliImageQuality(Metric):
     """The mean score of all images so far.
 
-    Two sums are kept, so that processes can be joined in any order and of any sizes (DDP).
+    Two whole numbers are kept, the scores' sum in units of 2^-32 and their count, so that processes can be joined in
+    any order and of any sizes (DDP), on any device.
 
     Args:
         model: As for `RaliReward`.
         device: Where to score, as for `RaliReward`; the metric's own `.to()` moves its sums only.
+        on_error: What a bad sample does, as for `RaliReward`; with `"nan"` it is not counted.
         kwargs: torchmetrics' own settings.
 
     Example:
@@ -47,12 +53,14 @@ class RaliImageQuality(Metric):
         model: RaliReward | RaliScorer | str | os.PathLike[str] | None = None,
         *,
         device: str | torch.device | None = None,
+        on_error: OnBadSample | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._reward = make_reward(model, device=device)
-        # float64: the mean must not depend on how the images were spread over batches and processes.
-        self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self._reward = make_reward(model, device=device, on_error=on_error)
+        # Whole numbers: the mean must not depend on how the images were spread over batches and processes, and
+        # float64 does not exist on every device.
+        self.add_state("total", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("count", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, images: Images) -> None:
@@ -61,8 +69,9 @@ class RaliImageQuality(Metric):
         Raises:
             TypeError, ImageError: An image cannot be used; then none of this call counts.
         """
-        scores = self._reward.tensor(images).double()
-        self.total += scores.sum().to(self.total)
+        scores = self._reward.tensor(images)  # on the CPU
+        scores = scores[torch.isfinite(scores)].double()
+        self.total += (scores * UNITS).round().long().sum().to(self.total)
         self.count += len(scores)
 
     def compute(self) -> Tensor:
@@ -73,4 +82,5 @@ class RaliImageQuality(Metric):
         """
         if self.count == 0:
             raise ValueError("no image was added: call update first")
-        return (self.total / self.count).float()
+        mean = int(self.total) / UNITS / int(self.count)
+        return torch.tensor(mean, dtype=torch.float32, device=self.total.device)

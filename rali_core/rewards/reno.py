@@ -15,6 +15,7 @@ from torch import Tensor
 from ..constants import CLIP_MEAN, CLIP_STD
 from ..scorer import RaliScorer
 from .core import RaliReward, make_reward
+from .transforms import OnBadSample
 
 RenoInput = Literal["clip", "pixels"]
 
@@ -28,6 +29,7 @@ class RenoLoss:
         device: As for `RaliReward`.
         target: None, or the score from which on the loss is 0.
         image_input: `"clip"` for images as ReNO gives them, normalised with CLIP's constants; `"pixels"` for [0, 1].
+        on_error: What a bad sample does, as for `RaliReward`; with `"nan"` it is left out of the mean.
 
     Attributes:
         name: Under which ReNO logs it.
@@ -45,13 +47,14 @@ class RenoLoss:
         device: str | torch.device | None = None,
         target: float | None = None,
         image_input: RenoInput = "clip",
+        on_error: OnBadSample | None = None,
     ) -> None:
         if image_input not in get_args(RenoInput):
             raise ValueError(f"image_input must be one of {', '.join(get_args(RenoInput))}, got {image_input!r}")
         self.name = "RALI"
         self.weighting = weighting
         self.target = target
-        self._reward = make_reward(model, device=device)
+        self._reward = make_reward(model, device=device, on_error=on_error)
         self._image_input = image_input
 
     def __call__(self, image: Tensor, prompt: str) -> Tensor:
@@ -76,4 +79,4 @@ class RenoLoss:
             pixels = pixels.clamp(0.0, 1.0)  # bicubic resizing overshoots at edges
         scores = self._reward.differentiable(pixels)
         losses = 1.0 - scores if self.target is None else (self.target - scores).clamp_min(0.0)
-        return losses.mean().to(image.device)
+        return losses.nanmean().to(image.device)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..scorer import RaliScorer
 from .core import RaliReward, make_reward
+from .transforms import OnBadSample
 
 METRIC = "rali_score"
 
@@ -26,6 +27,7 @@ class ScaleFluxVerifier:
     Args:
         model: As for `RaliReward`.
         device: As for `RaliReward`.
+        on_error: What a bad sample does, as for `RaliReward`; the project writes JSON: give a number, not `"nan"`.
         verifier_args: The project's own settings (`name`, `choice_of_metric`, `max_new_tokens`, ...); only
             `choice_of_metric` matters here.
 
@@ -40,12 +42,13 @@ class ScaleFluxVerifier:
         *,
         model: RaliReward | RaliScorer | str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
+        on_error: OnBadSample | None = None,
         **verifier_args: Any,
     ) -> None:
         metric = verifier_args.get("choice_of_metric", METRIC)
         if metric != METRIC:
             raise ValueError(f"choice_of_metric must be {METRIC!r}, got {metric!r}")
-        self._reward = make_reward(model, device=device)
+        self._reward = make_reward(model, device=device, on_error=on_error)
 
     def prepare_inputs(
         self, images: Sequence[Image.Image] | Image.Image, prompts: Sequence[str] | str | None = None, **_: Any

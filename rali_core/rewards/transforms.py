@@ -8,14 +8,17 @@ compares samples within it (GRPO does), not for an absolute measure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
+OnBadSample: TypeAlias = Literal["raise", "nan"] | float
+"""What a sample that cannot be scored does: raise, or get NaN or this number as its reward."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +82,43 @@ class Standardise:
         return (scores - scores.mean()) / (scores.std(unbiased=False) + self.epsilon)
 
 
-def apply_all(transforms: Iterable[Transform], scores: Tensor) -> Tensor:
-    """Apply transforms in order.
+def check_on_error(on_error: OnBadSample) -> OnBadSample:
+    """The setting itself.
 
     Raises:
-        ValueError: The scores are not finite.
+        ValueError: It is neither `"raise"`, `"nan"` nor a finite number.
     """
-    if not torch.isfinite(scores.detach()).all():
-        raise ValueError(f"a score is not finite: {scores.detach().tolist()}")
+    number = isinstance(on_error, int | float) and not isinstance(on_error, bool) and math.isfinite(on_error)
+    if on_error not in ("raise", "nan") and not number:
+        raise ValueError(
+            f"on_error must be 'raise', 'nan' or a finite number (the reward of a bad sample), got {on_error!r}"
+        )
+    return on_error
+
+
+def apply_all(transforms: Iterable[Transform], scores: Tensor, on_error: OnBadSample = "raise") -> Tensor:
+    """Apply transforms in order.
+
+    Args:
+        transforms: What to apply.
+        scores: (N,) scores; NaN or infinite for bad samples.
+        on_error: `"raise"`; or what bad samples get instead: NaN, or a number. They then take no part in the transforms
+            (a bad sample shifts neither ranks nor means), and the number is not transformed.
+
+    Returns:
+        (N,) rewards, with a gradient where the scores have one.
+
+    Raises:
+        ValueError: The scores are not finite, with `on_error="raise"`.
+    """
+    transforms = tuple(transforms)
+    finite = torch.isfinite(scores.detach())
+    if not finite.all():
+        if on_error == "raise":
+            raise ValueError(f"a score is not finite: {scores.detach().tolist()}")
+        value = math.nan if on_error == "nan" else float(on_error)
+        good = apply_all(transforms, scores[finite]) if finite.any() else scores[finite]
+        return torch.full_like(scores.detach(), value, dtype=good.dtype).masked_scatter(finite, good)
     for transform in transforms:
         scores = transform(scores)
     return scores

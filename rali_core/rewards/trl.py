@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..scorer import RaliScorer
 from .core import RaliReward, make_reward
-from .transforms import Transform
+from .transforms import OnBadSample, Transform
 
 
 class TrlReward:
@@ -25,6 +25,7 @@ class TrlReward:
         device: As for `RaliReward`.
         transforms: Applied to each batch's scores.
         differentiable: Keep the gradient to the images.
+        on_error: What a bad sample does, as for `RaliReward`.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class TrlReward:
         device: str | torch.device | None = None,
         transforms: Sequence[Transform] = (),
         differentiable: bool = False,
+        on_error: OnBadSample | None = None,
     ) -> None:
-        self.reward = make_reward(model, device=device, transforms=transforms)
+        self.reward = make_reward(model, device=device, transforms=transforms, on_error=on_error)
         self.differentiable = differentiable
 
     def __call__(

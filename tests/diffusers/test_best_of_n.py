@@ -47,7 +47,7 @@ def test_a_winner_from_a_batch_is_made_again_alone_bit_for_bit(
     assert without.seeds == result.seeds
     assert np.abs(without.images[0] - result.images[0]).max() < 1e-4
     assert result.report.denoiser_calls == without.report.denoiser_calls * 5 / 4
-    assert result.report.saved == pytest.approx(-0.25)
+    assert result.report.fraction_saved == pytest.approx(-0.25)
 
 
 @pytest.mark.parametrize("scheduler", ["EulerAncestralDiscreteScheduler", "DDIMScheduler"])
@@ -98,8 +98,8 @@ def test_it_stops_once_enough_images_reach_the_threshold(sd15: Any, arguments: A
     result = best_of_n(sd15, n=6, keep=2, threshold=0.0, scorer=contrast, **arguments("sd15"))
     assert result.report.stopped == "threshold"
     assert contrast.batches == [1, 1]
-    fates = [candidate.fate for candidate in result.report.candidates]
-    assert fates == ["kept", "kept", *["not made"] * 4]
+    outcomes = [candidate.outcome for candidate in result.report.candidates]
+    assert outcomes == ["kept", "kept", *["skipped"] * 4]
     assert result.report.denoiser_calls == 2 * 2 * 4
     assert result.report.full_denoiser_calls == 6 * 2 * 4
     never = best_of_n(sd15, n=2, threshold=1e9, scorer=contrast, **arguments("sd15"))
@@ -155,7 +155,7 @@ def test_every_output_type_comes_back_as_asked_and_scores_alike(
     assert torch.allclose(decoded, results["pt"].images[0], atol=1e-5)
 
 
-def test_blanked_images_never_win_and_are_reported(tiny: Any, arguments: Any, contrast: Any) -> None:
+def test_nsfw_filtered_images_never_win_and_are_reported(tiny: Any, arguments: Any, contrast: Any) -> None:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -176,10 +176,15 @@ def test_blanked_images_never_win_and_are_reported(tiny: Any, arguments: Any, co
     )
     result = best_of_n(pipe, n=4, keep=4, batch_size=2, exact=False, scorer=contrast, **arguments("sd15"))
     assert sorted(result.seeds) == [0, 3]
-    assert [candidate.fate for candidate in result.report.candidates] == ["kept", "blanked", "blanked", "kept"]
+    assert [candidate.outcome for candidate in result.report.candidates] == [
+        "kept",
+        "nsfw_filtered",
+        "nsfw_filtered",
+        "kept",
+    ]
     assert [candidate.score is None for candidate in result.report.candidates] == [False, True, True, False]
     calls, flagged = 0, {1, 2}
-    with pytest.raises(RuntimeError, match="blanked all 2 finished"):
+    with pytest.raises(RuntimeError, match="none of the 2 candidates can be kept: 2 x nsfw filtered"):
         best_of_n(pipe, n=2, scorer=contrast, **arguments("sd15"))
 
 
@@ -295,12 +300,12 @@ def test_saving_writes_pictures_with_metadata_a_sheet_and_all_figures(
         ({"batch_size": 2, "num_images_per_prompt": 3}, "both say how many"),
         ({"generator": torch.Generator()}, "generator cannot be given here: .*seeds"),
         ({"latents": torch.zeros(1, 4, 16, 16)}, "latents cannot be given here"),
-        ({"callback_on_step_end": print}, "callback_on_step_end cannot be given here"),
+        ({"callback": print}, "callback cannot be given here: it is deprecated"),
+        ({"generator_device": "nowhere"}, "generator_device must be a device of this machine"),
         ({"output_type": "jpeg"}, "output_type must be one of"),
         ({"prompt": []}, "empty list"),
         ({"prompt": ["a", "b"], "negative_prompt": ["c"]}, "expected 2 entries in negative_prompt"),
         ({"scorer": lambda _: [0.0, 1.0]}, "2 scores for 1 images"),
-        ({"scorer": lambda _: [float("nan")]}, "not finite"),
     ],
 )
 def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str, sd15: Any, arguments: Any) -> None:
@@ -318,12 +323,35 @@ def test_what_is_no_pipeline_or_no_scorer_is_refused(sd15: Any, arguments: Any) 
         best_of_n(sd15, n=2, scorer=lambda _: [0.0], treshold=1.0, **arguments("sd15"))
 
 
-@pytest.mark.parametrize("prune", [None, SuccessiveHalving()])
-def test_latents_that_are_not_finite_are_an_error_not_a_black_picture(
-    prune: Any, tiny: Any, arguments: Any, contrast: Any
+def test_generators_are_on_the_device_that_was_asked_for(
+    sd15: Any, arguments: Any, contrast: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe = tiny.tiny_sd15()
-    with torch.no_grad():
-        pipe.unet.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        best_of_n(pipe, n=2, scorer=contrast, prune=prune, **arguments("sd15"))
+    asked: list[str] = []
+    generator = torch.Generator
+
+    def note(device: Any = "cpu") -> torch.Generator:
+        asked.append(str(device))
+        return generator(device)
+
+    monkeypatch.setattr(torch, "Generator", note)
+    best_of_n(sd15, n=1, scorer=contrast, generator_device="cpu", **arguments("sd15", num_inference_steps=1))
+    assert set(asked) == {"cpu"}
+    if torch.cuda.is_available():
+        noise = torch.randn(1, 4, 16, 16, device="cuda", generator=generator("cuda").manual_seed(0))
+        pipe = sd15.to("cuda")
+        result = best_of_n(pipe, n=1, scorer=contrast, generator_device="cuda", **arguments("sd15"))
+        expected = pipe(**arguments("sd15"), latents=noise).images[0]
+        pipe.to("cpu")
+        assert same(result.images[0], expected)
+
+
+def test_old_names_work_for_one_release_with_a_warning(sd15: Any, arguments: Any, contrast: Any) -> None:
+    import rali_core.diffusers_hook as hook
+
+    result = best_of_n(sd15, n=2, scorer=contrast, threshold=0.0, **arguments("sd15", num_inference_steps=1))
+    with pytest.warns(DeprecationWarning, match=r"saved is deprecated .* use BestOfNReport\.fraction_saved"):
+        assert result.report.saved == result.report.fraction_saved
+    with pytest.warns(DeprecationWarning, match=r"fate is deprecated .* use Candidate\.outcome"):
+        assert [candidate.fate for candidate in result.report.candidates] == ["kept", "not made"]
+    with pytest.warns(DeprecationWarning, match="Report is deprecated .* use BestOfNReport"):
+        assert hook.Report is hook.BestOfNReport

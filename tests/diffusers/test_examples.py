@@ -40,7 +40,7 @@ def test_prune_reports_what_it_saved(run: Any, tmp_path: Path, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert out.count("pruned") == 3
     assert "of 20 denoiser calls" in out
-    assert json.loads((tmp_path / "out" / "best-of-n.json").read_text())["report"]["saved"] > 0.4
+    assert json.loads((tmp_path / "out" / "best-of-n.json").read_text())["report"]["fraction_saved"] > 0.4
 
 
 def test_seed_search_stops_where_the_threshold_is_reached(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

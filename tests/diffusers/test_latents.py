@@ -54,11 +54,13 @@ def test_pixels_that_are_not_finite_are_an_error(tiny: Any) -> None:
 
 
 def test_latents_of_another_kind_are_refused(get_pipe: Any, sd15: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected latents of shape \(B, 4, h, w\)"):
+    with pytest.raises(
+        ValueError, match=r"expected latents of shape \(B, 4, h, w\) or \(B, 4, 1, h, w\) for AutoencoderKL"
+    ):
         decode_latents(sd15.vae, torch.zeros(1, 16, 4, 4))
     with pytest.raises(ValueError, match="which no rule unpacks"):
         latents_to_pixels(sd15, torch.zeros(1, 64, 16))
-    with pytest.raises(ValueError, match="not those of a 32 x 48 picture; say height= and width="):
+    with pytest.raises(ValueError, match="not those of a 32 x 48 image; say height= and width="):
         latents_to_pixels(get_pipe("flux"), torch.zeros(1, 64, 16), height=32, width=48)
     with pytest.raises(ValueError, match="has no VAE to decode with"):
         latents_to_pixels(object(), torch.zeros(1, 4, 4, 4))

@@ -6,8 +6,7 @@ import diffusers
 import pytest
 import torch
 
-from rali_core.diffusers_hook.predict import SUPPORTED_SCHEDULERS, predict_original
-from rali_core.diffusers_hook.recorder import StepRecorder
+from rali_core.diffusers_hook.predicted_x0 import SUPPORTED_SCHEDULERS, StepRecorder, predict_original
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TIMESTEP = ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler"]
@@ -110,7 +109,7 @@ def test_learned_variance_is_left_out() -> None:
 
 
 def test_an_unknown_scheduler_or_prediction_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"IPNDMScheduler is not known here; set pipe\.scheduler to one of DDIM"):
+    with pytest.raises(ValueError, match=r"no denoised preview .*IPNDMScheduler; set pipe\.scheduler to one of DDIM"):
         StepRecorder(diffusers.IPNDMScheduler())
     scheduler = make("DDIMScheduler", "epsilon")
     scheduler.register_to_config(prediction_type="other")
@@ -119,14 +118,37 @@ def test_an_unknown_scheduler_or_prediction_is_refused() -> None:
     assert len(SUPPORTED_SCHEDULERS) == 16
 
 
-def test_a_scheduler_is_listened_to_once_and_let_go() -> None:
+def test_several_listen_to_one_scheduler_and_leave_it_as_it_was() -> None:
     scheduler = make("DDIMScheduler", "epsilon")
     first, second = StepRecorder(scheduler), StepRecorder(scheduler)
     first.attach()
-    with pytest.raises(RuntimeError, match=r"step\(\) is already replaced"):
-        second.attach()
+    second.attach()
     with pytest.raises(RuntimeError, match="no step of this DDIMScheduler has been seen"):
         first.predicted()
+    sample, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    scheduler.step(model_output=noise, timestep=scheduler.timesteps[0], sample=sample)
+    assert torch.equal(first.predicted(), second.predicted())
     first.detach()
-    second.attach()
+    assert "step" in vars(scheduler)  # the second one still listens, whichever came first
+    scheduler.step(noise, scheduler.timesteps[1], sample)
+    second.predicted()
     second.detach()
+    assert "step" not in vars(scheduler)
+
+
+def test_a_step_that_somebody_else_replaced_stays_replaced() -> None:
+    scheduler = make("DDIMScheduler", "epsilon")
+    original, seen = scheduler.step, []
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        seen.append(1)
+        return original(*args, **kwargs)
+
+    scheduler.step = own
+    recorder = StepRecorder(scheduler)
+    recorder.attach()
+    scheduler.step(torch.zeros(1, 4, 8, 8), scheduler.timesteps[0], torch.zeros(1, 4, 8, 8))
+    recorder.predicted()
+    recorder.detach()
+    assert scheduler.step is own
+    assert seen == [1]

@@ -75,9 +75,9 @@ def test_pruning_saves_what_it_reports_and_leaves_the_winner_bit_for_bit(
     assert sum(sizes) == guided * (8 + 4 + 2 + 1 * 2)
     assert result.report.denoiser_calls == sum(sizes)
     assert result.report.full_denoiser_calls == guided * 8 * 5
-    assert result.report.saved == pytest.approx(1 - 16 / 40)
+    assert result.report.fraction_saved == pytest.approx(1 - 16 / 40)
     assert result.report.previews == 8 + 4 + 2
-    assert sum(candidate.fate == "pruned" for candidate in result.report.candidates) == 7
+    assert sum(candidate.outcome == "pruned" for candidate in result.report.candidates) == 7
     assert sorted(len(candidate.step_scores) for candidate in result.report.candidates) == [1] * 4 + [2] * 2 + [3] * 2
     assert same(result.images[0], alone(pipe, result.seeds[0], **call))
 
@@ -116,7 +116,7 @@ def test_what_a_scheduler_remembers_shrinks_with_the_batch(
     call = arguments("sd15", num_inference_steps=6, output_type="np")
     prune = SuccessiveHalving(at=(0.5,))
     result = best_of_n(pipe, n=4, keep=2, batch_size=4, exact=False, scorer=contrast, prune=prune, **call)
-    assert sum(candidate.fate == "pruned" for candidate in result.report.candidates) == 2
+    assert sum(candidate.outcome == "pruned" for candidate in result.report.candidates) == 2
     for image, seed in zip(result.images, result.seeds, strict=True):
         assert np.abs(image - alone(pipe, seed, **call)).max() < 1e-3
 
@@ -184,7 +184,7 @@ def test_a_cheaper_decoder_judges_the_previews(sd15: Any, arguments: Any, contra
     hook = cheap.decoder.register_forward_hook(lambda *_: calls.append(1))
     best_of_n(sd15, n=4, scorer=contrast, prune=SuccessiveHalving(at=(0.5,), vae=cheap), **arguments("sd15"))
     hook.remove()
-    assert len(calls) == 4
+    assert len(calls) == 1 + 4  # the first noise, before any step, and a preview of each
 
 
 def test_an_error_inside_a_suspended_call_comes_out_and_leaves_no_thread(sd15: Any, arguments: Any) -> None:
@@ -217,7 +217,7 @@ def test_ctrl_c_while_pruning_leaves_no_thread(sd15: Any, arguments: Any) -> Non
     result = best_of_n(sd15, n=4, keep=2, scorer=score, prune=SuccessiveHalving(at=(0.5,)), **arguments("sd15"))
     assert result.report.stopped == "interrupt"
     assert len(result) == 1
-    assert [candidate.fate for candidate in result.report.candidates].count("not made") == 1
+    assert [candidate.outcome for candidate in result.report.candidates].count("skipped") == 1
     assert threading.active_count() == before
 
 
@@ -236,5 +236,5 @@ def test_a_scheduler_without_a_known_preview_is_refused(tiny: Any, arguments: An
 
     pipe = tiny.tiny_sd15()
     pipe.scheduler = IPNDMScheduler()
-    with pytest.raises(ValueError, match="predicted picture of IPNDMScheduler is not known"):
+    with pytest.raises(ValueError, match="denoised preview .* is known for IPNDMScheduler"):
         best_of_n(pipe, n=2, scorer=contrast, prune=SuccessiveHalving(), **arguments("sd15"))

@@ -147,3 +147,86 @@ def test_guidance_under_inference_mode_says_why_it_cannot(sd15: Any, arguments: 
         pytest.raises(RuntimeError, match=r"outside torch.inference_mode"),
     ):
         sd15(**arguments("sd15"), callback_on_step_end=guidance)
+
+
+def test_a_step_callback_and_guidance_share_one_pipeline(
+    sd15: Any, arguments: Any, alone: Any, contrast: Any, tiny_scorer: Any
+) -> None:
+    from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
+
+    plain = alone(sd15, 3, **arguments("sd15"))
+    with RaliStepCallback(sd15, scorer=contrast) as scores, RaliGuidance(sd15, RaliLoss(tiny_scorer.model)) as guidance:
+        both = MultiPipelineCallbacks([scores, guidance, SDCFGCutoffCallback(cutoff_step_ratio=1.0)])
+        assert both.tensor_inputs == ["latents", "latents", "prompt_embeds"]
+        image = alone(sd15, 3, **arguments("sd15"), callback_on_step_end=both)
+    assert [now.step for now in scores.history] == [0, 1, 2, 3]
+    assert len(guidance.losses) == 3
+    assert not same(image, plain)
+    assert "step" not in vars(sd15.scheduler)
+    assert "prepare_latents" not in vars(sd15)
+
+
+def test_the_callers_own_callback_is_called_with_what_it_wants(sd15: Any, arguments: Any, contrast: Any) -> None:
+    from rali_core.diffusers_hook import SuccessiveHalving
+
+    seen: list[tuple[int, list[str]]] = []
+
+    def own(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        del timestep
+        assert pipe.num_timesteps == 4
+        seen.append((step, sorted(tensors)))
+        tensors["latents"] = tensors["latents"] * 0.5
+        return tensors
+
+    call = arguments("sd15", callback_on_step_end=own, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
+    result = best_of_n(sd15, n=2, scorer=contrast, **call)
+    assert seen == [(step, ["latents", "prompt_embeds"]) for step in range(4)] * 2
+    expected = sd15(**call, generator=torch.Generator().manual_seed(result.seeds[0])).images[0]
+    assert same(result.images[0], expected)
+    for settings in ({"batch_size": 4, "exact": False}, {"batch_size": 1}):
+        pruned = best_of_n(sd15, n=4, scorer=contrast, prune=SuccessiveHalving(at=(0.5,)), **settings, **call)
+        expected = sd15(**call, generator=torch.Generator().manual_seed(pruned.seeds[0])).images[0]
+        assert np.abs(np.asarray(pruned.images[0], float) - np.asarray(expected, float)).max() <= 1
+
+
+def test_a_callback_of_diffusers_works_in_best_of_n_and_may_end_a_call(
+    sd15: Any, arguments: Any, alone: Any, contrast: Any
+) -> None:
+    from diffusers.callbacks import SDCFGCutoffCallback
+
+    call = arguments("sd15", callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.5))
+    result = best_of_n(sd15, n=2, scorer=contrast, **call)
+    assert same(result.images[0], alone(sd15, result.seeds[0], **call))
+
+    def end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        del timestep, tensors
+        pipe._interrupt = step == 1
+        return {}
+
+    ended = best_of_n(sd15, n=2, scorer=contrast, keep_latents=True, **arguments("sd15", callback_on_step_end=end))
+    assert ended.report.denoiser_calls == 2 * 2 * 2
+    assert ended.latents is not None
+    with pytest.raises(TypeError, match="callback_on_step_end must be callable, got 3"):
+        best_of_n(sd15, n=2, scorer=contrast, **arguments("sd15", callback_on_step_end=3))
+
+
+def test_no_float64_is_made_on_the_way_from_a_step_to_a_loss(sd15: Any, tiny_scorer: Any) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class NoFloat64(TorchDispatchMode):
+        """The operations that a GPU would be asked for; Apple's and some others have no float64."""
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            for value in result if isinstance(result, tuple | list) else [result]:
+                large = isinstance(value, torch.Tensor) and value.ndim > 1
+                assert not (large and value.dtype == torch.float64), function
+            return result
+
+    guidance = RaliGuidance(sd15, RaliLoss(tiny_scorer.model), start=0.0)
+    predicted = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    sd15.scheduler.set_timesteps(4)
+    sd15._num_timesteps = 4
+    with NoFloat64():
+        guidance.on_step(sd15, 1, 1, predicted, predicted)
+    assert len(guidance.losses) == 1

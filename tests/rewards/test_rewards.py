@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from rali_core.content import NO_CONTENT_SCORE
 from rali_core.images import ImageError
 from rali_core.rewards import Clip, CombinedReward, RaliReward, Ranks, Standardise
 from rali_core.rewards.transforms import apply_all
@@ -168,3 +169,99 @@ def test_importing_the_core_imports_no_extra() -> None:
         "assert 'torchmetrics' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def bad_batch(pixels: Any) -> Any:
+    """Five images, of which the third is NaN."""
+    images = pixels.clone()
+    images[2] = float("nan")
+    return images
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_bad_sample_gets_what_on_error_says_and_shifts_no_other(
+    differentiable: bool, tiny_scorer: Any, pixels: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [0, 1, 3, 4]
+    for transforms in ([], [Ranks()], [Standardise()], [Clip(high=0.5)]):
+        if differentiable and isinstance((transforms or [None])[0], Ranks):
+            continue
+        plain = RaliReward(tiny_scorer, transforms=transforms)
+        for on_error, expected in ((-2.0, -2.0), (0, 0.0), ("nan", float("nan"))):
+            reward = RaliReward(tiny_scorer, transforms=transforms, on_error=on_error)
+            images = bad_batch(pixels).requires_grad_(differentiable)
+            rewards = reward.differentiable(images) if differentiable else reward.tensor(images)
+            assert rewards[2].item() == pytest.approx(expected, nan_ok=True)
+            assert torch.allclose(rewards[good], plain.tensor(pixels[good]), atol=1e-5)
+            if differentiable:
+                rewards[good].sum().backward()
+                assert torch.isfinite(images.grad).all()
+                assert images.grad[2].abs().sum() == 0
+    assert "reward: sample" in caplog.text
+    with pytest.raises(ValueError, match="NaN|not finite"):
+        RaliReward(tiny_scorer)(bad_batch(pixels))
+
+
+def test_unreadable_files_and_blank_images_do_not_end_a_training(
+    tiny_scorer: Any, pictures: Any, tmp_path: Any
+) -> None:
+    pictures[4].save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    files = [str(tmp_path / name) for name in ("good.png", "bad.png", "missing.png")]
+    rewards = RaliReward(tiny_scorer, on_error=-1.0)(files)
+    assert rewards == [pytest.approx(RaliReward(tiny_scorer)([pictures[4]])[0]), -1.0, -1.0]
+    with pytest.raises(OSError, match="missing"):
+        RaliReward(tiny_scorer)(files[2:])
+    blank = torch.full((1, 3, 40, 40), 0.4, requires_grad=True)
+    reward = RaliReward(tiny_scorer)
+    assert reward(blank.detach()) == [pytest.approx(NO_CONTENT_SCORE)]
+    lowest = reward.differentiable(blank)
+    assert float(lowest.detach()) == pytest.approx(NO_CONTENT_SCORE)
+    lowest.sum().backward()
+    assert blank.grad.abs().sum() > 0  # a way out
+
+
+def test_every_adapter_takes_on_error(tiny_scorer: Any, pixels: Any) -> None:
+    from rali_core.rewards import RaliImageQuality, RenoLoss, ScaleFluxVerifier, TrlReward, flow_grpo_score
+
+    images, prompts = bad_batch(pixels), ["a"] * 5
+    good = RaliReward(tiny_scorer)(pixels[[0, 1, 3, 4]])
+    assert flow_grpo_score(model=tiny_scorer, on_error=-1.0)(images, prompts, {})[0][2] == -1.0
+    for differentiable in (False, True):
+        trl = TrlReward(tiny_scorer, on_error=-1.0, differentiable=differentiable)
+        assert float(trl(images, prompts, [{}] * 5)[0][2]) == -1.0
+    verifier = ScaleFluxVerifier(model=tiny_scorer, on_error=-1.0)
+    assert verifier.score(list(images))[2] == {"rali_score": -1.0}
+    loss = RenoLoss(model=tiny_scorer, image_input="pixels", on_error="nan")(images, "a")
+    assert float(loss) == pytest.approx(1 - np.mean(good), abs=1e-5)
+    metric = RaliImageQuality(tiny_scorer, on_error="nan")
+    metric.update(images)
+    assert int(metric.count) == 4
+    assert float(metric.compute()) == pytest.approx(np.mean(good), abs=1e-6)
+    with pytest.raises(ValueError, match="on_error belong to the reward"):
+        TrlReward(RaliReward(tiny_scorer), on_error=0.0)
+    for wrong in ("skip", float("nan"), True, None):
+        with pytest.raises(ValueError, match="on_error must be 'raise', 'nan' or a finite number"):
+            RaliReward(tiny_scorer, on_error=wrong)
+
+
+def test_a_combination_takes_on_error_too() -> None:
+    nan = float("nan")
+    rewards = {"a": (lambda _: [1.0, nan, 3.0], 1.0), "b": (lambda _: [30.0, 20.0, 10.0], 1.0)}
+    assert CombinedReward(rewards, on_error=-5.0)([]) == [31.0, -5.0, 13.0]
+    assert CombinedReward({"a": rewards["a"]}, normalise="ranks", on_error=-5.0)([]) == [0.0, -5.0, 1.0]
+    with pytest.raises(ValueError, match="not finite"):
+        CombinedReward(rewards)([])
+
+
+def test_the_metrics_sums_are_on_every_device(tiny_scorer: Any, pixels: Any) -> None:
+    from rali_core.rewards import RaliImageQuality
+
+    metric = RaliImageQuality(tiny_scorer)
+    assert metric.total.dtype == metric.count.dtype == torch.long  # Apple's GPUs have no float64
+    halves = [RaliImageQuality(tiny_scorer) for _ in range(2)]
+    metric.update(pixels)
+    halves[0].update(pixels[3:])
+    halves[1].update(pixels[:3])
+    assert int(halves[0].total + halves[1].total) == pytest.approx(int(metric.total), abs=1000)
+    assert metric.compute().dtype == torch.float32

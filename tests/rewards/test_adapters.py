@@ -1,4 +1,4 @@
-"""Each face is called as its project calls it; the callers below follow the projects' documented conventions."""
+"""Each adapter is called as its project calls it; the callers below follow the projects' documented conventions."""
 
 from __future__ import annotations
 
@@ -142,11 +142,11 @@ def test_tt_scale_flux_finds_the_best_noise_and_writes_it_as_json(tiny_scorer: A
         ScaleFluxVerifier(model=tiny_scorer, choice_of_metric="overall")
 
 
-def test_every_face_is_picklable(tiny_file: Any, pixels: Any) -> None:
+def test_every_adapter_is_picklable(tiny_file: Any, pixels: Any) -> None:
     reward = RaliReward(tiny_file, device="cpu")
-    for face in (flow_grpo_score(model=reward), TrlReward(reward)):
-        scores, _ = pickle.loads(pickle.dumps(face))(pixels, PROMPTS, [{}] * 5)
+    for adapter in (flow_grpo_score(model=reward), TrlReward(reward)):
+        scores, _ = pickle.loads(pickle.dumps(adapter))(pixels, PROMPTS, [{}] * 5)
         assert [float(value) for value in scores] == pytest.approx(reward(pixels))
     assert pickle.loads(pickle.dumps(RenoLoss(model=reward))).name == "RALI"
-    with pytest.raises(ValueError, match="device and transforms belong to the reward"):
+    with pytest.raises(ValueError, match="device, transforms and on_error belong to the reward"):
         TrlReward(reward, device="cpu")

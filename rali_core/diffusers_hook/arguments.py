@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-_OURS = {
+RESERVED_ARGUMENTS = {
     "generator": "each candidate gets its own; pass seeds=[...]",
     "latents": "each candidate starts from the noise of its seed; pass seeds=[...]",
-    "callback_on_step_end": "best_of_n uses it itself; for step scores call the pipeline with RaliStepCallback",
-    "callback_on_step_end_tensor_inputs": "best_of_n uses it itself",
-    "callback": "best_of_n uses callback_on_step_end itself",
-    "callback_steps": "best_of_n uses callback_on_step_end itself",
+    "callback": "it is deprecated in diffusers; pass callback_on_step_end",
+    "callback_steps": "it is deprecated in diffusers; pass callback_on_step_end",
     "return_dict": "best_of_n reads the pipeline's output object",
 }
 _PER_PROMPT_LISTS = frozenset(
@@ -43,12 +42,13 @@ def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
         TypeError: `pipe` is not a pipeline, or it has no such argument.
         ValueError: An argument that best-of-N sets itself, or an unknown output type.
     """
-    if not callable(pipe) or not hasattr(pipe, "components"):
+    if not callable(pipe) or not (hasattr(type(pipe), "components") or hasattr(pipe, "components")):
         raise TypeError(f"expected a diffusers pipeline, got {type(pipe).__name__}")
     if any(base.__name__ == "ModularPipeline" for base in type(pipe).__mro__):
         raise TypeError(f"{type(pipe).__name__} is made of blocks: put a RaliBestOfNBlock among them")
-    for name in sorted(_OURS.keys() & arguments.keys()):
-        raise ValueError(f"{name} cannot be given here: {_OURS[name]}")
+    for name in sorted(RESERVED_ARGUMENTS.keys() & arguments.keys()):
+        raise ValueError(f"{name} cannot be given here: {RESERVED_ARGUMENTS[name]}")
+    check_makes_images(type(pipe))
     output_type = arguments.get("output_type", "pil")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
@@ -57,6 +57,54 @@ def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
     if type(pipe).__module__.startswith("diffusers."):
         for name in arguments.keys() - known.keys():
             raise TypeError(f"neither best_of_n nor {type(pipe).__name__} has an argument {name!r}")
+
+
+def output_fields(kind: type) -> tuple[str, ...] | None:
+    """Fields of the output object that a pipeline class returns, such as `("images",)` or `("frames",)`.
+
+    Read from the output classes that its `__call__` names, without calling it; None where it names none.
+    """
+    for base in kind.__mro__:
+        call = vars(base).get("__call__")
+        function = inspect.unwrap(call) if callable(call) else None
+        code = getattr(function, "__code__", None)
+        if code is None:
+            continue
+        found = [function.__globals__.get(name) for name in code.co_names if name.endswith("Output")]  # type: ignore[union-attr]
+        fields = [
+            field.name for output in found if dataclasses.is_dataclass(output) for field in dataclasses.fields(output)
+        ]
+        if fields:
+            return tuple(dict.fromkeys(fields))
+    return None
+
+
+def why_no_images(kind: type) -> str | None:
+    """Why a pipeline class makes no images that seeds could be chosen by, or None where it does."""
+    name = kind.__name__
+    if name.startswith("LEditsPPPipeline"):
+        return f"{name} edits an inverted image: its noise does not come from a seed"
+    if name == "QwenImageLayeredPipeline":
+        return f"{name} makes several layers from one seed, which have no score of their own"
+    fields = output_fields(kind)
+    if fields is None and "Prior" in name:
+        return f"{name} makes embeddings, not images"
+    if fields is None or {"images", "image"} & set(fields):
+        return None
+    if {"frames", "video", "videos"} & set(fields):
+        return f"{name} makes videos, and best_of_n compares images: score its frames with RaliScorer"
+    return f"{name} gives {', '.join(fields)}, and best_of_n needs images"
+
+
+def check_makes_images(kind: type) -> None:
+    """Refuse pipelines that make something else than images, before anything is generated.
+
+    Raises:
+        ValueError: With what it makes.
+    """
+    reason = why_no_images(kind)
+    if reason is not None:
+        raise ValueError(reason)
 
 
 def choose_seeds(n: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
@@ -116,15 +164,24 @@ def _part(name: str, value: Any, index: int, count: int) -> Any:
     return value
 
 
-def complete_call(arguments: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+def complete_call(
+    arguments: dict[str, Any], seeds: Sequence[int], generator_device: str | torch.device = "cpu"
+) -> dict[str, Any]:
     """Arguments of one call that makes one image per seed.
 
-    The generators are on the CPU, whatever the pipeline's device: the same seed then gives the same noise everywhere.
-    Alone, a seed's image is `pipe(..., generator=torch.Generator("cpu").manual_seed(seed))`.
+    Args:
+        arguments: The caller's, without what `UserCallback` takes.
+        seeds: One per image.
+        generator_device: Where the noise is drawn. On the CPU, whatever the pipeline's device, the same seed gives the
+            same noise everywhere; on a GPU it gives what many published seeds mean.
+
+    Returns:
+        Arguments for the pipeline. Alone, a seed's image is
+        `pipe(..., generator=torch.Generator(generator_device).manual_seed(seed))`.
     """
     # Pipelines write into such dictionaries (`joint_attention_kwargs`), and calls may be interleaved.
     own = {name: copy.copy(value) if isinstance(value, dict) else value for name, value in arguments.items()}
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    generators = [torch.Generator(generator_device).manual_seed(seed) for seed in seeds]
     return {
         **own,
         "generator": generators if len(seeds) > 1 else generators[0],
@@ -143,6 +200,44 @@ def isolate(pipe: Any) -> Any:
     if hasattr(clone, "set_progress_bar_config"):
         clone.set_progress_bar_config(**{**getattr(pipe, "_progress_bar_config", {}), "disable": True})
     return clone
+
+
+StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
+
+
+class UserCallback:
+    """The caller's own `callback_on_step_end`, called before ours: a function or a diffusers `PipelineCallback`.
+
+    Args:
+        arguments: The pipeline's arguments; the callback and its tensor inputs are taken out.
+
+    Attributes:
+        tensor_inputs: Names of the tensors that it wants.
+
+    Raises:
+        TypeError: The callback cannot be called.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._callback: StepCallback | None = arguments.pop("callback_on_step_end", None)
+        wanted = arguments.pop("callback_on_step_end_tensor_inputs", None)
+        self.tensor_inputs: tuple[str, ...] = ()
+        if self._callback is None:
+            return
+        if not callable(self._callback):
+            raise TypeError(f"callback_on_step_end must be callable, got {self._callback!r}")
+        named = getattr(self._callback, "tensor_inputs", None)
+        self.tensor_inputs = tuple(named if named is not None else wanted if wanted is not None else ["latents"])
+
+    def wanted_with(self, ours: Sequence[str]) -> list[str]:
+        """Our tensor inputs and those of the callback, each once."""
+        return list(dict.fromkeys([*ours, *self.tensor_inputs]))
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Call it, if there is one, with the tensors that it wants; returns those that it replaced."""
+        if self._callback is None:
+            return {}
+        return self._callback(pipe, step, timestep, {name: tensors[name] for name in self.tensor_inputs}) or {}
 
 
 def takes_callback(pipe: Any) -> bool:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import complete_call, isolate
-from .counting import DenoiserCounter
-from .recorder import StepRecorder
+from .arguments import UserCallback, isolate
+from .latents import watch_latents
+from .predicted_x0 import StepRecorder
+from .pruning import DenoiserCounter
 from .shrink import shrink_generators, shrink_scheduler, shrink_tensors, tensors_to_shrink
 
 
@@ -26,23 +27,25 @@ class _Dropped(BaseException):
     """Ends a call from inside its callback; not an Exception, so that no pipeline's own handler takes it."""
 
 
-class SuspendedRun:
+class SuspendedCall:
     """A pipeline call for some seeds that stops at each rung.
 
     Args:
         pipe: The caller's pipeline; never changed.
-        arguments: The call's arguments for one prompt.
+        arguments: The call's arguments for one prompt, see `complete_call`.
         seeds: One per image.
         rungs: From the number of steps to the 0-based steps after which to stop.
-        preview: From (pipeline, predicted clean latents) to (B, 3, H, W) pixels.
-        counter: Counts the denoiser's calls, of this run and of others.
+        prepared: Called with (pipeline, latents, height, width) before the first step; what it raises ends the call.
+        preview: From (pipeline, predicted clean latents) to (B, 3, H, W) pixels, which may hold NaN.
+        counter: Counts the denoiser's calls, of this call and of others.
+        callback: The caller's own `callback_on_step_end`.
 
     Attributes:
-        seeds: Of the images still in the run.
-        previews: (3, H, W) predicted picture of each, while suspended; then None.
+        seeds: Of the images still in the call.
+        previews: (3, H, W) denoised preview of each, while suspended; then None.
         output: The pipeline's output object, once it is done.
-        latents: (B, ...) final latents on the CPU, once it is done.
-        cost: Denoiser calls so far per image that is still in the run.
+        latents: (B, ...) final latents on the CPU, once it is done; NaN where they were.
+        cost: Denoiser calls so far per image that is still in the call.
     """
 
     def __init__(
@@ -52,13 +55,17 @@ class SuspendedRun:
         seeds: tuple[int, ...],
         *,
         rungs: Callable[[int], tuple[int, ...]],
+        prepared: Callable[[Any, Tensor, int | None, int | None], None],
         preview: Callable[[Any, Tensor], Tensor],
         counter: DenoiserCounter,
+        callback: UserCallback,
     ) -> None:
         self._tensors = tensors_to_shrink(pipe, arguments) if len(seeds) > 1 else ("latents",)
         self._pipe = isolate(pipe)
         self._recorder = StepRecorder(self._pipe.scheduler)
-        self._arguments = complete_call(arguments, seeds)
+        self._arguments = arguments
+        self._callback = callback
+        self._prepared = prepared
         self._rungs_of = rungs
         self._rungs: tuple[int, ...] = ()
         self._preview = preview
@@ -73,6 +80,7 @@ class SuspendedRun:
         self.previews: list[Tensor] | None = None
         self.output: Any = None
         self.latents: Tensor | None = None
+        self._last: Tensor | None = None
         self.cost = 0.0
 
     @property
@@ -108,16 +116,19 @@ class SuspendedRun:
         if self._thread is not None:
             self._go.release()
             self._thread.join()
-        self.previews, self.output, self.latents, self._arguments = None, None, None, {}
+        self.previews, self.output, self.latents, self._last, self._arguments = None, None, None, None, {}
 
     def _body(self) -> None:
+        pipe = self._pipe
+        watch_latents(pipe, lambda latents, height, width: self._prepared(pipe, latents, height, width))
         try:
             self._recorder.attach()
-            self.output = self._pipe(
+            self.output = pipe(
                 **self._arguments,
                 callback_on_step_end=self._on_step_end,
-                callback_on_step_end_tensor_inputs=list(self._tensors),
+                callback_on_step_end_tensor_inputs=self._callback.wanted_with(self._tensors),
             )
+            self.latents = None if self._last is None else self._last.detach().cpu()
         except _Dropped:
             if hasattr(self._pipe, "maybe_free_model_hooks"):
                 self._pipe.maybe_free_model_hooks()  # what the pipeline does at its own end, for CPU offload
@@ -128,7 +139,6 @@ class SuspendedRun:
             self._stopped.release()
 
     def _on_step_end(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        del timestep
         if self._dropping:
             raise _Dropped
         now = self._counter.calls or 0
@@ -137,15 +147,23 @@ class SuspendedRun:
         steps = pipe.num_timesteps
         if step == 0:
             self._rungs = self._rungs_of(steps)
-        result: dict[str, Any] = {}
+        result = self._callback(pipe, step, timestep, tensors)
+        tensors = {**tensors, **result}
         if step in self._rungs:
-            result = self._compare(pipe, tensors)
+            result = {**result, **self._compare(pipe, tensors)}
+        self._last = result.get("latents", tensors["latents"])
         if step == steps - 1:
-            self.latents = check_finite(result.get("latents", tensors["latents"])).detach().cpu()
+            result = {**result, **finite_latents(self._last)}
         return result
 
     def _compare(self, pipe: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        self.previews = list(self._preview(pipe, self._recorder.predicted()).cpu())
+        predicted = self._recorder.predicted()
+        if predicted.shape != tensors["latents"].shape:
+            raise ValueError(
+                f"{type(pipe).__name__} steps latents of shape {tuple(predicted.shape)} and gives its callback "
+                f"{tuple(tensors['latents'].shape)}: no denoised preview; best_of_n without prune= works"
+            )
+        self.previews = list(self._preview(pipe, predicted).cpu())
         self._stopped.release()
         self._go.acquire()
         self.previews = None
@@ -161,17 +179,20 @@ class SuspendedRun:
         return dict(shrink_tensors({name: tensors[name] for name in self._tensors}, self._kept, batch))
 
 
-def check_finite(latents: Tensor) -> Tensor:
-    """The latents themselves.
+def are_finite(latents: Tensor) -> list[bool]:
+    """Of each sample, whether all its values are finite."""
+    return torch.isfinite(latents).flatten(1).all(dim=1).tolist()
 
-    Raises:
-        ValueError: They hold NaN or infinite values, which a pipeline would silently decode to a black picture.
+
+def finite_latents(latents: Tensor) -> dict[str, Any]:
+    """`{"latents": ...}` with zeros for samples that are not finite; empty where all are.
+
+    A pipeline would decode NaN to a black image with a warning; such samples are reported as without content instead.
     """
-    if not torch.isfinite(latents).all():
-        raise ValueError(
-            f"the pipeline's latents hold NaN or infinite values ({latents.dtype}); use bfloat16 or float32"
-        )
-    return latents
+    finite = torch.isfinite(latents).flatten(1).all(dim=1)
+    if finite.all():
+        return {}
+    return {"latents": torch.where(finite.view(-1, *[1] * (latents.ndim - 1)), latents, torch.zeros_like(latents))}
 
 
 def _carry_torch_state(body: Callable[[], None]) -> Callable[[], None]:
