@@ -60,6 +60,9 @@ TRANSPOSE = {
 MAX_SAMPLE_VALUE = 281
 """TIFF tag."""
 
+COPIED_PIXELS = 2**20
+"""So many are taken out of a PIL image at a time."""
+
 SAME_COLOUR = 2
 """A profile that moves no colour by more than this (of 255) is sRGB by another name, and left alone."""
 
@@ -149,7 +152,10 @@ def open_image(
             pixels = image.width * image.height
             if pixels > limits.max_pixels:
                 raise Image.DecompressionBombError(f"{pixels} pixels, more than the limit of {limits.max_pixels}")
-            yield image
+            try:
+                yield image
+            finally:
+                image.close()  # lets go of its pixels, whoever still knows it
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except UnidentifiedImageError:
@@ -288,7 +294,21 @@ def decode_pil(image: Image.Image) -> Tensor:
         values = torch.from_numpy(np.array(upright(image)).astype(np.float32))
         _tell_dark(float(values.max()), full)
         return _finish(values.unsqueeze(0) / full, f"a PIL image of mode {image.mode}, divided by {full:.0f},")
-    return torch.from_numpy(np.array(to_rgb(upright(image)))).permute(2, 0, 1)
+    image = upright(image)
+    if image.mode != "RGB" or image.info.get("icc_profile") or image.has_transparency_data:
+        image = to_rgb(image)
+    return _to_levels(image)
+
+
+def _to_levels(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8 of an RGB image, some rows at a time: Pillow makes two more copies of what it hands out."""
+    width, height = image.size
+    levels = np.empty((height, width, 3), dtype=np.uint8)
+    rows = max(1, COPIED_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        levels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return torch.from_numpy(levels).permute(2, 0, 1)
 
 
 def _full_scale(image: Image.Image) -> float:

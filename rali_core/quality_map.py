@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .images import to_pixels
+from .devices import without_gradient
+from .images import read_pixels, to_pixels
 from .patch_tokens import embed_patches
 from .preprocess import MAX_ASPECT_RATIO, resized_shape, tile_offsets
 from .scorer import Progress, RaliScorer
@@ -84,13 +85,14 @@ def score_patches(scorer: RaliScorer, image: Tensor) -> QualityMap:
         ValueError: The tower has no class token, or the picture is longer than 32:1.
         ImageError: The image is not one.
     """
-    pixels = to_pixels(image).to(scorer.device)
+    pixels = read_pixels(image, limits=scorer.limits)
     height, width = pixels.shape[-2:]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"expected a picture of at most {MAX_ASPECT_RATIO}:1, got {width} x {height}: use tiles")
     model, size = scorer.model, scorer.model.preprocess_config.image_size
-    with torch.inference_mode():
-        crops = model.preprocess(pixels.unsqueeze(0), coverage="tiles")[0].to(next(model.encoder.parameters()).dtype)
+    with without_gradient(scorer.device):
+        crops = model.preprocess(pixels.unsqueeze(0), coverage="tiles")[0].to(scorer.device)
+        crops = crops.to(next(model.encoder.parameters()).dtype)
         tokens = torch.cat([embed_patches(model.encoder, part) for part in crops.split(scorer.batch_size)])
         scores = model.head(tokens.flatten(0, 2)).view(tokens.shape[:3]).cpu().float()
     patch = size // scores.shape[-1]

@@ -410,3 +410,17 @@ def test_images_without_content_are_named_and_come_last(rali: Rali, tmp_path: Pa
     filtered = rali("dataset", "filter", "out", "--top-k", "2")
     assert b"1 of them have no content" in filtered.stderr
     assert b"a.png" in filtered.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device")
+def test_a_full_disk_behind_the_output_costs_the_printing_only(tiny_file: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / "p" / f"{number}.png", number)
+    code = "import sys; from rali_core.cli import main; sys.exit(main())"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, "score", "p", "--jsonl", "--csv", "s.csv", "--model", str(tiny_file)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, env=env, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"rali: standard output could not be written: No space left on device\n"
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -292,3 +293,12 @@ def test_a_budget_of_pixels_holds_threads_back_and_lets_one_large_image_through(
     go.set()
     waiting.join(10)
     assert inside == [500]
+
+
+def test_decoding_takes_three_bytes_a_pixel_besides_pillows_own() -> None:
+    jpeg = encoded(Image.new("RGB", (3000, 3000), (9, 99, 199)), "JPEG")
+    tracemalloc.start()
+    assert read_pixels(jpeg).shape == (3, 3000, 3000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4.5 * 3000 * 3000, "floats would be 12 bytes"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import logging
 import os
 import sys
 from contextlib import suppress
@@ -13,27 +12,25 @@ from ..text_files import printable
 
 ESCAPE = "rali-escape"
 
+lost_output: list[str] = []
+"""Why something could not be written to standard output, which is an exit status of 1 after all the work."""
+
 
 def set_up_console() -> None:
-    """Show what the console's encoding lacks as escapes, and the library's messages on standard error."""
+    """Show what the console's encoding lacks as escapes."""
     codecs.register_error(ESCAPE, _escape)
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)  # none where a program put something else there
         if reconfigure is not None:
             with suppress(ValueError, OSError):
                 reconfigure(errors=ESCAPE)
-    logger = logging.getLogger("rali")
-    if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
-        handler = _StandardError()
-        handler.setFormatter(logging.Formatter("rali: %(message)s"))
-        logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
 
 
 def emit(line: str = "", *, end: str = "\n", file: TextIO | None = None) -> None:
     """Print, as far as there is somebody who reads.
 
     A reader that went away (`| head`), a full disk behind `>` and a closed console end the printing, never the work.
+    What a full disk swallowed is in `lost_output`.
     """
     stream = file or sys.stdout
     if stream is None:
@@ -43,6 +40,10 @@ def emit(line: str = "", *, end: str = "\n", file: TextIO | None = None) -> None
         stream.flush()
     except BrokenPipeError:
         silence(stream)
+    except OSError as error:
+        silence(stream)
+        if stream is sys.stdout:
+            lost_output.append(error.strerror or str(error))
 
 
 def say(line: str) -> None:
@@ -61,17 +62,6 @@ def silence(stream: TextIO) -> None:
 def shown(name: object) -> str:
     """A file name for one line of the console."""
     return printable(str(name))
-
-
-class _StandardError(logging.StreamHandler[TextIO]):
-    """Standard error as it is when something is said, not as it was at the start."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):
-            emit(self.format(record), file=sys.stderr)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

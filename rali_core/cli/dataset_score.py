@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         # Threads that spin while they wait for each other take the processors from the decoding processes: without
         # this the whole reached 81 to 86 % of the model's own rate, with it 90 to 94 %.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ..dataset.run import score_dataset
+    from ..dataset.score import score_dataset
     from ..dataset.stats import format_summary
     from ..dataset.summary import HISTOGRAM, SHEET, write_summary
 

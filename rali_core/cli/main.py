@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from .. import __version__
 from . import average, bench, best, convert, dataset, describe, download, evaluate, info, score, train, verify
 from ._common import is_out_of_memory
-from ._console import say, set_up_console, silence
+from ._console import lost_output, say, set_up_console, silence
 
 COMMANDS = (score, best, dataset, info, evaluate, train, average, describe, download, convert, verify, bench)
 
@@ -71,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()
+        if lost_output:
+            say(f"standard output could not be written: {lost_output[0]}")
+            lost_output.clear()
+            return status or 1
         return status
     except KeyboardInterrupt:
         say("stopped")

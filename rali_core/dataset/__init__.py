@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch_scorer import RaliBatchScorer
-    from .filter import Chosen, filter_dataset
-    from .run import DatasetResult, score_dataset
+    from .filter import Selection, filter_dataset
+    from .score import DatasetResult, score_dataset
     from .stats import GroupSummary, Summary, summarise, summarise_groups
 
 __all__ = [
-    "Chosen",
     "DatasetResult",
     "GroupSummary",
     "RaliBatchScorer",
+    "Selection",
     "Summary",
     "filter_dataset",
     "score_dataset",
@@ -35,8 +35,8 @@ __all__ = [
 
 _HOMES = {
     "batch_scorer": ("RaliBatchScorer",),
-    "filter": ("Chosen", "filter_dataset"),
-    "run": ("DatasetResult", "score_dataset"),
+    "filter": ("Selection", "filter_dataset"),
+    "score": ("DatasetResult", "score_dataset"),
     "stats": ("GroupSummary", "Summary", "summarise", "summarise_groups"),
 }
 

@@ -21,7 +21,7 @@ from ..files import hash_file
 from ..hub import find_model
 from ..scorer import RaliScorer
 from .manifest import Manifest
-from .score_shards import Job, open_pool, score_shards
+from .score_shards import ScoringJob, open_pool, score_shards
 from .shards import failed_rows, shard_path, shard_problem
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ TOKEN = "shared-folder"
 
 
 def run_ray(
-    job: Job,
+    job: ScoringJob,
     missing: list[int],
     report: Callable[[int, int], bool],
     *,
@@ -117,7 +117,7 @@ class ShardScorer:
     the cause can be found again.
     """
 
-    def __init__(self, job: Job, token: str, model: str | None, batch_size: int, device: str | None) -> None:
+    def __init__(self, job: ScoringJob, token: str, model: str | None, batch_size: int, device: str | None) -> None:
         self._job, self._problem = job, ""
         try:
             self._open(token, model, batch_size, device)

@@ -15,7 +15,7 @@ from ..exports import FreeNames, Mode, find_sidecars, place_file, remove_moved_s
 from ..files import atomic_write
 from ..images import IMAGE_SUFFIXES
 from . import storage
-from .filter import Chosen
+from .filter import Selection
 from .items import Item, readable
 from .result import ContentReader
 
@@ -24,7 +24,7 @@ ITEMS_AT_ONCE = 1024
 Report = Callable[[int], None]
 
 
-def write_list(chosen: Chosen, file: IO[bytes], *, end: bytes = b"\n") -> None:
+def write_list(chosen: Selection, file: IO[bytes], *, end: bytes = b"\n") -> None:
     """One line per image: the path or URL of its file; `#` and the member or row behind that of a container.
 
     Raises:
@@ -47,18 +47,18 @@ def write_list(chosen: Chosen, file: IO[bytes], *, end: bytes = b"\n") -> None:
         file.write(name + end)
 
 
-def link_images(chosen: Chosen, target: Path, *, report: Report | None = None, **options: bool) -> list[str]:
+def link_images(chosen: Selection, target: Path, *, report: Report | None = None, **options: bool) -> list[str]:
     """Make a symbolic link to each image, named by its id; arguments, result and errors as for `export_images`."""
     return export_images(chosen, target, "link", report=report, **options)
 
 
-def copy_images(chosen: Chosen, target: Path, *, report: Report | None = None, **options: bool) -> list[str]:
+def copy_images(chosen: Selection, target: Path, *, report: Report | None = None, **options: bool) -> list[str]:
     """Copy each image, named by its id; arguments, result and errors as for `export_images`."""
     return export_images(chosen, target, "copy", report=report, **options)
 
 
 def export_images(
-    chosen: Chosen,
+    chosen: Selection,
     target: Path,
     mode: Mode,
     *,
@@ -155,7 +155,7 @@ def _place(source: Path, path: Path, mode: Mode) -> None:
     place_file(source, path, mode)
 
 
-def _bands(chosen: Chosen) -> list[str]:
+def _bands(chosen: Selection) -> list[str]:
     names: list[str | None] = []
     for table in chosen.dataset.tables(["band"]):
         names += table.column("band").to_pylist()
@@ -171,7 +171,7 @@ class _Occupied(FileExistsError):
         super().__init__(f"{path} is there already and is something else: choose an empty folder")
 
 
-def _items(chosen: Chosen) -> Iterator[Item]:
+def _items(chosen: Selection) -> Iterator[Item]:
     positions = chosen.positions
     for start in range(0, len(positions), ITEMS_AT_ONCE):
         yield from chosen.dataset.items(positions[start : start + ITEMS_AT_ONCE].tolist())

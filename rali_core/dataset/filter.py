@@ -20,7 +20,7 @@ FOLDER = "folder"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """What a filter chose.
 
     Attributes:
@@ -47,7 +47,7 @@ def filter_dataset(
     top_k: int | None = None,
     per_group: str | None = None,
     incomplete: bool = False,
-) -> Chosen:
+) -> Selection:
     """Choose rows of a scored data set. Where several conditions are given, all must hold.
 
     Memory: some 30 bytes per image, and the values of the group column.
@@ -97,7 +97,7 @@ def filter_dataset(
         keep &= scores >= np.float32(min_score)
     if max_score is not None:
         keep &= scores <= np.float32(max_score)
-    return Chosen(dataset, np.flatnonzero(keep), scored, len(names), int((keep & empty).sum()))
+    return Selection(dataset, np.flatnonzero(keep), scored, len(names), int((keep & empty).sum()))
 
 
 def group_codes(dataset: ScoredDataset, column: str) -> tuple[NDArray[np.int64], list[str]]:

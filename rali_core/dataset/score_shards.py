@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """What an engine needs to know to make shards, also on another machine.
 
     Attributes:
@@ -71,7 +71,7 @@ class Job:
         return dict(sorted(todo.items())), problems
 
 
-class Progress(NamedTuple):
+class BatchDone(NamedTuple):
     """What was done since the last one: so many images of a shard, and whether the shard is on the disk now."""
 
     shard: int
@@ -86,7 +86,7 @@ class _Batch(NamedTuple):
     last: bool
 
 
-def open_pool(job: Job, scorers: Sequence[RaliScorer]) -> DecodePool[Place]:
+def open_pool(job: ScoringJob, scorers: Sequence[RaliScorer]) -> DecodePool[Place]:
     """The decoding processes for these models."""
     settings, first = job.manifest.settings, scorers[0]
     decoding = DecodeSettings(
@@ -97,8 +97,8 @@ def open_pool(job: Job, scorers: Sequence[RaliScorer]) -> DecodePool[Place]:
 
 
 def score_shards(
-    job: Job, scorers: Sequence[RaliScorer], pool: DecodePool[Place], shards: Iterable[int]
-) -> Generator[Progress, None, None]:
+    job: ScoringJob, scorers: Sequence[RaliScorer], pool: DecodePool[Place], shards: Iterable[int]
+) -> Generator[BatchDone, None, None]:
     """Make shards.
 
     Args:
@@ -108,7 +108,7 @@ def score_shards(
         shards: 0-based numbers of the shards.
 
     Yields:
-        Progress after each batch; closing the generator stops the work and leaves no unfinished shard.
+        What was done, after each batch; closing the generator stops the work and leaves no unfinished shard.
 
     Raises:
         OSError: A shard cannot be written.
@@ -134,7 +134,7 @@ def score_shards(
                 kept=_kept_rows(job.folder, batch.shard, wanted.pop(batch.shard)),
             )  # fmt: skip
             rows = []
-        yield Progress(batch.shard, len(scored), sum(row.error is not None for row in scored), batch.last)
+        yield BatchDone(batch.shard, len(scored), sum(row.error is not None for row in scored), batch.last)
 
 
 def _kept_rows(folder: Path, shard: int, tried: list[int] | None) -> tuple[pa.Table, list[int]] | None:

@@ -9,12 +9,17 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rali_core.dataset import DatasetResult, filter_dataset, summarise
+from rali_core.dataset.engine_ray import ShardScorer
 from rali_core.dataset.export import copy_images
+from rali_core.dataset.manifest import Manifest
+from rali_core.dataset.score_shards import ScoringJob
+from rali_core.dataset.update import update
 
 from .conftest import approximately, encode, read_rows
 
@@ -202,3 +207,22 @@ def test_a_tar_inside_a_grown_folder_keeps_its_places(score: Score, tmp_path: Pa
         tar.add(tmp_path / "a.png", "b.png")
     assert score(folder).added == 1
     assert list(read_rows(tmp_path / "out")) == ["a.tar/a.png", "a.tar/b.png"]
+
+
+def test_an_actor_of_a_cluster_tries_failed_rows_again_once(
+    pictures: Path, score: Score, tmp_path: Path, tiny_file: Path
+) -> None:
+    score(pictures)
+    (pictures / "broken.png").write_bytes(encode(99))
+    out = tmp_path / "out"
+    (out / "_rali" / "shared-folder").write_text("token")
+    job = ScoringJob(out, update(out, Manifest.load(out), retry=True, grow=True)[0], 1, attempt="an attempt")
+    todo, _ = job.unfinished()
+    assert list(todo.values()) == [1]
+    actor = ShardScorer(job, "token", str(tiny_file), 4, "cpu")
+    shards = {"shard": np.array([*todo, 0])}
+    counts = actor(shards)
+    assert counts["images"].tolist() == [1, 5], "a shard without an error is left alone"
+    assert counts["problem"].tolist() == ["", ""]
+    assert job.unfinished()[0] == {}
+    assert {row["error"] for row in read_rows(out).values()} == {None}

@@ -24,7 +24,7 @@ from .items import Kind
 from .listing import write_listing
 from .manifest import Manifest, Settings, locked, missing_shards
 from .pool import DEFAULT_TIMEOUT
-from .score_shards import Job, open_pool, score_shards
+from .score_shards import ScoringJob, open_pool, score_shards
 from .shards import SHARD_GLOB
 from .storage import LISTING, MANIFEST
 from .update import open_settings, update
@@ -146,7 +146,7 @@ def score_dataset(
     with locked(folder):
         manifest, added = _begin_or_go_on(folder, settings, retry_errors)
         attempt = uuid.uuid4().hex if retry_errors else ""
-        job = Job(folder, manifest, workers or _default_workers(engine, device), timeout, attempt)
+        job = ScoringJob(folder, manifest, workers or _default_workers(engine, device), timeout, attempt)
         todo, repaired = job.unfinished()
         total = sum(manifest.sizes(manifest.listing(folder)))
         run = RunProgress(total, sum(todo.values()), progress)
