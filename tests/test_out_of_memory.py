@@ -77,5 +77,5 @@ def test_a_data_set_has_a_row_for_each_all_the_same(images: Path, tiny_file: Pat
     result = score_dataset(images, tmp_path / "out", **options)
     assert (result.done, result.errors_now) == (11, 0)
     tiled = score_dataset(images, tmp_path / "tiles", coverage="tiles", **options)
-    assert (tiled.done, tiled.errors_now) == (11, 1)
-    assert "cpu has too little memory for this image" in read_rows(tmp_path / "tiles")["06.png"]["error"]
+    assert (tiled.done, tiled.errors_now) == (11, 0), "its crops fit one after the other"
+    assert len(read_rows(tmp_path / "tiles")) == 11

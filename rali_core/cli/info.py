@@ -41,6 +41,10 @@ def _print_tree(values: dict[str, Any], indent: str) -> None:
     for key, value in values.items():
         if key in HIDDEN and isinstance(value, list):
             print(f"{indent}{key}: {len(value)} numbers from {value[0]:.3f} to {value[-1]:.3f} (--json prints them)")
+        elif isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+            print(f"{indent}{key}:")
+            for part in value:
+                _print_tree(part, indent + "  ")
         elif isinstance(value, dict) and value:
             print(f"{indent}{key}:")
             _print_tree(value, indent + "  ")
