@@ -20,9 +20,6 @@ from rali_core.benchmark.report import compare_with_baseline, draw, format_case,
 from rali_core.benchmark.suite import run_suite
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTES = Path(__file__).resolve().parent / "notes.md"
-"""What was tried; it ends the document."""
-
 PARTS = ROOT / "build" / "benchmark-parts.json"
 BASELINE = Path(__file__).resolve().parent / "baseline.json"
 
@@ -62,7 +59,7 @@ def main() -> None:
     shown = [argument.name if Path(argument) == options.pictures else argument for argument in map(Path, sys.argv[1:])]
     command = shlex.join(["python", "-m", "bench", *map(str, shown)])
     text = format_markdown(result, command, draw(result, options.out))
-    (options.out / "benchmarks.md").write_text(f"{text}\n{NOTES.read_text()}")
+    (options.out / "benchmarks.md").write_text(text)
     PARTS.unlink()
 
 

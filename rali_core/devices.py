@@ -2,7 +2,7 @@
 
 int8 was tried and rejected: with dynamic quantisation of the blocks' linear layers (8-bit weights with a scale per
 output, inputs rounded per token, oneDNN's products) scores of the bundled model moved by up to 0.05 on 24 photographs
-and SRCC with float32 fell to 0.98, for a gain of a tenth to a third; see `bench/notes.md`.
+and SRCC with float32 fell to 0.98, for a gain of a tenth to a third; see `docs/experiments.md`.
 """
 
 from __future__ import annotations
