@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from rali_core.checkpoint import read_metadata
 from rali_core.cli import main
 from rali_core.files import hash_file
 from rali_core.scorer import RaliScorer
-from rali_core.training import image_cache, optimise, pipeline
+from rali_core.training import align, optimise, pipeline, publish, tune
 from rali_core.training.config import read_config
+from rali_core.training.describe import measures
 
 CONFIG = """
 name = "mine"
@@ -73,6 +75,28 @@ def config_file(labels: Path, dino_file: Path, tmp_path: Path) -> Path:  # noqa:
     return path
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Confidence intervals of many would take most of the tests' time."""
+    monkeypatch.setattr(publish, "RESAMPLES", 20)
+
+
+@pytest.fixture
+def finished(config_file: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work_dir of the finished training, which is trained once for all tests."""
+    kept = tmp_path_factory.getbasetemp() / "finished-training"
+    if not kept.exists():
+        assert main(["train", str(config_file)]) == 0
+        shutil.copytree(tmp_path / "work", kept / "work")
+        for name in ("mine.safetensors", "dino.safetensors"):  # safetensors orders metadata anew for each file
+            shutil.copy(tmp_path / name, kept)
+    else:
+        shutil.copytree(kept / "work", tmp_path / "work")
+        for name in ("mine.safetensors", "dino.safetensors"):
+            shutil.copy(kept / name, tmp_path)
+    return tmp_path / "work"
+
+
 def outputs(folder: Path) -> dict[str, str]:
     """Hashes of everything that the stages made and that counts."""
     names = [
@@ -84,8 +108,7 @@ def outputs(folder: Path) -> dict[str, str]:
     return {name: hash_file(folder / name) for name in names if (folder / name).is_file()}
 
 
-def test_a_training_goes_from_tables_to_a_scoring_file(config_file: Path, tmp_path: Path) -> None:
-    assert main(["train", str(config_file)]) == 0
+def test_a_training_goes_from_tables_to_a_scoring_file(finished: Path, tmp_path: Path) -> None:
     model = tmp_path / "mine.safetensors"
     metadata = read_metadata(model)
     figures = metadata["training"]["figures"]
@@ -99,23 +122,21 @@ def test_a_training_goes_from_tables_to_a_scoring_file(config_file: Path, tmp_pa
     assert set(training["stages"]) == set(pipeline.STAGES)
     sharp = sorted((tmp_path / "data").glob("*.png"))[:5]
     assert all(0 <= score <= 1 for score in RaliScorer.from_pretrained(model, device="cpu").score(sharp).scores)
-    assert (tmp_path / "work" / "tune" / "curves.png").is_file()
+    assert (finished / "tune" / "curves.png").is_file()
 
 
 def test_finished_stages_are_run_again_only_for_other_inputs(
-    config_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config_file: Path, finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "rali")
-    pipeline.train(read_config(config_file))
-    before = outputs(tmp_path / "work")
-    caplog.clear()
+    before = outputs(finished)
     pipeline.train(read_config(config_file))
     assert sum("finished already" in message for message in caplog.messages) == 5
     config_file.write_text(CONFIG.replace("epochs = 2", "epochs = 3"))
     caplog.clear()
     pipeline.train(read_config(config_file))
     assert "fit: re-running: inputs changed (settings)" in caplog.messages
-    after = outputs(tmp_path / "work")
+    after = outputs(finished)
     assert {name for name in before if before[name] != after[name]} == {"fit/head.safetensors"}
 
 
@@ -152,28 +173,28 @@ def interrupt_after(calls: int, function: Callable[..., object]) -> Callable[...
 @pytest.mark.parametrize(
     ("where", "name", "calls"),
     [
-        (image_cache, "to_inputs", 15),  # in align
-        (optimise._Checkpoint, "store", 1),  # between align's and tune's checkpoints
-        (image_cache, "to_inputs", 60),  # in tune, or among the embeddings
+        (measures, "measure_image", 40),  # in describe
+        (align, "to_inputs", 7),
+        (tune, "to_inputs", 20),
         (pipeline, "fit_head", 0),
     ],
 )
 def test_a_killed_training_resumes_to_the_same_model(
-    where: object, name: str, calls: int, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: object, name: str, calls: int, config_file: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(optimise, "CHECKPOINT_SECONDS", 0.0)
     config = read_config(config_file)
-    pipeline.train(config)
-    expected = outputs(tmp_path / "work")
-    whole = load_file(tmp_path / "mine.safetensors")
-    (tmp_path / "work").rename(tmp_path / "whole")
+    expected, whole = outputs(finished), load_file(config.output)
+    shutil.rmtree(finished)
+    config.output.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(where, name, interrupt_after(calls, getattr(where, name)))
         with pytest.raises(KeyboardInterrupt):
             pipeline.train(config)
+    assert not config.output.exists()
     pipeline.train(config)
-    assert outputs(tmp_path / "work") == expected
-    again = load_file(tmp_path / "mine.safetensors")
+    assert outputs(finished) == expected
+    again = load_file(config.output)
     assert all(bool((again[key] == whole[key]).all()) for key in whole)
 
 

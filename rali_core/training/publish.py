@@ -30,6 +30,9 @@ from .run import DataSet, Run
 
 logger = logging.getLogger("rali")
 
+RESAMPLES = 1000
+"""Bootstrap resamples of the figures' 95 % intervals."""
+
 
 def save(run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
     """Assemble the model of the finished stages, measure it on every set, and write the model file.
@@ -79,7 +82,7 @@ def _measure(scorer: RaliScorer, data: DataSet, held_out: NDArray[np.float32] | 
     for part, (rows, predicted) in parts.items():
         if predicted is None or len(rows) < 3:
             continue
-        agreement = measure_agreement(predicted, scores_of(rows), resamples=1000)
+        agreement = measure_agreement(predicted, scores_of(rows), resamples=RESAMPLES)
         figures[part] = agreement.to_dict()
         groups = [row.group for row in rows if row.group is not None]
         if len(groups) == len(rows):
