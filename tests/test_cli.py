@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 
 from rali_core import __version__
+from rali_core.calibration import Calibration
+from rali_core.checkpoint import ModelInfo, save_model
 from rali_core.cli import main
+from rali_core.model import RaliModel
 from rali_core.scorer import RaliScorer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -50,6 +53,21 @@ def test_the_table_is_sorted_best_first_and_has_what_the_library_says(
     values = [float(row[0]) for row in rows[1:]]
     assert values == sorted(values, reverse=True)
     assert printed.err == ""
+
+
+def test_percentiles_are_given_among_each_kind_of_reference_image(
+    folder: Path, tiny_model: RaliModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low, high = (np.linspace(0.0, 0.2, 101), "made up"), (np.linspace(0.8, 1.0, 101), "made up")
+    info = ModelInfo("two", "Apache-2.0", calibration=Calibration.from_scores({"sketches": low, "renders": high}))
+    save_model(tmp_path / "two.safetensors", tiny_model, info)
+    model = ["--model", str(tmp_path / "two.safetensors")]
+    assert main(["score", str(folder / "a.png"), *model]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split("  ")[-3:] == ["% of sketches", "% of renders", "file"]
+    assert row.split()[2:4] == ["100.0", "0.0"]
+    assert main(["score", str(folder / "a.png"), "--json", *model]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["percentiles"] == {"sketches": 100.0, "renders": 0.0}
 
 
 def test_json_is_in_input_order_with_an_error_for_what_cannot_be_read(

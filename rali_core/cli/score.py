@@ -27,6 +27,7 @@ from ._outputs import check_file, check_one_output, open_output, save_suffixes
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..calibration import Calibration
     from ..scorer import ImageScore, RaliScorer
 
 COLUMNS = ("file", "score", "band", "percentile", "error", "reason")
@@ -38,10 +39,10 @@ THUMBNAIL = 480
 
 DESCRIPTION = """\
 Score images and print a table, best first: score (0 worst, 1 best), band, percentile among the model's reference
-pictures, file. An image that cannot be read is reported on standard error and the rest is scored; the exit status is
-then 1. Ctrl-C prints what was scored so far. Names that the console cannot show are shown with escapes; in CSV and JSON
-they are whole: bytes that are not UTF-8 are written as they are into CSV, and as \\udc80 to \\udcff into JSON, which is
-how Python reads file names."""
+images (of each kind, where it has several), file. An image that cannot be read is reported on standard error and the
+rest is scored; the exit status is then 1. Ctrl-C prints what was scored so far. Names that the console cannot show are
+shown with escapes; in CSV and JSON they are whole: bytes that are not UTF-8 are written as they are into CSV, and as
+\\udc80 to \\udcff into JSON, which is how Python reads file names."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -67,6 +68,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score and print."""
+    from ..calibration import Calibration
+
     if options.top_k is not None and options.top_k < 1:
         raise ValueError(f"--top-k must be at least 1, got {options.top_k}")
     if options.jsonl and options.top_k is not None:
@@ -80,13 +83,14 @@ def run(options: argparse.Namespace) -> int:
     inputs = find_inputs(options)
     files = inputs.files
     scorer = load_scorer(options)
+    calibration = scorer.info.calibration or Calibration()
 
     with _CsvFile(options.csv, files) as table:
 
         def note(result: ImageScore) -> None:
             table.write(result)
             if options.jsonl and _is_wanted(result, options):
-                emit(json.dumps(_as_record(files, result)))
+                emit(json.dumps(_as_record(files, result, calibration)))
 
         results, interrupted = score_files(scorer, files, on_result=note)
     chosen = _choose(results, options)
@@ -94,9 +98,9 @@ def run(options: argparse.Namespace) -> int:
     if options.sheet:  # before anything is printed, which may end early
         _draw_sheet(options.sheet, files, scored)
     if options.json:
-        emit(json.dumps([_as_record(files, result) for result in chosen], indent=1))
+        emit(json.dumps([_as_record(files, result, calibration) for result in chosen], indent=1))
     elif not (options.jsonl or "-" in (options.csv, options.sheet)):
-        _print_table(files, scored)
+        _print_table(files, scored, calibration)
         if options.explain:
             _print_explanations(scorer, files, scored)
     failed = report_errors(files, results) + inputs.report()
@@ -125,30 +129,42 @@ def _best_first(results: list[ImageScore]) -> list[ImageScore]:
     return sorted(results, key=lambda result: (result.reason is not None, -result.score))
 
 
-def _as_record(files: Sequence[Input], result: ImageScore) -> dict[str, Any]:
+def _as_record(files: Sequence[Input], result: ImageScore, calibration: Calibration) -> dict[str, Any]:
     name = display_name(files[result.index])
     if result.error is not None:
         return {"file": name, "error": result.error}
     percentile = result.percentile if result.percentile == result.percentile else None  # NaN is not JSON
-    record = {
+    record: dict[str, Any] = {
         "file": name,
         "score": round(result.score, 6),
         "band": result.band or None,
         "percentile": None if percentile is None else round(percentile, 2),
     }
+    if len(calibration.populations) > 1:
+        record["percentiles"] = {name: round(value, 2) for name, value in _percentiles(result, calibration).items()}
     return record if result.reason is None else {**record, "reason": result.reason}
 
 
-def _print_table(files: Sequence[Input], results: list[ImageScore]) -> None:
+def _percentiles(result: ImageScore, calibration: Calibration) -> dict[str, float]:
+    """The share of each kind of the model's reference images that score lower, in percent."""
+    return {name: float(calibration.percentiles([result.score], name)[0]) for name in calibration.population_names}
+
+
+def _print_table(files: Sequence[Input], results: list[ImageScore], calibration: Calibration) -> None:
     if not results:
         emit("no image to show")
         return
-    emit("score   band        percentile  file")
+    several = len(calibration.populations) > 1
+    headings = [f"{f'% of {name}':>10}" for name in calibration.population_names] if several else ["percentile"]
+    emit(f"score   band        {'  '.join(headings)}  file")
     for result in _best_first(results):
-        percentile = f"{result.percentile:10.1f}" if result.percentile == result.percentile else " " * 9 + "-"
-        emit(
-            f"{result.score:.4f}  {result.reason or result.band or '-':<10}  {percentile}  {shown(files[result.index])}"
-        )
+        values = _percentiles(result, calibration).values() if calibration.populations else [result.percentile]
+        columns = [
+            f"{'-' if value != value else f'{value:.1f}':>{len(heading)}}"
+            for heading, value in zip(headings, values, strict=True)
+        ]
+        band = result.reason or result.band or "-"
+        emit(f"{result.score:.4f}  {band:<10}  {'  '.join(columns)}  {shown(files[result.index])}")
 
 
 def _print_explanations(scorer: RaliScorer, files: Sequence[Input], results: list[ImageScore]) -> None:
@@ -240,7 +256,9 @@ class _CsvFile:
 
     def write(self, result: ImageScore) -> None:
         """Write a row."""
-        self._write(_as_record(self._files, result))
+        from ..calibration import Calibration
+
+        self._write(_as_record(self._files, result, Calibration()))  # one percentile, in a column of its own
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file is None:
