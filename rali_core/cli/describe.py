@@ -25,11 +25,9 @@ beside the output that ends in .failures.jsonl; the next run tries them again.""
 def add_parser(subparsers: Any) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
-        "describe",
-        help="write quality descriptions for training",
-        description=DESCRIPTION,
+        "describe", help="write quality descriptions for training", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
     parser.add_argument("images", metavar="LABELS_OR_FOLDER",
                         help="table with the columns image and mos, or a folder of images")  # fmt: skip
     parser.add_argument("-o", "--output", required=True, metavar="FILE.jsonl", help="file to write or to resume")
@@ -40,6 +38,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--images-root", metavar="DIR",
                         help="what image names are relative to (default: the table's folder, or FOLDER)")  # fmt: skip
     parser.add_argument("-r", "--recursive", action="store_true", help="search folders inside the folder as well")
+    parser.add_argument("--workers", type=int, default=0, metavar="N",
+                        help="processes for --source measured (default: 0, none beside this one)")  # fmt: skip
     table = parser.add_argument_group("table")
     table.add_argument("--score-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("WORST", "BEST"),
                        help="scale of the table's scores (default: 0 1)")  # fmt: skip
@@ -69,16 +69,9 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
     requests, root = _find_requests(options)
     describer = make_describer(
-        options.source,
-        file=options.origin,
-        root=root,
-        model=options.model,
-        device=options.device,
-        dtype=options.dtype,
-        max_new_tokens=options.max_new_tokens,
-        attempts=options.attempts,
-        prompt_file=options.prompt_file,
-    )
+        options.source, file=options.origin, root=root, model=options.model, device=options.device, dtype=options.dtype,
+        max_new_tokens=options.max_new_tokens, attempts=options.attempts, prompt_file=options.prompt_file,
+    )  # fmt: skip
     seeds = 3 if options.seeds is None else options.seeds
     if isinstance(describer, FileDescriber) and options.seeds is None:
         seeds = _count_in_file(describer, requests)
@@ -87,13 +80,9 @@ def run(options: argparse.Namespace) -> int:
         total=total, unit="description", delay=SLOW_SECONDS, disable=None, file=sys.stderr
     ) as bar:  # fmt: skip
         summary = describe_all(
-            requests,
-            describer,
-            options.output,
-            seeds=range(seeds),
-            on_done=lambda: bar.update() and None,
-            stop=lambda: interruption.requested,
-        )
+            requests, describer, options.output, seeds=range(seeds), workers=options.workers,
+            on_done=lambda: bar.update() and None, stop=lambda: interruption.requested,
+        )  # fmt: skip
     for image, seed, reason in summary.failed[:10]:
         print(f"rali: {image} (seed {seed}): {reason}", file=sys.stderr)
     kept = f", {summary.kept} were there already" if summary.kept else ""
@@ -132,8 +121,6 @@ def _count_in_file(describer: FileDescriber, requests: list[DescriptionRequest])
     """How many descriptions the images have in the file, which must be as many for each."""
     counts = {describer.count(request) for request in requests}
     if len(counts) > 1:
-        raise ValueError(
-            f"the images have between {min(counts)} and {max(counts)} descriptions in {describer.path}; "
-            "say with --seeds how many to take"
-        )
+        found = f"between {min(counts)} and {max(counts)} descriptions in {describer.path}"
+        raise ValueError(f"the images have {found}; say with --seeds how many to take")
     return max(1, *counts)

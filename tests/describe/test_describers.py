@@ -96,6 +96,12 @@ def test_a_stopped_run_with_workers_resumes_to_the_same_file(photographs: Photog
     assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_workers_are_for_measuring_alone(tmp_path: Path) -> None:
+    source = Counting()
+    describe_all([request_named("a"), request_named("b")], source, tmp_path / "d.jsonl", seeds=[0], workers=2)
+    assert source.asked == [("a", 0), ("b", 0)]
+
+
 def test_what_is_there_is_kept_and_a_failure_is_noted_and_tried_again(tmp_path: Path) -> None:
     output = tmp_path / "new" / "d.jsonl"
     requests = [request_named("a"), request_named("broken"), request_named("b")]
@@ -149,7 +155,7 @@ def test_a_worker_that_dies_ends_the_run_and_what_was_written_stays(photographs:
     ("known", "message"),
     [({"score": 1.2}, r"^a.png: score must lie in \[0, 1\], or be None, got 1.2"),
      ({"score": float("nan")}, "got nan"),
-     ({"level": 2}, "level must be 0 without a distortion, got 2"),
+     ({"score": -0.1}, "got -0.1"), ({"level": 2}, "a.png: level must be 0 without a distortion, got 2"),
      ({"distortion": "blur"}, r"level must lie in 1..5 with a distortion, got 0 for 'blur'"),
      ({"distortion": "blur", "level": 6}, r"level must lie in 1..5 with a distortion, got 6 for 'blur'")],
 )  # fmt: skip
@@ -230,9 +236,11 @@ def test_a_source_is_made_by_its_name() -> None:
         make_describer("magic")  # type: ignore[arg-type]
 
 
-def test_the_command_describes_a_split_of_a_table(labels: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_command_describes_a_split_of_a_table(labels: Path, tmp_path: Path, workers: str) -> None:
     output = tmp_path / "d.jsonl"
-    assert main(["describe", str(labels), "-o", str(output), "--split", "test", "--limit", "3", "--seeds", "2"]) == 0
+    options = ["--split", "test", "--limit", "3", "--seeds", "2", "--workers", workers]
+    assert main(["describe", str(labels), "-o", str(output), *options]) == 0
     records = read_descriptions(output, root=labels.parent)
     assert [(record.image, record.seed) for record in records] == [
         (f"{n}.png", s) for n in (84, 85, 86) for s in (0, 1)
@@ -263,7 +271,8 @@ def test_the_command_checks_the_descriptions_of_another_program(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--seeds", "0"], "--seeds must be at least 1, got 0"), (["--split", "fair"], "no rows with split 'fair'; it has"),
-     (["--source", "file"], "--from FILE.jsonl"), (["--source", "qinsight"], "--model")],
+     (["--source", "file"], "--from FILE.jsonl"), (["--source", "qinsight"], "--model"),
+     (["--workers", "-1"], "workers must be at least 0, got -1")],
 )  # fmt: skip
 def test_a_command_that_cannot_be_done_is_refused(
     arguments: list[str], message: str, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -19,9 +19,9 @@ def write_lines(path: Path, *entries: object) -> Path:
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "new" / "d.jsonl"
-    with DescriptionLog(file, source="someone") as log:
-        log.write("ä/b c.png", "Scharf, “naturally”.", score=1 / 3, seed=0)
-        log.write("ä/b c.png", "Blurred.", score=None, seed=1)
+    log = DescriptionLog(file, source="someone")
+    log.write("ä/b c.png", "Scharf, “naturally”.", score=1 / 3, seed=0)
+    log.write("ä/b c.png", "Blurred.", score=None, seed=1)
     assert read_descriptions(file) == [
         DescriptionRecord("ä/b c.png", "Scharf, “naturally”.", 0.333333, 0, "someone"),
         DescriptionRecord("ä/b c.png", "Blurred.", None, 1, "someone"),
@@ -74,16 +74,16 @@ def test_images_are_looked_for_where_a_folder_is_given(tmp_path: Path) -> None:
     assert len(read_descriptions(file, root=tmp_path)) == 1
 
 
-def test_a_half_line_is_dropped_and_the_whole_ones_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [b"{", b'{"image"', b'{"image": "b.png", "descr\xc3'])
+def test_a_half_line_is_dropped_and_the_whole_ones_are_kept(tmp_path: Path, half: bytes) -> None:
     file = tmp_path / "d.jsonl"
-    with DescriptionLog(file, source="s") as log:
-        log.write("a.png", "sharp", score=None, seed=0)
+    DescriptionLog(file, source="s").write("a.png", "sharp", score=None, seed=0)
     whole = file.read_bytes()
-    file.write_bytes(whole + b'{"image": "b.png", "descr\xc3')
-    with DescriptionLog(file, source="s") as log:
-        assert (log.done, log.dropped) == ({("a.png", 0)}, 26)
-        log.write("b.png", "blurred", score=None, seed=0)
-    assert file.read_bytes().startswith(whole)
+    file.write_bytes(whole + half)
+    log = DescriptionLog(file, source="s")
+    assert log.done == {("a.png", 0)}
+    assert file.read_bytes() == whole
+    log.write("b.png", "blurred", score=None, seed=0)
     assert [record.image for record in read_descriptions(file)] == ["a.png", "b.png"]
 
 
@@ -92,11 +92,16 @@ def test_a_file_of_another_source_is_refused_and_left_as_it_is(tmp_path: Path) -
     before = file.read_bytes()
     with pytest.raises(ValueError, match="cannot resume .*it was written by 'measured', not by 'file x'; choose"):
         DescriptionLog(file, source="file x")
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["image,mos\na.png,0.5\n", "image,mos\na.png,0.5", "a letter", '{"seed": 1'])
+def test_a_file_that_holds_something_else_is_refused_and_left_as_it_is(tmp_path: Path, content: str) -> None:
     labels = tmp_path / "labels.csv"
-    labels.write_text("image,mos\na.png,0.5\n")
-    with pytest.raises(ValueError, match="cannot resume .*labels.csv: not JSON"):
+    labels.write_text(content)
+    with pytest.raises(ValueError, match="cannot resume .*labels.csv: (not JSON|its last line has no end).*; choose"):
         DescriptionLog(labels, source="measured")
-    assert (file.read_bytes(), labels.read_text()) == (before, "image,mos\na.png,0.5\n")
+    assert labels.read_text() == content
 
 
 def test_names_are_relative_inside_the_folder_and_absolute_outside(tmp_path: Path) -> None:

@@ -153,16 +153,3 @@ def test_every_aspect_has_one_grade_more_than_cuts(aspect: Aspect) -> None:
     assert list(cuts) == sorted(set(cuts))
     assert len(aspect.grades) == len(cuts) + 1
     assert aspect.name in {field.name for field in fields(Measurements)}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [({"score": 1.2}, r"score must lie in \[0, 1\], or be None, got 1.2"),
-     ({"score": float("nan")}, r"score must lie in \[0, 1\], or be None, got nan"),
-     ({"level": 2}, "level must be 0 without a distortion, got 2"),
-     ({"distortion": "blur"}, r"level must lie in 1..5 with a distortion, got 0 for 'blur'"),
-     ({"distortion": "blur", "level": 6}, r"level must lie in 1..5 with a distortion, got 6 for 'blur'")],
-)  # fmt: skip
-def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        describe_measurements(PLAIN, seed=0, **arguments)  # type: ignore[arg-type]

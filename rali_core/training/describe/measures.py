@@ -1,21 +1,17 @@
 """What is measured on an image: blur, noise, resolution, blocking, exposure, contrast and colour.
 
-- Blur: F. Crete et al., "The blur effect: perception and estimation with a new no-reference perceptual blur metric",
-  SPIE 6492, 2007, with the values of `skimage.measure.blur_effect`.
-- Noise: D. L. Donoho and I. M. Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81, 1994: the
-  median absolute deviation of the finest diagonal wavelet coefficients, as in `skimage.restoration.estimate_sigma`.
-  Difference: coefficients that are exactly zero (flat or clipped areas) count, so a clean drawing has no noise.
-- Effective resolution: the power spectrum of a natural image falls as 1 / f^2 (D. J. Field, "Relations between the
-  statistics of natural images and the response properties of cortical cells", JOSA A 4, 1987), so f^2 times the radial
-  power is flat, and an image that was enlarged by s ends at 1 / s of the Nyquist frequency. Reported is the frequency
-  below which a share of this whitened power lies (the spectral roll-off of audio analysis).
-- Blocking: the two features of Z. Wang, H. R. Sheikh and A. C. Bovik, "No-reference perceptual quality assessment of
-  JPEG compressed images", ICIP 2002: mean absolute difference across the borders of 8 x 8 blocks and inside blocks.
-  Difference: reported is their quotient and not the fitted score, which also falls with blur.
-- Exposure: mean CIE 1976 lightness L*. Contrast: root mean square (E. Peli, "Contrast in complex images", JOSA A 7,
-  1990).
-- Colour cast: the equivalent circle of F. Gasparini and R. Schettini, "Color balancing of digital photos using simple
-  image statistics", Pattern Recognition 37, 2004, in the a*b* plane. Difference: one circle for the whole image.
+- Blur: F. Crete et al., "The blur effect", SPIE 6492, 2007, with the values of `skimage.measure.blur_effect`.
+- Noise: D. L. Donoho and I. M. Johnstone, Biometrika 81, 1994: the median absolute deviation of the finest diagonal
+  wavelet coefficients, as in `skimage.restoration.estimate_sigma`, but coefficients that are exactly zero (flat or
+  clipped areas) count, so a clean drawing has no noise.
+- Effective resolution: the power spectrum of a natural image falls as 1 / f^2 (D. J. Field, JOSA A 4, 1987), so f^2
+  times the radial power is flat, and an image that was enlarged by s ends at 1 / s of the Nyquist frequency. Reported
+  is the frequency below which a share of this whitened power lies (the spectral roll-off of audio analysis).
+- Blocking: Z. Wang, H. R. Sheikh and A. C. Bovik, ICIP 2002: mean absolute difference across the borders of 8 x 8
+  blocks and inside blocks. Reported is their quotient and not the fitted score, which also falls with blur.
+- Exposure: mean CIE 1976 lightness L*. Contrast: root mean square (E. Peli, JOSA A 7, 1990).
+- Colour cast: the equivalent circle of F. Gasparini and R. Schettini, Pattern Recognition 37, 2004, in the a*b* plane,
+  but one circle for the whole image.
 - Colourfulness: D. Hasler and S. Suesstrunk, "Measuring colorfulness in natural images", SPIE 5007, 2003, eq. 7 (M3).
 
 Every measure takes one plane (H, W) or a stack of crops of one image (N, H, W), which it measures as one.
@@ -40,18 +36,12 @@ SMALLEST = 16
 """Pixels a side; in a smaller image the measures mean nothing."""
 CROP, CROPS = 512, 3
 """Side of a crop in pixels, and most crops along a side; an image of more pixels than these hold is cropped."""
-BLUR_WINDOW = 11
-"""Side of the averaging filter in pixels, as in the paper."""
-MAD_OF_A_NORMAL = 0.6744897501960817
-"""Median absolute deviation of a standard normal variable."""
-ROLL_OFF = 0.95
-"""Share of the whitened power that lies below the effective resolution."""
-BLOCK = 8
-"""Side of the transform blocks of JPEG in pixels."""
-FLOOR = 0.25
-"""Grey levels; activity below this counts as this, so that blank areas give no huge quotients."""
-DARK, BRIGHT = 4, 251
-"""Grey levels; luma at or beyond them counts as clipped."""
+BLUR_WINDOW = 11  # side of the averaging filter in pixels, as in the paper
+MAD_OF_A_NORMAL = 0.6744897501960817  # median absolute deviation of a standard normal variable
+ROLL_OFF = 0.95  # share of the whitened power that lies below the effective resolution
+BLOCK = 8  # side of the transform blocks of JPEG in pixels
+FLOOR = 0.25  # grey levels; activity below this counts as this, so that blank areas give no huge quotients
+DARK, BRIGHT = 4, 251  # grey levels; luma at or beyond them counts as clipped
 
 Luma = NDArray[np.float32]
 """(H, W) or (N, H, W) in [0, 255]: ITU-R BT.601 luma, as Pillow's mode L."""
@@ -59,35 +49,20 @@ Luma = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured on one image.
+    """What was measured on one image."""
 
-    Attributes:
-        blur: In [0, 1]; 0 is sharp.
-        noise: Standard deviation in grey levels of 0..255; 0 is clean.
-        resolution: How far detail reaches, as a share of the Nyquist frequency, in [0, 1]; 1 is best.
-        blocking: Step at the borders of 8 x 8 blocks over that inside; 1 is none, more is worse.
-        lightness: Mean L*, 0 (black) to 100 (white); extremes are worse.
-        shadows: Share of the image clipped to black, in [0, 1]; 0 is best.
-        highlights: Share of the image clipped to white, in [0, 1]; 0 is best.
-        contrast: Root mean square contrast, in [0, 0.5]; low values are flat.
-        cast: Distance of the mean colour from grey in the a*b* plane; 0 is neutral, about 10 a visible cast.
-        cast_hue: Direction of the cast in degrees in [0, 360): 0 red-magenta, 90 yellow, 180 green, 270 blue.
-        cast_dominance: (cast - spread) / spread; above 0 the whole image leans to the cast's side.
-        colourfulness: 0 is grey, 45 average, 110 and more extreme.
-    """
-
-    blur: float
-    noise: float
-    resolution: float
-    blocking: float
-    lightness: float
-    shadows: float
-    highlights: float
-    contrast: float
-    cast: float
-    cast_hue: float
-    cast_dominance: float
-    colourfulness: float
+    blur: float  # in [0, 1]; 0 is sharp
+    noise: float  # standard deviation in grey levels of 0..255; 0 is clean
+    resolution: float  # how far detail reaches, as a share of the Nyquist frequency, in [0, 1]; 1 is best
+    blocking: float  # step at the borders of 8 x 8 blocks over that inside; 1 is none, more is worse
+    lightness: float  # mean L*, 0 (black) to 100 (white); extremes are worse
+    shadows: float  # share of the image clipped to black, in [0, 1]; 0 is best
+    highlights: float  # share of the image clipped to white, in [0, 1]; 0 is best
+    contrast: float  # root mean square contrast, in [0, 0.5]; low values are flat
+    cast: float  # distance of the mean colour from grey in the a*b* plane; 0 is neutral, about 10 a visible cast
+    cast_hue: float  # direction of the cast in degrees in [0, 360): 0 red-magenta, 90 yellow, 180 green, 270 blue
+    cast_dominance: float  # (cast - spread) / spread; above 0 the whole image leans to the cast's side
+    colourfulness: float  # 0 is grey, 15 slightly, 45 averagely, 82 highly colourful; 110 and more is extreme
 
 
 def measure_image(image: Image.Image) -> Measurements:
@@ -97,7 +72,7 @@ def measure_image(image: Image.Image) -> Measurements:
     spread over it, together and as if they were one image, so that the time is bounded.
 
     Args:
-        image: Any 8-bit mode, at least 16 pixels a side; transparency is composited on white.
+        image: Any 8-bit mode; transparency is composited on white.
 
     Raises:
         ValueError: The image is smaller than 16 pixels on a side.
@@ -107,34 +82,23 @@ def measure_image(image: Image.Image) -> Measurements:
     crops = [to_rgb(image.crop(box)) for box in crop_boxes(*image.size)]
     rgb = np.stack([np.asarray(crop) for crop in crops])
     luma = np.stack([np.asarray(crop.convert("L")) for crop in crops]).astype(np.float32)
-    shadows, highlights = measure_clipping(luma)
+    lightness, cast, hue, dominance = measure_colour(rgb)
     return Measurements(
-        blur=measure_blur(luma),
-        noise=measure_noise(luma),
-        resolution=measure_resolution(luma),
-        blocking=measure_blocking(luma),
-        shadows=shadows,
-        highlights=highlights,
-        contrast=measure_contrast(luma),
-        colourfulness=measure_colourfulness(rgb),
-        **measure_colour(rgb)._asdict(),
-    )
+        measure_blur(luma), measure_noise(luma), measure_resolution(luma), measure_blocking(luma), lightness,
+        *measure_clipping(luma), measure_contrast(luma), cast, hue, dominance, measure_colourfulness(rgb),
+    )  # fmt: skip
 
 
 def crop_boxes(width: int, height: int) -> list[tuple[int, int, int, int]]:
     """Which parts of an image are measured, as (left, top, right, bottom); corners lie on the grid of JPEG's blocks."""
     if width * height <= (CROP * CROPS) ** 2:
         return [(0, 0, width, height)]
-    (lefts, across), (tops, down) = (_spread(side) for side in (width, height))
-    return [(left, top, left + across, top + down) for top in tops for left in lefts]
-
-
-def _spread(side: int) -> tuple[list[int], int]:
-    """Starts and length of the crops along one side, each in the middle of an equal share of it."""
-    length = min(side, CROP)
-    count = min(-(-side // CROP), CROPS)
-    starts = [int(side * (index + 0.5) / count - length / 2) for index in range(count)]
-    return [min(max(start, 0), side - length) // BLOCK * BLOCK for start in starts], length
+    sides = []
+    for side in (width, height):  # each crop in the middle of an equal share of the side
+        length, count = min(side, CROP), min(-(-side // CROP), CROPS)
+        starts = [int(side * (index + 0.5) / count - length / 2) for index in range(count)]
+        sides.append([(at := min(max(start, 0), side - length) // BLOCK * BLOCK, at + length) for start in starts])
+    return [(left, top, right, bottom) for top, bottom in sides[1] for left, right in sides[0]]
 
 
 def measure_blur(luma: Luma) -> float:
@@ -167,14 +131,11 @@ def measure_noise(luma: Luma) -> float:
 
 
 def measure_resolution(luma: Luma) -> float:
-    """Effective resolution: how far the detail of an image reaches, as a share of what its pixels could hold.
+    """Effective resolution, a share of the Nyquist frequency: 1 is detail down to the pixel, 0 an image of one colour.
 
-    Returns:
-        In [0, 1] of the Nyquist frequency; 1 is detail down to the pixel, 0.5 what half as many pixels a side could
-        hold as well, 0 an image of one colour. Noise counts as detail. Crops are averaged as in Welch's method.
+    Noise counts as detail. Crops are averaged as in Welch's method.
     """
-    height, width = luma.shape[-2:]
-    window, index, count = _spectral_grid(height, width)
+    window, index, count = _spectral_grid(*luma.shape[-2:])
     mean = (luma * window).sum(axis=(-2, -1), keepdims=True) / window.sum()
     spectrum = scipy.fft.rfft2((luma - mean) * window)
     power = (spectrum.real**2 + spectrum.imag**2).reshape(-1, index.size).sum(axis=0)
@@ -182,9 +143,7 @@ def measure_resolution(luma: Luma) -> float:
     frequency = (np.arange(bins) + 1.0) / bins
     total = np.bincount(index, weights=power, minlength=bins + 2)[1:-1]
     whitened = np.cumsum(total / np.maximum(count, 1) * frequency**2)
-    if not whitened[-1] > 1e-6:
-        return 0.0
-    return float(np.interp(ROLL_OFF * whitened[-1], whitened, frequency))
+    return float(np.interp(ROLL_OFF * whitened[-1], whitened, frequency)) if whitened[-1] > 1e-6 else 0.0
 
 
 @lru_cache(maxsize=4)
@@ -198,12 +157,7 @@ def _spectral_grid(height: int, width: int) -> tuple[Luma, NDArray[np.int64], ND
 
 
 def measure_blocking(luma: Luma) -> float:
-    """Visibility of an 8 x 8 block grid that starts at the upper left corner.
-
-    Returns:
-        Mean step at block borders over that inside blocks: about 1 without a grid, more with one. Images of less than
-        two blocks a side have 1.
-    """
+    """Visibility of an 8 x 8 block grid that starts at the upper left corner; 1 for less than two blocks a side."""
     ratios = []
     for plane in (luma, luma.swapaxes(-1, -2)):
         steps = np.abs(np.diff(plane, axis=-1)).mean(axis=tuple(range(luma.ndim - 1)))
@@ -237,8 +191,7 @@ _CODES = np.arange(256) / 255.0
 _LINEAR = np.where(_CODES > 0.04045, ((_CODES + 0.055) / 1.055) ** 2.4, _CODES / 12.92).astype(np.float32)
 """Light of each of sRGB's 256 values (IEC 61966-2-1)."""
 _TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
-_WHITE = (0.95047, 1.0, 1.08883)
-"""Illuminant D65, 2 degrees."""
+_WHITE = (0.95047, 1.0, 1.08883)  # illuminant D65, 2 degrees
 
 
 def measure_colour(rgb: NDArray[np.uint8]) -> Colour:
@@ -248,31 +201,21 @@ def measure_colour(rgb: NDArray[np.uint8]) -> Colour:
         rgb: ([N,] H, W, 3), sRGB; every second pixel of every second row is read, which leaves the means as they are.
     """
     light = [_LINEAR[rgb[..., ::2, ::2, channel]] for channel in range(3)]
-    x, y, z = (
-        _cube_root(sum(np.float32(share / white) * plane for share, plane in zip(row, light, strict=True)))
-        for row, white in zip(_TO_XYZ, _WHITE, strict=True)
-    )
+    roots = []
+    for row, white in zip(_TO_XYZ, _WHITE, strict=True):
+        share = sum(np.float32(part / white) * plane for part, plane in zip(row, light, strict=True))
+        line = np.float32(7.787) * share + np.float32(4 / 29)  # CIE's cube root is linear near black
+        roots.append(np.where(share > 0.008856, np.cbrt(share), line))
+    x, y, z = roots
     red_green, yellow_blue = 500.0 * (x - y), 200.0 * (y - z)
     mean_a, mean_b = red_green.mean(dtype=np.float64), yellow_blue.mean(dtype=np.float64)
-    cast = float(np.hypot(mean_a, mean_b))
-    spread = float(np.hypot(red_green.std(), yellow_blue.std()))
-    return Colour(
-        lightness=116.0 * float(y.mean(dtype=np.float64)) - 16.0,
-        cast=cast,
-        cast_hue=float(np.degrees(np.arctan2(mean_b, mean_a))) % 360.0,
-        cast_dominance=(cast - spread) / max(spread, 1.0),
-    )
-
-
-def _cube_root(share: NDArray[np.float32]) -> NDArray[np.float32]:
-    """CIE's cube root, which is linear near black."""
-    line = np.float32(7.787) * share + np.float32(4 / 29)
-    root: NDArray[np.float32] = np.where(share > 0.008856, np.cbrt(share), line)
-    return root
+    cast, spread = float(np.hypot(mean_a, mean_b)), float(np.hypot(red_green.std(), yellow_blue.std()))
+    hue = float(np.degrees(np.arctan2(mean_b, mean_a))) % 360.0
+    return Colour(116.0 * float(y.mean(dtype=np.float64)) - 16.0, cast, hue, (cast - spread) / max(spread, 1.0))
 
 
 def measure_colourfulness(rgb: NDArray[np.uint8]) -> float:
-    """Colourfulness M3: 0 is grey, 15 slightly, 45 averagely, 82 highly colourful; 110 and more is extreme."""
+    """Colourfulness M3."""
     red, green, blue = (rgb[..., channel].astype(np.float32) for channel in range(3))
     red_green = red - green
     yellow_blue = np.float32(0.5) * (red + green) - blue

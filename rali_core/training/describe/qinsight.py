@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from .describers import Description, DescriptionError, DescriptionRequest
 
@@ -31,16 +30,13 @@ at whatever else disturbs or pleases, and reason about it step by step. Then rat
 Put your reasoning between <think> and </think>. After it, put only the rating, as JSON with the single key "rating", \
 between <answer> and </answer>, for example: <think>...</think><answer>{"rating": 3.47}</answer>"""
 
-THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 class QInsightDescriber:
     """Asks a reasoning model; each seed samples another answer.
 
-    An answer that cannot be read is asked for again, with a further random state of the same seed, so that the result
-    still depends on the arguments alone.
+    An answer that cannot be read is asked for again, with a further random state of the same seed.
 
     Args:
         model: Folder of the model, or its name on the hub.
@@ -48,8 +44,7 @@ class QInsightDescriber:
         dtype: Arithmetic: `"bfloat16"`, `"float16"` or `"float32"`.
         max_new_tokens: Longest answer in tokens.
         attempts: How often it is asked before an unreadable answer counts as a failure.
-        temperature: Of the sampling; higher gives more different texts.
-        top_p: Nucleus of the sampling.
+        temperature, top_p: Of the sampling; a higher temperature gives more different texts.
         prompt: The question; by default `PROMPT`. A model may want the words that it was trained with.
 
     Raises:
@@ -59,25 +54,19 @@ class QInsightDescriber:
     """
 
     def __init__(
-        self,
-        model: str | Path,
-        *,
-        device: str | None = None,
-        dtype: str = "bfloat16",
-        max_new_tokens: int = 1024,
-        attempts: int = 3,
-        temperature: float = 1.0,
-        top_p: float = 0.95,
-        prompt: str | None = None,
-    ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        if attempts < 1 or max_new_tokens < 1:
-            raise ValueError(f"attempts and max_new_tokens must be at least 1, got {attempts} and {max_new_tokens}")
-        if not temperature > 0.0 or not 0.0 < top_p <= 1.0:
-            raise ValueError(f"temperature must be above 0 and top_p in (0, 1], got {temperature} and {top_p}")
-        if prompt is not None and not prompt.strip():
-            raise ValueError("the prompt is empty")
+        self, model: str | Path, *, device: str | None = None, dtype: str = "bfloat16", max_new_tokens: int = 1024,
+        attempts: int = 3, temperature: float = 1.0, top_p: float = 0.95, prompt: str | None = None,
+    ) -> None:  # fmt: skip
+        for good, wanted, got in (
+            (dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}", dtype),
+            (min(attempts, max_new_tokens) >= 1, "attempts and max_new_tokens must be at least 1",
+             (attempts, max_new_tokens)),
+            (temperature > 0.0 and 0.0 < top_p <= 1.0, "temperature must be above 0 and top_p in (0, 1]",
+             (temperature, top_p)),
+            (prompt is None or prompt.strip(), "prompt must hold words", prompt),
+        ):  # fmt: skip
+            if not good:
+                raise ValueError(f"{wanted}, got {got!r}")
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.prompt = PROMPT if prompt is None else prompt
@@ -92,43 +81,31 @@ class QInsightDescriber:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(str(model), dtype=DTYPES[dtype])
         self._model = loaded.to(self.device).eval()
         self._sampling: dict[str, Any] = {
-            "do_sample": True,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": 0,
-            "max_new_tokens": max_new_tokens,
-        }
+            "do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0, "max_new_tokens": max_new_tokens,
+        }  # fmt: skip
 
     def describe(self, request: DescriptionRequest, *, seed: int = 0) -> Description:
-        """See `Describer.describe`; the score is the model's own, and that of the request is not shown to it.
-
-        Raises:
-            DescriptionError: None of the attempts could be read; `outputs` has what the model wrote.
-        """
-        inputs = self._prepare(request.open())
-        outputs: list[str] = []
-        reasons: list[str] = []
-        for attempt in range(self.attempts):
-            output = self._generate(inputs, _random_state(seed, attempt))
-            try:
-                return read_answer(output)
-            except ValueError as error:
-                outputs.append(output)
-                reasons.append(str(error))
-        listed = "; ".join(dict.fromkeys(reasons))
-        raise DescriptionError(f"no readable answer in {self.attempts} attempt(s): {listed}", outputs=tuple(outputs))
-
-    def _prepare(self, image: Image.Image) -> Any:
+        """See `Describer.describe`; the score is the model's own, and that of the request is not shown to it."""
         question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}
         text = self._processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
-        return self._processor(text=[text], images=[image], return_tensors="pt").to(self.device)
+        inputs = self._processor(text=[text], images=[request.open()], return_tensors="pt").to(self.device)
+        outputs: list[str] = []
+        reasons: dict[str, None] = {}
+        for attempt in range(self.attempts):
+            outputs.append(self._generate(inputs, seed, attempt))
+            try:
+                return read_answer(outputs[-1])
+            except ValueError as error:
+                reasons[str(error)] = None  # each once, in order
+        message = f"no readable answer in {self.attempts} attempt(s): {'; '.join(reasons)}"
+        raise DescriptionError(message, outputs=tuple(outputs))
 
     @torch.inference_mode()
-    def _generate(self, inputs: Any, state: int) -> str:
+    def _generate(self, inputs: Any, seed: int, attempt: int) -> str:
         # generate() draws from the global state: it is set for this call only, and put back afterwards.
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(state)
+            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed},{attempt}".encode()).digest()[:7], "big"))
             tokens = self._model.generate(**inputs, **self._sampling)
         answer = tokens[0, inputs["input_ids"].shape[1] :]
         # Special tokens stay out, but the tags may be among them in a model that was trained so.
@@ -139,46 +116,29 @@ class QInsightDescriber:
         return text
 
 
-def _random_state(seed: int, attempt: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed},{attempt}".encode()).digest()[:7], "big")
-
-
 def read_answer(output: str) -> Description:
-    """Read what a model wrote.
-
-    Args:
-        output: Everything that the model wrote.
-
-    Returns:
-        The text between the think tags, white space made single, and the rating mapped from 1..5 to [0, 1].
+    """The text between the think tags of what a model wrote, white space made single, and its rating in [0, 1].
 
     Raises:
         ValueError: There is no closed think block with words in it, no closed answer block, more than one of either, or
             no single rating from 1 to 5 in the answer.
     """
-    thought = " ".join(_only(THINK, output, "think").split())
-    if not any(character.isalpha() for character in thought):
-        raise ValueError("the think block holds no words")
-    rating = _read_rating(_only(ANSWER, output, "answer"))
-    if not WORST <= rating <= BEST:  # also NaN, which JSON as Python reads it can hold
-        raise ValueError(f"expected a rating from {WORST:g} to {BEST:g}, got {rating:g}")
-    return Description(thought, (rating - WORST) / (BEST - WORST))
-
-
-def _only(pattern: re.Pattern[str], output: str, name: str) -> str:
-    found: list[str] = pattern.findall(output)
-    if len(found) != 1:
-        raise ValueError(f"expected one closed {name} block, got {len(found)}")
-    return found[0]
-
-
-def _read_rating(answer: str) -> float:
-    """The rating in an answer: JSON with the key `rating`, as asked, or else the only number that is there."""
+    blocks = {}
+    for name in ("think", "answer"):
+        found = re.findall(rf"<{name}>(.*?)</{name}>", output, re.DOTALL | re.IGNORECASE)
+        if len(found) != 1:
+            raise ValueError(f"expected one closed {name} block, got {len(found)}")
+        blocks[name] = " ".join(found[0].split())
+        if name == "think" and not any(character.isalpha() for character in blocks[name]):
+            raise ValueError("the think block holds no words")
+    answer = blocks["answer"]
     try:
-        parsed = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
-        return float(parsed["rating"])
-    except (ValueError, KeyError, TypeError):  # not JSON, another key, not a number
+        rating = float(json.loads(answer[answer.index("{") : answer.rindex("}") + 1])["rating"])
+    except (ValueError, KeyError, TypeError):  # not JSON as asked: then the only number that is there
         numbers = NUMBER.findall(answer)
         if len(numbers) != 1:
-            raise ValueError(f"expected one rating in the answer, got {answer.strip()[:80]!r}") from None
-        return float(numbers[0])
+            raise ValueError(f"expected one rating in the answer, got {answer[:80]!r}") from None
+        rating = float(numbers[0])
+    if not WORST <= rating <= BEST:  # also NaN, which JSON as Python reads it can hold
+        raise ValueError(f"expected a rating from {WORST:g} to {BEST:g}, got {rating:g}")
+    return Description(blocks["think"], (rating - WORST) / (BEST - WORST))

@@ -10,11 +10,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from ...files import append_json_line
 
 MAX_PROBLEMS = 10
 """At most so many problems of a file are listed in an error."""
@@ -22,21 +20,13 @@ MAX_PROBLEMS = 10
 
 @dataclass(frozen=True)
 class DescriptionRecord:
-    """One description of one image.
+    """One description of one image."""
 
-    Attributes:
-        image: The image file, relative to the folder of all images, with forward slashes; or an absolute path.
-        description: What is said about its quality.
-        score: In [0, 1], 1 is best; None if there is none.
-        seed: Tells several descriptions of one image apart; 0, 1, ...
-        source: Who wrote it, such as `"measured"`; None if the file does not say.
-    """
-
-    image: str
+    image: str  # the file, relative to the folder of all images, with forward slashes; or an absolute path
     description: str
-    score: float | None
-    seed: int
-    source: str | None = None
+    score: float | None  # in [0, 1], 1 is best
+    seed: int  # tells several descriptions of one image apart; 0, 1, ...
+    source: str | None = None  # who wrote it, such as "measured"; None if the file does not say
 
 
 def read_descriptions(path: str | Path, *, root: str | Path | None = None) -> list[DescriptionRecord]:
@@ -48,9 +38,6 @@ def read_descriptions(path: str | Path, *, root: str | Path | None = None) -> li
             are ignored; blank lines are skipped.
         root: Folder of the images. If given, each image must exist there.
 
-    Returns:
-        The records, in file order.
-
     Raises:
         FileNotFoundError: No such file.
         ValueError: A line is invalid, an image and seed occur twice, an image is missing, or the file is empty; the
@@ -59,9 +46,8 @@ def read_descriptions(path: str | Path, *, root: str | Path | None = None) -> li
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no description file {path}; expected JSON lines, such as `rali describe` writes")
-    records: list[DescriptionRecord] = []
+    records: dict[tuple[str, int], tuple[int, DescriptionRecord]] = {}
     problems: list[str] = []
-    seen: dict[tuple[str, int], int] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -69,47 +55,41 @@ def read_descriptions(path: str | Path, *, root: str | Path | None = None) -> li
             record = parse_line(line)
             if root is not None and not (Path(root) / record.image).is_file():
                 raise ValueError(f"no file {Path(root) / record.image}")
-            first = seen.setdefault((record.image, record.seed), number)
+            first, _ = records.setdefault((record.image, record.seed), (number, record))
             if first != number:
                 raise ValueError(f"image {record.image!r} with seed {record.seed} is already in line {first}")
         except ValueError as error:
             problems.append(f"line {number}: {error}")
-        else:
-            records.append(record)
     if problems:
-        rest = len(problems) - MAX_PROBLEMS
-        listed = "\n  ".join(problems[:MAX_PROBLEMS]) + (f"\n  and {rest} more" if rest > 0 else "")
+        rest = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        listed = "\n  ".join(problems[:MAX_PROBLEMS] + rest)
         raise ValueError(f"{path} has {len(problems)} unusable line(s):\n  {listed}")
     if not records:
         raise ValueError(f"{path} holds no descriptions")
-    return records
+    return [record for _, record in records.values()]
 
 
 def parse_line(line: bytes) -> DescriptionRecord:
-    """Check one line of a description file.
-
-    Raises:
-        ValueError: It is not as `read_descriptions` describes it.
-    """
+    """One line of a description file; ValueError where it is not as `read_descriptions` says."""
     try:
         entry: Any = json.loads(line.decode("utf-8"))
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both
         raise ValueError(f"not JSON in UTF-8 ({error}); was the program killed while writing?") from None
     if not isinstance(entry, dict):
         raise ValueError(f"expected an object {{...}}, got {type(entry).__name__}")
-    for key in ("image", "description"):
-        if not isinstance(entry.get(key), str) or not entry[key].strip():
-            raise ValueError(f"{key} must be a non-empty string, got {entry.get(key)!r}")
-    score, seed, source = entry.get("score"), entry.get("seed", 0), entry.get("source")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1):
-        raise ValueError(f"score must be a number in [0, 1] or left out, got {score!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer from 0, got {seed!r}")
-    if source is not None and not isinstance(source, str):
-        raise ValueError(f"source must be a string or left out, got {source!r}")
-    return DescriptionRecord(
-        entry["image"], entry["description"].strip(), None if score is None else float(score), seed, source
-    )
+    values: list[Any] = [entry.get(key) for key in ("image", "description", "score", "source")]
+    (image, text, score, source), seed = values, entry.get("seed", 0)
+    for name, value, good, wanted in (
+        ("image", image, isinstance(image, str) and image.strip(), "a non-empty string"),
+        ("description", text, isinstance(text, str) and text.strip(), "a non-empty string"),
+        ("score", score, score is None or (type(score) in (int, float) and 0 <= score <= 1),
+         "a number in [0, 1] or left out"),
+        ("seed", seed, type(seed) is int and seed >= 0, "an integer from 0"),
+        ("source", source, source is None or isinstance(source, str), "a string or left out"),
+    ):  # fmt: skip
+        if not good:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return DescriptionRecord(image, text.strip(), None if score is None else float(score), seed, source)
 
 
 def image_name(file: Path, root: Path) -> str:
@@ -118,67 +98,41 @@ def image_name(file: Path, root: Path) -> str:
     return PurePosixPath(file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
 
 
-class JsonLines:
-    """A crash-safe file of JSON lines, opened for appending; an incomplete line at its end is dropped."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file: BinaryIO = self.path.open("ab+")
-        self.file.seek(0)
-        content = self.file.read()
-        whole = content.rfind(b"\n") + 1
-        self.dropped = len(content) - whole
-        """Bytes of an incomplete line that were dropped."""
-        if self.dropped:
-            self.file.truncate(whole)
-        self.lines = [line for line in content[:whole].split(b"\n") if line.strip()]
-        """The lines that the file held when it was opened."""
-
-    def append(self, entry: dict[str, Any]) -> None:
-        """Write one line; it is on disk when this returns."""
-        self.file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.file.close()
-
-
-class DescriptionLog(JsonLines):
-    """A description file opened for writing or resuming.
+class DescriptionLog:
+    """A description file to write or to resume; an incomplete line at its end is dropped.
 
     Args:
         path: The file; created if it does not exist.
         source: Who writes. A file of another source is refused, so that one file never mixes two.
 
+    Attributes:
+        done: (image, seed) of each description in the file.
+
     Raises:
-        ValueError: The file exists and is not a description file, or another source wrote it.
+        ValueError: The file exists and is not a description file, or another source wrote it; it stays as it is.
     """
 
     def __init__(self, path: str | Path, *, source: str) -> None:
-        super().__init__(path)
-        self.source = source
+        self.path, self.source = Path(path), source
         self.done: set[tuple[str, int]] = set()
-        """(image, seed) of each description in the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        *lines, rest = self.path.read_bytes().split(b"\n")
+        start = b'{"image": '  # what `write` begins a line with
         try:
-            for record in map(parse_line, self.lines):
+            if rest[: len(start)] != start[: len(rest)]:
+                raise ValueError("its last line has no end, and is none that was being written here")
+            for record in (parse_line(line) for line in lines if line.strip()):
                 if record.source != source:
                     raise ValueError(f"it was written by {record.source!r}, not by {source!r}")
                 self.done.add((record.image, record.seed))
         except ValueError as error:
-            self.file.close()
             raise ValueError(f"cannot resume {self.path}: {error}; choose another output file") from None
+        if rest:
+            os.truncate(self.path, self.path.stat().st_size - len(rest))
 
     def write(self, image: str, description: str, *, score: float | None, seed: int) -> None:
-        """Write one description."""
-        entry: dict[str, Any] = {"image": image, "description": description, "seed": seed, "source": self.source}
-        if score is not None:
-            entry["score"] = round(score, 6)
-        self.append(entry)
+        """Write one description; it is on disk when this returns."""
+        entry = {"image": image, "description": description, "seed": seed, "source": self.source}
+        append_json_line(self.path, entry if score is None else {**entry, "score": round(score, 6)})
         self.done.add((image, seed))
