@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from .calibration import Calibration
 from .encoder import EncoderConfig
+from .files import atomic_write
 from .model import RaliModel
 from .preprocess import COVERAGES, Coverage, PreprocessConfig
 
@@ -88,15 +88,8 @@ def save_model(path: str | os.PathLike[str], model: RaliModel, info: ModelInfo) 
         raise ValueError(f"these tensors hold NaN or infinite values: {', '.join(broken)}")
     metadata = encode_metadata(info, model.encoder_config, model.preprocess_config, model.coverage)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-    os.close(handle)
-    try:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def encode_metadata(

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from .. import __version__
 from ..checkpoint import encode_metadata
 from .release import DtypeName, Release, read_release
-from .stream import Progress, split_progress, write_entries
+from .write import ProgressCallback, split_progress, write_entries
 
 CONVERTER = f"rali-score {__version__}"
 LICENCE_NOTE = (
@@ -40,7 +40,7 @@ def convert(
     *,
     dtype: DtypeName = "float16",
     origin: dict[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Conversion:
     """Convert a release to one `.safetensors` model file.
 

@@ -13,8 +13,8 @@ from .convert import CONVERTER, convert
 from .download import Downloaded, download
 from .errors import ReleaseError
 from .release import DtypeName
-from .stream import Progress
 from .tensor_files import load_torch_file
+from .write import ProgressCallback
 
 
 def install_official(
@@ -23,7 +23,7 @@ def install_official(
     dtype: DtypeName = "float16",
     revision: str = "main",
     report: Callable[[str], object] = str,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Path:
     """Download the authors' release and convert it, so that the name `"official"` finds it.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
 
 from ..calibration import Calibration
 from ..checkpoint import CheckpointError, ModelInfo
@@ -18,9 +17,9 @@ from . import files
 from .errors import ReleaseError, describe
 from .layout import Architecture, find_release, read_architecture
 from .pca_file import PcaRecord, read_pca
-from .stream import Progress
 from .tensor_files import load_safetensors, load_torch_file, read_basis
 from .tower import check_tensor, check_values, is_dropped, map_tower
+from .write import Entry, ProgressCallback
 
 DtypeName = Literal["float16", "bfloat16", "float32"]
 T = TypeVar("T")
@@ -29,27 +28,6 @@ SCORER_NAMES = ("pca_scale", "pca_components", "prototypes", "proto_scores", "lo
 HEAD_NAMES = {"pca_scale": "scale", "pca_components": "components", "prototypes": "prototypes",
               "proto_scores": "scores", "logit_scale": "logit_scale"}  # fmt: skip
 """Names in `ckpt.pt` behind `scorer.`, and in our head."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of the model file to be.
-
-    Attributes:
-        name: Its name there.
-        shape: Its shape.
-        dtype: Its dtype there: the tower's as chosen, the head's always float32.
-        make: Reads it from the release, in the dtype that it has there.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    make: Callable[[], Tensor]
-
-    def read(self) -> Tensor:
-        """The tensor as it stands in the model file."""
-        return self.make().to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -93,7 +71,7 @@ class Release:
         )
 
 
-def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: Progress | None = None) -> Release:
+def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: ProgressCallback | None = None) -> Release:
     """Read and check a release.
 
     Args:
@@ -236,7 +214,7 @@ def _plan_head(
     return entries
 
 
-def _check_values(entries: Sequence[Entry], problems: list[str], progress: Progress | None) -> None:
+def _check_values(entries: Sequence[Entry], problems: list[str], progress: ProgressCallback | None) -> None:
     for done, entry in enumerate(entries, start=1):
         tensor = entry.make()
         problem = check_values(tensor, entry.dtype)

@@ -14,7 +14,7 @@ from .download import FOLDER, REPOSITORY
 from .errors import ReleaseError, describe
 from .files import CHECKPOINT
 from .release import DtypeName, read_release
-from .stream import Progress, split_progress
+from .write import ProgressCallback, split_progress
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def verify(
     model_file: str | os.PathLike[str],
     release_dir: str | os.PathLike[str],
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Verification:
     """Compare a converted file with its release: hashes, architecture, preprocessing and every tensor.
 

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from .release import Entry
+from ..files import atomic_write
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with (done, total)."""
 
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the model file to be.
+
+    Attributes:
+        name: Its name there.
+        shape: Its shape.
+        dtype: Its dtype there: the tower's as chosen, the head's always float32.
+        make: Reads it from the release, in the dtype that it has there.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    def read(self) -> Tensor:
+        """The tensor as it stands in the model file."""
+        return self.make().to(self.dtype)
 
 
 def write_entries(
     path: Path,
     entries: Sequence[Entry],
     metadata: dict[str, str],
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Write a model file, under a temporary name first: there is never half a file under `path`.
 
@@ -53,23 +72,16 @@ def write_entries(
     free = shutil.disk_usage(path.parent).free
     if free < 8 + len(text) + end:
         raise OSError(f"no space left for {path}: it needs {end / 1e6:.1f} MB, {free / 1e6:.1f} MB are free")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for done, entry in enumerate(ordered, start=1):
-                tensor = entry.read().contiguous()
-                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-                if progress is not None:
-                    progress(done, len(ordered))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for done, entry in enumerate(ordered, start=1):
+            tensor = entry.read().contiguous()
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            if progress is not None:
+                progress(done, len(ordered))
 
 
-def split_progress(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+def split_progress(progress: ProgressCallback | None) -> tuple[ProgressCallback | None, ProgressCallback | None]:
     """For two passes over the same items that are reported as one, twice as long."""
     if progress is None:
         return None, None
