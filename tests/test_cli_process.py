@@ -255,12 +255,12 @@ def test_what_is_left_out_is_counted_in_one_line(rali: Rali, tmp_path: Path) -> 
         path.write_bytes(b"\0\5\x16\7")
     quiet = rali("score", "p", "-r")
     assert (quiet.returncode, quiet.stderr) == (0, b""), "captions beside images are usual"
-    for name in ("b.psd", "c.psd", "d.cr3", "e"):
+    for name in ("b.xcf", "c.xcf", "d.cr3", "e"):
         (tmp_path / "p" / name).write_bytes(b"?")
     told = rali("score", "p", "-r")
     assert told.returncode == 0
     assert told.stderr == (
-        b"rali: left out 5 files that are no images by their names: 2 .psd, 1 .txt, 1 .cr3, 1 without an ending\n"
+        b"rali: left out 5 files that are no images by their names: 2 .xcf, 1 .txt, 1 .cr3, 1 without an ending\n"
     )
 
 
