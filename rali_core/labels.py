@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .text_files import find_listed, parse_number, read_table
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def read_labels(
     """Read a table of images and human scores.
 
     Args:
-        path: CSV file with the columns `image` and `mos`, and optionally `split` and `near_dup_in_train` (1 = yes).
+        path: CSV file with the columns `image` and `mos`, and optionally `split` and `near_dup_in_train` (1 = yes); its
+            encoding and separator are those that `text_files.read_table` knows.
         root: Folder that the `image` column is relative to; by default the folder of the CSV file.
         score_range: Worst and best score of the table's own scale; mapped to 0 and 1.
         content_column: Name of a further column, for `LabelledImage.content`.
@@ -64,31 +65,30 @@ def read_labels(
         raise ValueError(f"score_range must be (worst, best) with worst < best, got {score_range}")
     rows: list[LabelledImage] = []
     problems: list[str] = []
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        wanted = ("image", "mos", content_column, group_column)
-        absent = {name for name in wanted if name is not None} - set(reader.fieldnames or [])
-        if absent:
-            raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(absent))}; it has {reader.fieldnames}")
-        for number, line in enumerate(reader, start=2):
-            score = parse_number(line["mos"])
-            if not low <= score <= high:
-                problems.append(f"line {number}: mos {line['mos']!r} is not a number in [{low:g}, {high:g}]")
-                continue
-            file = folder / line["image"]
-            if not file.is_file():
-                problems.append(f"line {number}: no file {file}")
-                continue
-            rows.append(
-                LabelledImage(
-                    path=file,
-                    score=(score - low) / (high - low),
-                    split=(line.get("split") or "train").strip(),
-                    near_duplicate=(line.get("near_dup_in_train") or "0").strip() == "1",
-                    content=line[content_column] if content_column is not None else None,
-                    group=line[group_column] if group_column is not None else None,
-                )
+    table = read_table(path)
+    content_key, group_key = (None if name is None else name.strip().lower() for name in (content_column, group_column))
+    absent = {name for name in ("image", "mos", content_key, group_key) if name is not None} - set(table.columns)
+    if absent:
+        raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(absent))}; it has {', '.join(table.columns)}")
+    for number, line in zip(table.lines, table.rows, strict=True):
+        score = parse_number(line["mos"])
+        if not low <= score <= high:
+            problems.append(f"line {number}: mos {line['mos']!r} is not a number in [{low:g}, {high:g}]")
+            continue
+        file = Path(find_listed(str(folder), line["image"]))
+        if not file.is_file():
+            problems.append(f"line {number}: no file {file}")
+            continue
+        rows.append(
+            LabelledImage(
+                path=file,
+                score=(score - low) / (high - low),
+                split=line.get("split") or "train",
+                near_duplicate=line.get("near_dup_in_train") == "1",
+                content=line[content_key] if content_key is not None else None,
+                group=line[group_key] if group_key is not None else None,
             )
+        )
     if problems:
         shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
         kind = FileNotFoundError if all("no file" in problem for problem in problems) else ValueError
@@ -101,14 +101,6 @@ def read_labels(
 def scores_of(rows: Sequence[LabelledImage]) -> NDArray[np.float64]:
     """(N,) human scores of N rows."""
     return np.array([row.score for row in rows])
-
-
-def parse_number(text: str | None) -> float:
-    """A table's field as a number; NaN, which lies in no range, where it is none or missing."""
-    try:
-        return float(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def split_validation(
