@@ -34,19 +34,21 @@ class Candidate:
     Attributes:
         seed: The seed that makes it again, with the core KSampler too.
         score: Its score.
+        blank: Whether its image has no content.
         latent: Its latent, in main memory.
         image: (1, H, W, 3), in main memory.
     """
 
     seed: int
     score: float
+    blank: bool
     latent: dict[str, Any]
     image: Tensor
 
 
 def keep_best(kept: list[Candidate], new: list[Candidate], keep: int) -> list[Candidate]:
-    """The best `keep` of both, best first; of equal ones the earlier."""
-    return sorted([*kept, *new], key=lambda candidate: -candidate.score)[:keep]
+    """The best `keep` of both, best first; blank ones after all others, of equal ones the earlier."""
+    return sorted([*kept, *new], key=lambda candidate: (candidate.blank, -candidate.score))[:keep]
 
 
 def sample(settings: Settings, latent: dict[str, Any], seeds: list[int], on_step: Callable[[int, Tensor], None]) -> Any:

@@ -19,18 +19,13 @@ OVERSHOOT = 0.5
 
 
 def split_images(batches: list[Tensor] | None, *, name: str = "images") -> list[Tensor]:
-    """A list of IMAGE batches, of any sizes, to single images (1, H, W, C); views, nothing is copied."""
+    """A list of IMAGE batches, of any sizes, to single images (1, H, W, C); views, nothing is copied. May be none."""
     images = []
     for batch in batches or []:
         if not isinstance(batch, Tensor) or batch.ndim != 4:
             got = f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
             raise ValueError(f"{name}: expected an IMAGE of shape (batch, height, width, channels), got {got}")
         images += list(batch.split(1)) if len(batch) else []
-    if not images:
-        raise ValueError(
-            f"{name}: the batch is empty, there is no image to score; look at the node before this one "
-            "(a filter that lets nothing through, a folder without pictures?)"
-        )
     return images
 
 
@@ -92,15 +87,22 @@ def split_latents(latents: list[dict[str, Any]] | None, count: int) -> list[dict
         samples = latent["samples"]
         if not isinstance(samples, Tensor):
             raise ValueError(f"latents: expected one tensor of samples, got {type(samples).__name__}")
+        mask = latent.get("noise_mask")
+        of_frames = mask is not None and _is_of_frames(latent)
         for index in range(len(samples)):
             one = {**latent, "samples": samples[index : index + 1]}
-            mask = latent.get("noise_mask")
-            if mask is not None and len(mask) > 1:
-                one["noise_mask"] = mask[index : index + 1]
+            if mask is not None and len(mask) > 1 and not of_frames:
+                place = index % len(mask)  # a shorter one is repeated, as the host does it
+                one["noise_mask"] = mask[place : place + 1]
             if "batch_index" in latent:
                 one["batch_index"] = [latent["batch_index"][index]]
             single.append(one)
     return _counted(single, count, "latents")
+
+
+def _is_of_frames(latent: dict[str, Any]) -> bool:
+    """A video's mask without a batch axis is one mask per frame, the same for the whole batch."""
+    return bool(latent["samples"].ndim == 5 and latent["noise_mask"].ndim < 5)
 
 
 def join_latents(latents: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -109,7 +111,10 @@ def join_latents(latents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if len({tuple(latent["samples"].shape) for latent in latents}) > 1 or len({tuple(sorted(x)) for x in latents}) > 1:
         return latents
     joined = {**first, "samples": torch.cat([latent["samples"] for latent in latents])}
-    if "noise_mask" in first:
+    if "noise_mask" in first and _is_of_frames(first):
+        if any(latent["noise_mask"] is not first["noise_mask"] for latent in latents):
+            return latents
+    elif "noise_mask" in first:
         if len({tuple(latent["noise_mask"].shape) for latent in latents}) > 1:
             return latents
         joined["noise_mask"] = torch.cat([latent["noise_mask"] for latent in latents])

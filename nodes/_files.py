@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from io import BytesIO
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,73 @@ log = logging.getLogger("rali")
 
 FORMATS = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 SCORE_KEYS = ("rali_score", "aesthetic_score")
+"""0..1, and 0..10 as the image browsers that read it expect it; see `both_scales`."""
 EXIF_MODEL = 0x0110
 """ComfyUI reads "prompt:..." from this EXIF tag and further "key:..." texts from the tags below it."""
 JPEG_EXIF_LIMIT = 65533
+LONGEST_SIDE = {"webp": 16383, "jpeg": 65500}
+"""What the formats' encoders take; PNG takes all."""
 
 
-def encode(image: Image.Image, file_format: str, *, quality: int, score: float, prompt: Any, extra: Any) -> bytes:
+def both_scales(score: float | None) -> tuple[float | None, float | None]:
+    """A score's values under `SCORE_KEYS`."""
+    return (None, None) if score is None else (score, 10.0 * score)
+
+
+def encode(
+    image: Image.Image, file_format: str, *, quality: int, score: float | None, prompt: Any, extra: Any
+) -> tuple[bytes, str]:
     """One image file.
 
     Args:
         image: RGB or RGBA.
         file_format: A key of `FORMATS`.
         quality: 1..100, for webp and jpeg; webp at 100 is lossless.
-        score: Written under `SCORE_KEYS`, with four decimals.
+        score: Written under `SCORE_KEYS`, with four decimals; nothing where it is None.
         prompt: ComfyUI's prompt, or None.
         extra: ComfyUI's extra metadata (the workflow), or None.
+
+    Returns:
+        The bytes, and the ending of the file's name. An image that its format cannot hold becomes a PNG.
     """
     texts: dict[str, str] = {}
     if _metadata_wanted():
         if prompt is not None:
-            texts["prompt"] = json.dumps(prompt)
-        texts |= {key: json.dumps(value) for key, value in (extra or {}).items()}
-    scores = dict.fromkeys(SCORE_KEYS, f"{score:.4f}")
+            texts["prompt"] = dump_json(prompt)
+        texts |= {key: dump_json(value) for key, value in (extra or {}).items()}
+    scores = {
+        key: f"{value:.4f}" for key, value in zip(SCORE_KEYS, both_scales(score), strict=True) if value is not None
+    }
+    if max(image.size) > LONGEST_SIDE.get(file_format, max(image.size)):
+        limit = f"{file_format} holds at most {LONGEST_SIDE[file_format]:,} pixels a side"
+        log.warning("RALI Save Image: %s, this image has %d x %d: saved as png", limit, *image.size)
+        file_format = "png"
+    try:
+        return _encode(image, file_format, quality, texts, scores), FORMATS[file_format]
+    except (OSError, ValueError) as error:
+        if file_format == "png":
+            raise
+        log.warning("RALI Save Image: %s failed (%s): saved as png", file_format, error)
+        return _encode(image, "png", quality, texts, scores), FORMATS["png"]
+
+
+def dump_json(value: Any) -> str:
+    """JSON that every reader takes: what is not finite becomes null, which Python would write as NaN."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _encode(image: Image.Image, file_format: str, quality: int, texts: dict[str, str], scores: dict[str, str]) -> bytes:
     buffer = BytesIO()
     if file_format == "png":
         info = PngInfo()

@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from torch import nn
 
 from ..rali_core.hub import BUNDLED_NAME, OFFICIAL_NAME, bundled_model_path, official_model_path
+from ..rali_core.score_cache import ScoreCache
 
 FOLDER = "rali"
 BUNDLED_CHOICE = f"{BUNDLED_NAME} (bundled)"
@@ -29,12 +30,10 @@ class ModelHandle:
     """What a RALI_MODEL wire carries.
 
     Attributes:
-        key: Identity of the file and the dtype; a score depends on nothing else but pixels and coverage.
-        scorer: The core's scorer; its model rests where ComfyUI put it.
+        scorer: The core's scorer, with a cache that all share; its model rests where ComfyUI put it.
         patcher: ComfyUI's ModelPatcher around the same model.
     """
 
-    key: str
     scorer: Any
     patcher: Any
 
@@ -99,6 +98,7 @@ def model_key(path: Path) -> str:
     return f"{path}|{state.st_size}|{state.st_mtime_ns}"
 
 
+_cache = ScoreCache()
 _models: OrderedDict[tuple[str, str, str], ModelHandle] = OrderedDict()
 
 
@@ -124,9 +124,9 @@ def get_model(
     key = (model_key(path), dtype, str(load_device))
     if key not in _models:
         offload_device = torch.device("cpu")
-        scorer = RaliScorer.from_pretrained(path, device=offload_device, dtype=dtype)
+        scorer = RaliScorer.from_pretrained(path, device=offload_device, dtype=dtype, cache=_cache)
         patcher = ModelPatcher(_Managed(scorer.model), load_device=load_device, offload_device=offload_device)
-        _models[key] = ModelHandle(f"{key[0]}|{dtype}", scorer, patcher)
+        _models[key] = ModelHandle(scorer, patcher)
         while len(_models) > KEPT_MODELS:
             _models.popitem(last=False)
     _models.move_to_end(key)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isnan, nan
 from typing import Any
 
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..rali_core.calibration import Calibration
-from ..rali_core.combine import Aggregation
-from ..rali_core.images import ImageError
-from ..rali_core.score_cache import ScoreCache
+from ..rali_core.combine import Aggregation, aggregate_scores
+from ..rali_core.content import NO_CONTENT, has_content, is_no_content
+from ..rali_core.images import ImageError, to_pixels
+from ..rali_core.score_cache import Key, content_keys
 from ..rali_core.selection import rank
 from ._convert import to_core
 from ._models import ModelHandle, get_model, load_on_device
@@ -18,35 +24,95 @@ from ._models import ModelHandle, get_model, load_on_device
 AGGREGATIONS: list[Aggregation] = ["mean", "median", "minimum", "maximum"]
 COVERAGES = ["model's own", "center", "tiles"]
 
-_cache = ScoreCache()
-
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of N images in input order.
 
     Attributes:
-        values: N scores.
+        values: N scores; NaN for an image that cannot be scored.
+        reasons: For each image None, `NO_CONTENT`, or why it has no score.
         calibration: The model's bands and percentiles, where it has them.
     """
 
     values: list[float]
-    calibration: Calibration | None
+    reasons: list[str | None]
+    calibration: Calibration | None = None
+
+    def blank(self) -> list[bool]:
+        """Which of the images have no content."""
+        return [reason == NO_CONTENT for reason in self.reasons]
+
+    def and_then(self, more: Scores) -> Scores:
+        """These and more, of the same model."""
+        return replace(more, values=self.values + more.values, reasons=self.reasons + more.reasons)
+
+    def ranking(self) -> list[int]:
+        """0-based indexes, best first: images without content after all others, images without a score last."""
+        return [*rank_with_content(self.values, self.blank()), *(i for i, x in enumerate(self.values) if isnan(x))]
+
+    def aggregate(self, how: Aggregation) -> float:
+        """One number for all images; an image without a score counts as 0."""
+        return aggregate_scores([0.0 if isnan(value) else value for value in self.values], how)
 
     def bands(self) -> list[str]:
-        """N names of bands; empty texts without a calibration."""
-        return list(self.calibration.bands(self.values)) if self.calibration else [""] * len(self.values)
+        """N names of bands, `NO_CONTENT` for a blank image; empty texts without a score or a calibration."""
+        return [
+            reason
+            if reason == NO_CONTENT
+            else self.calibration.bands([value])[0]
+            if self.calibration and not isnan(value)
+            else ""
+            for value, reason in zip(self.values, self.reasons, strict=True)
+        ]
 
     def report(self) -> str:
         """One line per image, best first."""
         calibration, bands, lines = self.calibration or Calibration(), self.bands(), []
-        for place, index in enumerate(rank(self.values), start=1):
-            line = f"{place}. image {index}: {self.values[index]:.4f} {bands[index]}".rstrip()
-            compared = calibration.describe(self.values[index])
+        for place, index in enumerate(self.ranking(), start=1):
+            value, reason = self.values[index], self.reasons[index]
+            if isnan(value):
+                lines.append(f"image {index}: no score: {reason}" if reason else f"image {index}: no score")
+                continue
+            line = f"{place}. image {index}: {value:.4f} {bands[index]}".rstrip()
+            compared = "" if reason == NO_CONTENT else calibration.describe(value)
             lines.append(f"{line}, {compared}" if compared else line)
         if calibration.populations:
             lines.append(f"Percentages: compared with {calibration.reference}")
         return "\n".join(lines)
+
+    def remarks(self) -> str:
+        """Which images have no content or no score, for the panel's note; empty where all are well."""
+        blank = [index for index, at in enumerate(self.blank()) if at]
+        bad = [index for index, value in enumerate(self.values) if isnan(value)]
+        parts = [f"no content: image {_join(blank)}"] if blank else []
+        if bad:
+            reason = self.reasons[bad[0]]
+            parts.append(f"no score: image {_join(bad)}" + (f" ({reason})" if reason else ""))
+        return "; ".join(parts)
+
+
+def rank_with_content(values: Sequence[float], blank: Sequence[bool]) -> list[int]:
+    """Indexes from the best to the worst; images without content come after all others, NaN is left out."""
+    return sorted(rank(values), key=lambda index: blank[index])
+
+
+def judge_pixels(images: list[Tensor], values: list[float]) -> Scores:
+    """Scores from elsewhere, with what the images' own pixels say: blank, or not to be used at all.
+
+    A score that is not RALI's knows nothing of content, and a picture that holds NaN is never a good one.
+    """
+    reasons, kept = [], []
+    for image, value in zip(images, values, strict=True):
+        reason = None
+        try:
+            reason = None if has_content(to_pixels(to_core(image))) else NO_CONTENT
+        except ImageError as error:
+            if not torch.isfinite(image).all():  # another range is the other scorer's affair
+                reason, value = str(error), nan
+        reasons.append(reason)
+        kept.append(value)
+    return Scores(kept, reasons)
 
 
 def progress_reporter(total: int) -> Any:
@@ -65,60 +131,88 @@ def progress_reporter(total: int) -> Any:
 
 
 def score_images(images: list[Tensor], model: ModelHandle | None = None, coverage: str = COVERAGES[0]) -> Scores:
-    """Score single images (1, H, W, C) of any sizes.
+    """Score single images (1, H, W, C) of any sizes. What was scored before an interrupt or a fault stays cached.
+
+    Returns:
+        Scores; an image that cannot be scored has NaN and a reason.
 
     Raises:
-        ImageError: One cannot be scored; the message names it.
+        ImageError: None of the images can be scored; the message names the first.
         FileNotFoundError, CheckpointError: `model` is None and the bundled one cannot be used.
     """
+    scores = score_what_can_be(images, model, coverage)
+    if images and all(isnan(value) for value in scores.values):
+        count = len(images)
+        which = "image 0" if count == 1 else f"images 0 to {count - 1}"
+        raise ImageError(f"{which} (of {count}, counted from 0) cannot be scored: {scores.reasons[0]}")
+    return scores
+
+
+def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, coverage: str = COVERAGES[0]) -> Scores:
+    """As `score_images`, but none of the images need be one that can be scored."""
     handle = model or get_model()
-    chosen = handle.scorer.model.coverage if coverage == COVERAGES[0] else coverage
-
-    def compute(unknown: list[Tensor]) -> list[float]:
-        load_on_device(handle)
-        scorer = handle.scorer
-        before, scorer.coverage = scorer.coverage, chosen
-        try:
-            result = scorer.score(unknown, on_error="record", progress=progress_reporter(len(unknown)))
-        finally:
-            scorer.coverage = before
-        for image, error in zip(unknown, result.errors, strict=True):
-            if error is not None:
-                number = next(index for index, other in enumerate(pixels) if other is image)
-                raise ImageError(f"image {number} (of {len(pixels)}, counted from 0) cannot be scored: {error}")
-        return [float(value) for value in result.scores]
-
+    scorer, chosen = handle.scorer, None if coverage == COVERAGES[0] else coverage
     pixels = [to_core(image) for image in images]
-    values = _cache.score(pixels, compute, namespace=f"{handle.key}|{chosen}")
-    return Scores(values, handle.scorer.info.calibration)
-
-
-def with_values(scores: Scores, values: list[float]) -> Scores:
-    """The same calibration on other values."""
-    return replace(scores, values=values)
+    namespace = scorer.cache_namespace(chosen)
+    keys: list[Key] = [(namespace, key) for key in content_keys(pixels)]
+    values = scorer.cache.find(keys)
+    unknown: dict[Key, Tensor] = {}
+    for key, image in zip(keys, pixels, strict=True):
+        if key not in values:
+            unknown.setdefault(key, image)
+    errors: dict[Key, str | None] = {}
+    if unknown:
+        load_on_device(handle)  # only where there is something to compute: it may put other models out of memory
+        made = list(unknown.values())
+        result = scorer.score(made, coverage=chosen, on_error="record", progress=progress_reporter(len(made)))
+        values |= zip(unknown, result.scores.tolist(), strict=True)
+        errors = dict(zip(unknown, result.errors, strict=True))
+    return Scores(
+        [values[key] for key in keys],
+        [NO_CONTENT if is_no_content(values[key]) else errors.get(key) for key in keys],
+        scorer.info.calibration,
+    )
 
 
 def show(
-    values: list[float], *, threshold: float | None = None, chosen: list[int] | None = None, note: str = ""
+    scores: Scores | None = None,
+    *,
+    threshold: float | None = None,
+    passed: list[bool] | None = None,
+    chosen: list[int] | None = None,
+    note: str = "",
 ) -> dict[str, Any]:
     """What the page's extension draws on the node: bars and numbers in input order.
 
     Args:
-        values: Scores.
-        threshold: Colours pass and fail.
+        scores: N scores; None for a node that shows only its note.
+        threshold: Colours pass and fail, and is marked on the bars.
+        passed: N times whether an image passed; by default those that reach the threshold.
         chosen: 0-based indexes that are marked.
-        note: A line above the bars.
+        note: A line above the bars; images without content or score are added to it.
     """
+    values, reasons = (scores.values, scores.reasons) if scores else ([], [])
+    if passed is None and threshold is not None:
+        passed = [value >= threshold for value in values]
+    remarks = scores.remarks() if scores else ""
     return {
         "rali": [
             {
-                "scores": [round(value, 6) if value == value else None for value in values],
+                "scores": [None if isnan(value) else round(value, 6) for value in values],
+                "reasons": reasons,
                 "threshold": threshold,
+                "passed": passed,
                 "chosen": chosen,
-                "note": note,
+                "note": "; ".join(part for part in (note, remarks) if part),
             }
         ]
     }
+
+
+def block_without_images(cls: type[Any]) -> io.NodeOutput:
+    """What a node returns where it got an empty batch or list: nothing that hangs on it runs, all else does."""
+    blocked = [ExecutionBlocker(None)] * len(cls.RETURN_TYPES)
+    return io.NodeOutput(*blocked, ui=show(note="no images came: nothing after this node runs"))
 
 
 def first(values: list[Any] | None, default: Any = None) -> Any:
@@ -129,3 +223,9 @@ def first(values: list[Any] | None, default: Any = None) -> Any:
 def indexes_text(indexes: list[int]) -> str:
     """0-based indexes as other packs write them: "2,0,1"."""
     return ",".join(str(index) for index in indexes)
+
+
+def _join(indexes: list[int]) -> str:
+    """A few of the indexes: "0, 3, 5 and 4 more"."""
+    shown = ", ".join(str(index) for index in indexes[:4])
+    return shown if len(indexes) <= 4 else f"{shown} and {len(indexes) - 4} more"

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..rali_core.combine import Combination, Normalisation, combine_scores
 from ..rali_core.selection import rank
-from ._scoring import first, indexes_text, show
+from ._scoring import Scores, first, indexes_text, show
 
 LETTERS = "abcd"
 
@@ -95,5 +95,5 @@ class RaliCombineScores(io.ComfyNode):
             scores,
             indexes_text(order),
             "\n".join(lines),
-            ui=show(scores, note=f"{first(combination)} of {len(wired)}"),
+            ui=show(Scores(scores, [None] * len(scores)), note=f"{first(combination)} of {len(wired)}"),
         )

@@ -8,26 +8,28 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..rali_core.combine import aggregate_scores
 from ._convert import split_images
 from ._inputs import coverage_input, images_input, model_input, threshold_input
-from ._scoring import AGGREGATIONS, first, score_images, show
+from ._scoring import AGGREGATIONS, Scores, block_without_images, first, score_images, show
 
 MODES = ["block", "raise", "either-or"]
 
 
 def _judge(
     images: Any, score: Any, threshold: Any, aggregation: Any, coverage: Any, model: Any
-) -> tuple[bool, float, list[float]]:
-    """Whether the gate is open, the number that decided, and the scores behind it."""
-    if score:
-        values = [float(value) for value in score]
-    elif images:
-        values = score_images(split_images(images), first(model), first(coverage)).values
-    else:
+) -> tuple[bool, float, Scores] | None:
+    """Whether the gate is open, the number that decided, and the scores behind it; None where nothing came."""
+    if images is None and score is None:
         raise ValueError("RALI Gate has nothing to judge: wire images, or a score")
-    number = aggregate_scores(values, first(aggregation))
-    return number >= first(threshold), number, values
+    if score:
+        scores = Scores([float(value) for value in score], [None] * len(score))
+    else:
+        single = split_images(images)
+        if not single:
+            return None
+        scores = score_images(single, first(model), first(coverage))
+    number = scores.aggregate(first(aggregation))
+    return number >= first(threshold), number, scores
 
 
 class RaliGate(io.ComfyNode):
@@ -69,7 +71,10 @@ class RaliGate(io.ComfyNode):
                     options=list(AGGREGATIONS),
                     default="minimum",
                     advanced=True,
-                    tooltip="How several images' scores become one. minimum: all of them must reach the threshold.",
+                    tooltip=(
+                        "How several images' scores become one. minimum: all of them must reach the threshold. An "
+                        "image that cannot be scored counts as 0."
+                    ),
                 ),
                 model_input(),
                 io.AnyType.Input(
@@ -99,7 +104,10 @@ class RaliGate(io.ComfyNode):
         model: list[Any] | None = None,
         **lazy: Any,
     ) -> list[str]:
-        opened, _, _ = _judge(images, score, threshold, aggregation, coverage, model)
+        judged = _judge(images, score, threshold, aggregation, coverage, model)
+        if judged is None:
+            return []
+        opened, _, _ = judged
         wanted = "value" if opened else "otherwise" if first(mode) == "either-or" else None
         # An input that is wired but not computed yet is (None,); what is not wired is absent.
         return [wanted] if wanted in lazy and all(item is None for item in lazy[wanted]) else []
@@ -117,12 +125,16 @@ class RaliGate(io.ComfyNode):
         model: list[Any] | None = None,
         otherwise: list[Any] | None = None,
     ) -> io.NodeOutput:
-        opened, number, values = _judge(images, score, threshold, aggregation, coverage, model)
+        judged = _judge(images, score, threshold, aggregation, coverage, model)
+        if judged is None:
+            return block_without_images(cls)
+        opened, number, scores = judged
         verdict = f"{number:.3f} {'>=' if opened else '<'} {first(threshold):.3f}"
         if opened:
             result: Any = list(value or [])
         elif first(mode) == "raise":
-            raise ValueError(f"RALI Gate: the score is too low, {verdict}. The run was stopped, as mode says.")
+            because = f" ({remarks})" if (remarks := scores.remarks()) else ""
+            raise ValueError(f"RALI Gate: the score is too low, {verdict}{because}. The run was stopped, as mode says.")
         elif first(mode) == "either-or":
             if otherwise is None:
                 raise ValueError("RALI Gate: mode either-or needs something wired to otherwise")
@@ -130,4 +142,4 @@ class RaliGate(io.ComfyNode):
         else:
             result = ExecutionBlocker(None)
         note = f"{'open' if opened else 'shut'}: {verdict}"
-        return io.NodeOutput(result, opened, number, ui=show(values, threshold=first(threshold), note=note))
+        return io.NodeOutput(result, opened, number, ui=show(scores, threshold=first(threshold), note=note))

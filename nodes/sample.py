@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from math import isnan, nan
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
+from ..rali_core.images import ImageError
 from ._candidates import MAX_SEED, Candidate, Settings, StepReporter, decode, keep_best, sample
 from ._convert import join_latents
 from ._inputs import coverage_input, model_input, threshold_input
-from ._scoring import score_images, show
+from ._scoring import Scores, score_what_can_be, show
 
 log = logging.getLogger("rali")
 
@@ -30,8 +32,8 @@ class RaliBestOfNSampler(io.ComfyNode):
             category="RALI",
             description=(
                 "Samples n seeds (seed, seed + 1, ...), decodes and scores each, and keeps the best. Stops early once "
-                "they are good enough. Memory grows with keep, not with n. Interrupting keeps the best so far. "
-                "A winning seed makes the same image in KSampler."
+                "they are good enough. Memory grows with keep, not with n. Interrupting keeps the best so far; a try "
+                "that fails (NaN, out of memory) costs no other. A winning seed makes the same image in KSampler."
             ),
             search_aliases=["best of n sampler", "ksampler", "seed search", "rejection sampling", "good seed"],
             inputs=[
@@ -121,7 +123,9 @@ class RaliBestOfNSampler(io.ComfyNode):
         coverage: str,
         rali_model: Any = None,
     ) -> io.NodeOutput:
-        from comfy.model_management import InterruptProcessingException
+        from comfy.model_management import InterruptProcessingException, soft_empty_cache
+
+        from ..rali_core.scorer import is_out_of_memory
 
         if len(latent_image["samples"]) != 1:
             raise ValueError(
@@ -132,7 +136,7 @@ class RaliBestOfNSampler(io.ComfyNode):
         report_step = StepReporter(model, n * steps)
         seeds = [(seed + index) % (MAX_SEED + 1) for index in range(n)]
         kept: list[Candidate] = []
-        tried: list[tuple[int, float]] = []
+        tried = Scores([], [])
         ending = f"all {n} seeds tried"
         for start in range(0, n, batch_per_try):
             batch = seeds[start : start + batch_per_try]
@@ -140,29 +144,45 @@ class RaliBestOfNSampler(io.ComfyNode):
             try:
                 latents = sample(settings, latent_image, batch, partial(report_step, len(batch)))
                 images = decode(vae, latents).cpu().split(1)
-                scores = score_images(list(images), rali_model, coverage).values
+                scored: Scores | None = score_what_can_be(list(images), rali_model, coverage)
             except InterruptProcessingException:
                 if not kept:
                     raise
-                ending = f"interrupted after {len(tried)} of {n} seeds; the best so far"
+                ending = f"interrupted after {len(tried.values)} of {n} seeds; the best so far"
                 break
+            except (MemoryError, RuntimeError) as error:
+                if not kept or not is_out_of_memory(error):
+                    raise
+                scored = None
+            if scored is None:  # the error is gone, and with it what it held on to
+                log.warning("RALI Best-of-N Sampler: out of memory at seed %d, which is left out", batch[0])
+                soft_empty_cache()
+                tried = tried.and_then(Scores([nan] * len(batch), ["out of memory"] * len(batch)))
+                continue
             new = [
                 # A clone: a slice would keep its whole batch in memory.
                 Candidate(
                     number,
                     score,
+                    blank,
                     {**latents, "samples": latents["samples"][i : i + 1].cpu().clone()},
                     images[i].clone(),
                 )
-                for i, (number, score) in enumerate(zip(batch, scores, strict=True))
+                for i, (number, score, blank) in enumerate(zip(batch, scored.values, scored.blank(), strict=True))
+                if not isnan(score)
             ]
-            tried += zip(batch, scores, strict=True)
+            tried = tried.and_then(scored)
             kept = keep_best(kept, new, keep)
-            if threshold < 1.0 and sum(candidate.score >= threshold for candidate in kept) >= keep:
-                ending = f"stopped early: {keep} reached {threshold:g} after {len(tried)} of {n} seeds"
+            if threshold < 1.0 and sum(each.score >= threshold and not each.blank for each in kept) >= keep:
+                ending = f"stopped early: {keep} reached {threshold:g} after {len(tried.values)} of {n} seeds"
                 break
+        if not kept:
+            raise ImageError(f"none of the {n} seeds gave an image that can be scored; seed {seed}: {tried.reasons[0]}")
         log.info("RALI Best-of-N Sampler: %s; best %.4f, seed %d", ending, kept[0].score, kept[0].seed)
-        lines = [f"seed {number}: {score:.4f}" for number, score in tried]
+        lines = [
+            f"seed {number}: {'no score' if isnan(score) else f'{score:.4f}'}" + (f", {reason}" if reason else "")
+            for number, score, reason in zip(seeds, tried.values, tried.reasons, strict=False)
+        ]
         winners = [candidate.seed for candidate in kept]
         return io.NodeOutput(
             torch.cat([candidate.image for candidate in kept]),
@@ -171,9 +191,9 @@ class RaliBestOfNSampler(io.ComfyNode):
             [candidate.score for candidate in kept],
             "\n".join([ending, *lines]),
             ui=show(
-                [score for _, score in tried],
+                tried,
                 threshold=threshold if threshold < 1.0 else None,
-                chosen=[index for index, (number, _) in enumerate(tried) if number in winners],
+                chosen=[index for index in range(len(tried.values)) if seeds[index] in winners],
                 note=f"best: seed {kept[0].seed}; {ending}",
             ),
         )

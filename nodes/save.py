@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import time
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..rali_core.files import append_json_line
-from ..rali_core.selection import rank
 from ._convert import check_numbers, split_images, to_pil
-from ._files import FORMATS, encode, write_new
+from ._files import FORMATS, SCORE_KEYS, both_scales, encode, write_new
 from ._inputs import images_input, model_input, scores_input
-from ._scoring import first, score_images, show
+from ._names import NameFields, check_template, make_prefix
+from ._scoring import Scores, block_without_images, first, score_what_can_be, show
 
 SIDECAR = "rali_scores.jsonl"
-
-
-def file_prefix(template: str, *, score: float, place: int, count: int, seed: int | None) -> str:
-    """Fill in {score}, {rank} and {seed}.
-
-    Raises:
-        ValueError: {seed} is asked for and there is none.
-    """
-    if "{seed}" in template and seed is None:
-        raise ValueError("filename_prefix asks for {seed}: wire seeds, or take {seed} out")
-    width = len(str(count))
-    return (
-        template.replace("{score}", f"{score:.3f}").replace("{rank}", f"{place:0{width}}").replace("{seed}", str(seed))
-    )
 
 
 class RaliSaveImage(io.ComfyNode):
@@ -44,8 +32,8 @@ class RaliSaveImage(io.ComfyNode):
             display_name="RALI Save Image",
             category="RALI",
             description=(
-                "Saves images into ComfyUI's output folder with the workflow and the score in the file (rali_score, "
-                f"aesthetic_score), and adds a line per image to {SIDECAR} beside them."
+                "Saves images into ComfyUI's output folder with the workflow and the score in the file (rali_score, 0 "
+                f"to 1; aesthetic_score, 0 to 10), and adds a line per image to {SIDECAR} beside them."
             ),
             search_aliases=["save image with score", "save webp", "save jpeg", "export", "metadata"],
             is_input_list=True,
@@ -57,8 +45,8 @@ class RaliSaveImage(io.ComfyNode):
                     "filename_prefix",
                     default="RALI/{score}_{rank}",
                     tooltip=(
-                        "{score}, {rank} (1 is best) and {seed} are filled in; %date% and the like as in Save Image. "
-                        "A slash makes a folder."
+                        "{score}, {rank} (1 is best) and {seed} are filled in, also as {score:.2f}; %date:yyyy-MM-dd% "
+                        "and %Load Image.image% as in Save Image. A slash makes a folder."
                     ),
                 ),
                 io.Combo.Input(
@@ -81,6 +69,16 @@ class RaliSaveImage(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: Any = None) -> bool | str:
+        for template in filename_prefix or []:
+            try:
+                if template is not None:  # it is where something is wired to it
+                    check_template(template, seeds=True)
+            except ValueError as error:
+                return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls,
         images: list[Tensor],
@@ -93,43 +91,47 @@ class RaliSaveImage(io.ComfyNode):
         model: list[Any] | None = None,
     ) -> io.NodeOutput:
         single = split_images(images)
-        values = check_numbers(scores, len(single), "scores") or score_images(single, first(model)).values
-        numbers = check_numbers(seeds, len(single), "seeds") or [None] * len(single)
-        order = rank(values)
-        if len(order) < len(values):
-            raise ValueError("scores: an image without a score (NaN) cannot be saved with one")
+        if not single:
+            return block_without_images(cls)
+        template, count = first(filename_prefix), len(single)
+        check_template(template, seeds=bool(seeds))  # before the work
+        wired = check_numbers(scores, count, "scores")
+        numbers = check_numbers(seeds, count, "seeds") or [None] * count
+        # An image that cannot be scored is saved without one: it may be all that is left of a long run.
+        scored = Scores(wired, [None] * count) if wired else score_what_can_be(single, first(model))
+        order = scored.ranking()
         files, shown = [], []
-        for index, image in enumerate(single):
-            place = order.index(index) + 1
-            prefix = file_prefix(
-                first(filename_prefix), score=values[index], place=place, count=len(single), seed=numbers[index]
+        for index, (image, value) in enumerate(zip(single, scored.values, strict=True)):
+            place, score = order.index(index) + 1, None if isnan(value) else value
+            prefix = make_prefix(
+                template, NameFields(value, place, count, numbers[index]), cls.hidden.prompt, cls.hidden.extra_pnginfo
             )
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
                 prefix, folder_paths.get_output_directory(), image.shape[2], image.shape[1]
             )
-            picture = to_pil(image, alpha=first(format) != "jpeg")
-            data = encode(
+            # As the host's own node: what cannot be scored is not lost here.
+            picture = to_pil(torch.nan_to_num(image).clamp(0.0, 1.0), alpha=first(format) != "jpeg")
+            data, ending = encode(
                 picture,
                 first(format),
                 quality=first(quality),
-                score=values[index],
+                score=score,
                 prompt=cls.hidden.prompt,
                 extra=cls.hidden.extra_pnginfo,
             )
-            path = write_new(Path(folder), name, counter, FORMATS[first(format)], data)
+            path = write_new(Path(folder), name.replace("%batch_num%", str(index)), counter, ending, data)
             files.append(str(path))
             shown.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
             if first(sidecar):
                 record = {
                     "file": path.name,
-                    "rali_score": values[index],
-                    "aesthetic_score": values[index],
+                    **dict(zip(SCORE_KEYS, both_scales(score), strict=True)),
                     "rank": place,
-                    "of": len(single),
+                    "of": count,
                     "seed": numbers[index],
                     "width": picture.width,
                     "height": picture.height,
                     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 }
                 append_json_line(Path(folder) / SIDECAR, record)
-        return io.NodeOutput(images, files, ui={"images": shown, **show(values)})
+        return io.NodeOutput(images, files, ui={"images": shown, **show(scored)})

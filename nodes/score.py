@@ -7,11 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..rali_core.combine import aggregate_scores
-from ..rali_core.selection import rank
 from ._convert import split_images
 from ._inputs import coverage_input, images_input, model_input, threshold_input
-from ._scoring import AGGREGATIONS, first, indexes_text, score_images, show
+from ._scoring import AGGREGATIONS, block_without_images, first, indexes_text, score_images, show
 
 
 class RaliScore(io.ComfyNode):
@@ -38,7 +36,10 @@ class RaliScore(io.ComfyNode):
                     "aggregation",
                     options=list(AGGREGATIONS),
                     default="mean",
-                    tooltip="How several images' scores become the one number of the output score.",
+                    tooltip=(
+                        "How several images' scores become the one number of the output score. An image that cannot "
+                        "be scored counts as 0."
+                    ),
                 ),
                 threshold_input("passed is true where the aggregated score is at least this. Changing it is free."),
                 coverage_input(),
@@ -46,7 +47,11 @@ class RaliScore(io.ComfyNode):
             outputs=[
                 io.Image.Output("images", is_output_list=True, tooltip="The images, unchanged."),
                 io.Float.Output("score", tooltip="One number for all the images, see aggregation."),
-                io.Float.Output("scores", is_output_list=True, tooltip="One score per image, in their order."),
+                io.Float.Output(
+                    "scores",
+                    is_output_list=True,
+                    tooltip="One score per image; NaN for one that cannot be scored.",
+                ),
                 io.Boolean.Output("passed", tooltip="Whether score is at least threshold."),
                 io.String.Output("indexes", tooltip='The images from best to worst, counted from 0: "2,0,1".'),
                 io.String.Output("report", tooltip="A line per image, best first."),
@@ -62,14 +67,17 @@ class RaliScore(io.ComfyNode):
         coverage: list[str],
         model: list[Any] | None = None,
     ) -> io.NodeOutput:
-        scores = score_images(split_images(images), first(model), first(coverage))
-        score, limit = aggregate_scores(scores.values, first(aggregation)), float(first(threshold))
+        single = split_images(images)
+        if not single:
+            return block_without_images(cls)
+        scores = score_images(single, first(model), first(coverage))
+        score, limit = scores.aggregate(first(aggregation)), float(first(threshold))
         return io.NodeOutput(
             images,
             score,
             scores.values,
             score >= limit,
-            indexes_text(rank(scores.values)),
+            indexes_text(scores.ranking()),
             scores.report(),
-            ui=show(scores.values, threshold=limit, note=f"{first(aggregation)} {score:.3f}"),
+            ui=show(scores, threshold=limit, note=f"{first(aggregation)} {score:.3f}"),
         )

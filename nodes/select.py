@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..rali_core.combine import combine_scores
-from ..rali_core.selection import at_least, rank, top_k
+from ..rali_core.selection import at_least, rank
 from ._convert import check_numbers, join_images, split_images
 from ._followers import Followers, nothing
 from ._inputs import (
@@ -20,7 +21,7 @@ from ._inputs import (
     scores_input,
     threshold_input,
 )
-from ._scoring import first, indexes_text, score_images, show
+from ._scoring import block_without_images, first, indexes_text, judge_pixels, rank_with_content, score_images, show
 
 ORDERS = ["best first", "as they came", "worst first"]
 
@@ -89,26 +90,32 @@ class RaliBestOfN(io.ComfyNode):
         scores_weight: list[float] | None = None,
     ) -> io.NodeOutput:
         single = split_images(images)
+        if not single:
+            return block_without_images(cls)
         followers = Followers.split(len(single), latents, masks, seeds)
         others = check_numbers(scores, len(single), "scores")
         weight = first(scores_weight, 1.0) if others else 0.0
-        lists = [] if weight == 1.0 else [score_images(single, first(model), first(coverage)).values]
-        weights = [1.0 - weight] * len(lists) + ([weight] if others else [])
-        values = combine_scores([*lists, *([others] if others else [])], weights=weights).tolist()
-        ranking = rank(values)
+        if others is None or weight < 1.0:
+            scored = score_images(single, first(model), first(coverage))
+        if others is not None:
+            judged = judge_pixels(single, others)
+            if weight < 1.0:
+                values = combine_scores([scored.values, judged.values], weights=[1.0 - weight, weight]).tolist()
+                scored = replace(scored, values=values)
+            else:
+                scored = judged
+        values = scored.values
+        ranking = rank_with_content(values, scored.blank())  # what has no score is never chosen
         if not ranking:
-            raise ValueError("scores: none of the images has a score (all NaN): there is no best one")
-        if first(order) == "worst first":
-            chosen = ranking[::-1][: first(k)]
-        else:
-            chosen = top_k(values, first(k))
-            chosen = sorted(chosen) if first(order) == "as they came" else chosen
+            raise ValueError(f"scores: none of the images has a score: there is no best one ({scored.remarks()})")
+        chosen = (ranking[::-1] if first(order) == "worst first" else ranking)[: first(k)]
+        chosen = sorted(chosen) if first(order) == "as they came" else chosen
         return io.NodeOutput(
             join_images([single[index] for index in chosen]),
             [values[index] for index in chosen],
             indexes_text(chosen),
             *followers.outputs(chosen),
-            ui=show(values, chosen=chosen, note=f"{len(chosen)} of {len(single)}"),
+            ui=show(scored, chosen=chosen, note=f"{len(chosen)} of {len(single)}"),
         )
 
 
@@ -160,10 +167,16 @@ class RaliFilter(io.ComfyNode):
         scores: list[float] | None = None,
     ) -> io.NodeOutput:
         single = split_images(images)
+        if not single:
+            return block_without_images(cls)
         followers = Followers.split(len(single), latents, masks, seeds)
         others = check_numbers(scores, len(single), "scores")
-        values = others if others else score_images(single, first(model), first(coverage)).values
+        scored = judge_pixels(single, others) if others else score_images(single, first(model), first(coverage))
+        values, blank = scored.values, scored.blank()
         passed = at_least(values, first(threshold))
+        # An image without content passes only where there is no other.
+        if not all(blank[index] for index in rank(values)):
+            passed = [index for index in passed if not blank[index]]
         rejected = [index for index in range(len(single)) if index not in set(passed)]
         return io.NodeOutput(
             join_images([single[index] for index in passed]) if passed else nothing(),
@@ -174,5 +187,10 @@ class RaliFilter(io.ComfyNode):
             [values[index] for index in passed] if passed else nothing(),
             indexes_text(passed),
             *followers.outputs(passed),
-            ui=show(values, threshold=first(threshold), note=f"{len(passed)} of {len(single)} passed"),
+            ui=show(
+                scored,
+                threshold=first(threshold),
+                passed=[index in set(passed) for index in range(len(single))],
+                note=f"{len(passed)} of {len(single)} passed",
+            ),
         )

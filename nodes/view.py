@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import isnan
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..rali_core.images import to_pixels
 from ._convert import check_numbers, from_core, from_pil, join_images, join_masks, split_images, to_core, to_pil
 from ._inputs import coverage_input, images_input, model_input, scores_input
 from ._models import get_model, load_on_device
-from ._scoring import Scores, first, progress_reporter, score_images, show
+from ._scoring import block_without_images, first, judge_pixels, progress_reporter, score_images, show
 
 MAP_MODES = ["tiles", "patch tokens"]
 WEAK_MODES = ["weakest share", "below score"]
@@ -94,10 +95,12 @@ class RaliQualityMap(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..rali_core.quality_map import colour_scores, score_patches, score_tiles, weak_regions
 
+        single = split_images(images)
+        if not single:
+            return block_without_images(cls)
         handle = first(model) or get_model()
         load_on_device(handle)
         heats, overlays, masks, scores, lines = [], [], [], [], []
-        single = split_images(images)
         report = progress_reporter(PROGRESS_PER_IMAGE * len(single))
 
         def report_tiles(before: int, done: int, total: int | None) -> bool:
@@ -128,7 +131,7 @@ class RaliQualityMap(io.ComfyNode):
             join_masks(masks),
             scores,
             "\n".join(lines),
-            ui=show([], note=f"{min(scores):.3f} to {max(scores):.3f}, {len(scores)} regions"),
+            ui=show(note=f"{min(scores):.3f} to {max(scores):.3f}, {len(scores)} regions"),
         )
 
 
@@ -168,14 +171,20 @@ class RaliContactSheet(io.ComfyNode):
         from ..rali_core.sheet import draw_contact_sheet
 
         single = split_images(images)
+        if not single:
+            return block_without_images(cls)
         wired = check_numbers(scores, len(single), "scores")
-        scored = Scores(wired, None) if wired else score_images(single, first(model), first(coverage))
+        scored = judge_pixels(single, wired) if wired else score_images(single, first(model), first(coverage))
+        ranking = [index for index in scored.ranking() if not isnan(scored.values[index])]
+        if not ranking:
+            raise ValueError(f"scores: there is no scored image to draw ({scored.remarks()})")
+        bands = scored.bands()
         sheet = draw_contact_sheet(
-            [to_pil(image) for image in single],
-            scored.values,
-            names=[f"image {index}" for index in range(len(single))],
-            bands=None if wired else scored.bands(),
+            [to_pil(single[index]) for index in ranking],
+            [scored.values[index] for index in ranking],
+            names=[f"image {index}" for index in ranking],
+            bands=[bands[index] for index in ranking],
             columns=first(columns),
             cell=first(cell),
         )
-        return io.NodeOutput(from_pil(sheet), ui=show(scored.values))
+        return io.NodeOutput(from_pil(sheet), ui=show(scored))

@@ -41,7 +41,7 @@ def start(comfy_home: Path, tmp_path: Path, tools: dict[str, Any]) -> Iterator[C
     def begin(*more: str, version: str = "0.30.0") -> Any:
         server = tools["Server"](comfy_home, version, tmp_path / "base", more)
         started.append(server)
-        server.picture("grey.png", Image.new("RGB", (300, 200), (90, 120, 150)))
+        server.picture("noise.png", Image.effect_noise((300, 200), 60).convert("RGB"))
         return server.start()
 
     yield begin
@@ -51,7 +51,7 @@ def start(comfy_home: Path, tmp_path: Path, tools: dict[str, Any]) -> Iterator[C
 
 def score_prompt(**more: Any) -> dict[str, Any]:
     return {
-        "l": {"class_type": "LoadImage", "inputs": {"image": "grey.png"}},
+        "l": {"class_type": "LoadImage", "inputs": {"image": "noise.png"}},
         "s": {"class_type": "RALI_Score", "inputs": {"images": ["l", 0], **SCORE, **more}},
     }
 

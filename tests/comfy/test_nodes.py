@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -415,6 +416,35 @@ def test_an_interrupted_sampler_hands_on_the_best_so_far(server: Any, judge: str
     assert run.seen("p")["value"][0]["shape"] == [1, 64, 64, 3]
 
 
+@pytest.mark.parametrize(("fault", "batch"), [("nan", 2), ("black", 1), ("memory", 2)])
+def test_a_try_that_fails_costs_the_sampler_no_other(server: Any, judge: str, fault: str, batch: int) -> None:
+    prompt = sampler(judge, n=6, keep=4, seed=700, steps=1, batch_per_try=batch, threshold=0.0)
+    prompt["c"] = plain("Test_FaultyVae", vae=["d", 2], fault=fault, at="2,4", run=f"{fault} {batch}")
+    prompt["b"]["inputs"]["vae"] = ["c", 0]
+    run = server.run(prompt).check()
+    seen, shown = run.seen("p"), run.outputs["b"]["rali"][0]
+    lines = seen["value5"][0].splitlines()
+    failed = [2, 4] if batch == 1 or fault != "memory" else [2, 3, 4, 5]
+    good = [index for index in range(6) if index not in failed]
+    assert set(seen["value3"][: len(good)]) == {700 + index for index in good}
+    said = {"nan": "no score, .*NaN", "black": "0.0200, no content", "memory": "no score, out of memory"}[fault]
+    for index in failed:
+        assert re.fullmatch(f"seed {700 + index}: .*{said}.*", lines[1 + index])
+    assert shown["note"].count("no content" if fault == "black" else "no score") == 1
+    if fault != "black":
+        assert len(seen["value3"]) == len(good)
+        assert seen["value"][0]["shape"] == [len(good), 64, 64, 3]
+
+
+def test_a_sampler_without_any_usable_image_says_why(server: Any, judge: str) -> None:
+    prompt = sampler(judge, n=2, seed=800, steps=1)
+    prompt["c"] = plain("Test_FaultyVae", vae=["d", 2], fault="nan", at="0,1", run="all")
+    prompt["b"]["inputs"]["vae"] = ["c", 0]
+    run = server.run(prompt)
+    assert run.ending == "execution_error"
+    assert re.search("none of the 2 seeds gave an image that can be scored; seed 800: .*NaN", run.error), run.error
+
+
 def test_an_interrupted_scoring_stops_and_the_server_goes_on(server: Any, pictures: dict[str, str]) -> None:
     sent = []
 
@@ -424,6 +454,11 @@ def test_an_interrupted_scoring_stops_and_the_server_goes_on(server: Any, pictur
 
     prompt = {"o": plain("Test_Odd", kind="noise", count=400, seed=9), "s": rali("RALI_Score", images=["o", 0])}
     assert server.run(prompt, on_message=interrupt).ending == "execution_interrupted"
+    # What was scored until then is remembered: only the rest is left to do.
+    prompt["o"]["inputs"]["count"] = 16
+    kept = server.run(prompt).check()
+    left = [data["max"] for kind, data in kept.messages if kind == "progress" and data["node"] == "s"]
+    assert max(left, default=0) <= 8
     server.run({**collected([pictures["good"]]), "s": rali("RALI_Score", images=["c", 1])}).check()
 
 
@@ -516,34 +551,234 @@ def test_saved_files_carry_score_and_workflow(server: Any, pictures: dict[str, s
             else:
                 texts = dict(str(value).split(":", 1) for value in image.getexif().values() if ":" in str(value))
         assert float(texts["rali_score"]) == pytest.approx(scores[index], abs=1e-4)
-        assert float(texts["aesthetic_score"]) == pytest.approx(scores[index], abs=1e-4)
+        assert float(texts["aesthetic_score"]) == pytest.approx(10 * scores[index], abs=1e-3)
         assert json.loads(texts["workflow"])["made by"] == "the test"
         assert json.loads(texts["prompt"])["v"]["class_type"] == "RALI_SaveImage"
         assert records[index]["file"] == shown["filename"]
         assert records[index]["rali_score"] == pytest.approx(scores[index], abs=1e-5)
+        assert records[index]["aesthetic_score"] == pytest.approx(10 * scores[index], abs=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("template", "pattern"),
     [
-        ("nan", "image 1 .of 2, counted from 0. cannot be scored: .*NaN"),
-        ("empty", "the batch is empty, there is no image to score"),
-        ("wild", "got values from .* divide by 255"),
+        ("names/%date:yyyy-MM-dd%_a", r"names/\d{4}-\d\d-\d\d_a"),
+        ("names/%date:yy/M/d hh:mm:ss%", r"names/\d\d/\d+/\d+ \d\d_\d\d_\d\d"),
+        ("names/%Load Image.image%_b", r"names/go_od\.png_b"),
+        ("names/%LoadImage.image%_c", r"names/go_od\.png_c"),
+        ("names/%My title.threshold%_d", r"names/0\.25_d"),
+        ("names/%Nobody.image%_%nothing%", r"names/%Nobody\.image%_%nothing%"),
+        ("names/%year%-%width%x%height%", r"names/\d{4}-64x48"),
+        ('names/what? a*b: <c> |"d"', "names/what_ a_b_ _c_ __d_"),
+        ("C:\\names\\x", "C_/names/x"),
+        ("names/con/e. /f", r"names/_con/e/f"),
+        ("names/{score:.2f}_{rank:03}_{{g}}", r"names/0\.51_001_{g}"),
+        ("names/" + "long" * 100, "names/" + "long" * 45),
     ],
 )
-def test_spoiled_images_are_an_error_that_says_so(server: Any, kind: str, message: str) -> None:
-    import re
+def test_names_are_filled_in_as_by_the_hosts_own_node_and_are_valid_on_windows(
+    server: Any, photographs: dict[str, Image.Image], template: str, pattern: str
+) -> None:
+    (server.folder / "input" / "go").mkdir(exist_ok=True)
+    prompt = {
+        "l": plain("LoadImage", image=server.picture("go/od.png", photographs["coffee"].resize((64, 48)))),
+        "s": {**rali("RALI_Score", images=["l", 0], threshold=0.25), "_meta": {"title": "My title"}},
+        "n": plain("Test_Numbers", text="0.512"),
+        "v": rali("RALI_SaveImage", images=["l", 0], scores=["n", 1], filename_prefix=template),
+    }
+    (shown,) = server.run(prompt).check().outputs["v"]["images"]
+    assert re.fullmatch(pattern + r"_\d{5}_\.png", f"{shown['subfolder']}/{shown['filename']}"), shown
+    assert (server.folder / "output" / shown["subfolder"] / shown["filename"]).is_file()
 
-    prompt = {"o": plain("Test_Odd", kind=kind, count=2, seed=0), "s": rali("RALI_Score", images=["o", 0])}
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{nope}", "there is no {nope}; it may hold {score}, {rank}, {seed}"),
+        ("{score!r}", "there is no {score!r}"),
+        ("{score:abc}", "Invalid format specifier"),
+        ("{score", "expected '}' before end of string"),
+    ],
+)
+def test_a_template_that_asks_for_what_there_is_not_is_refused_before_the_work(
+    server: Any, pictures: dict[str, str], template: str, message: str
+) -> None:
+    prompt = {
+        **collected([pictures["good"]]),
+        "v": rali("RALI_SaveImage", images=["c", 1], filename_prefix=template),
+    }
     run = server.run(prompt)
-    assert run.ending == "execution_error"
-    assert re.search(message, run.error), run.error
+    assert run.status == 400
+    assert message in run.error
+    prompt["v"]["inputs"]["filename_prefix"] = "{seed}"
+    assert "wire seeds, or take {seed} out" in server.run(prompt).error
 
 
-@pytest.mark.parametrize("kind", ["pixel", "rgba", "grey", "overshoot"])
+@pytest.mark.parametrize(("file_format", "side"), [("webp", 16384), ("jpeg", 65501)])
+def test_an_image_too_long_for_its_format_is_saved_as_png(server: Any, file_format: str, side: int) -> None:
+    prompt = {
+        "o": plain("Test_Odd", kind="long", count=side, seed=0),
+        "n": plain("Test_Numbers", text="0.5"),
+        "v": rali(
+            "RALI_SaveImage",
+            images=["o", 0],
+            scores=["n", 1],
+            format=file_format,
+            filename_prefix=f"long/{file_format}",
+        ),
+    }
+    (shown,) = server.run(prompt).check().outputs["v"]["images"]
+    with Image.open(server.folder / "output" / "long" / shown["filename"]) as image:
+        assert (image.format, image.size) == ("PNG", (side, 8))
+        assert image.text["aesthetic_score"] == "5.0000"
+    assert f"this image has {side} x 8: saved as png" in server.text()
+
+
+@pytest.mark.parametrize("file_format", ["png", "webp", "jpeg"])
+def test_what_is_embedded_never_holds_nan_and_an_image_without_a_score_is_saved_too(
+    server: Any, file_format: str
+) -> None:
+    prompt = {
+        "o": plain("Test_Odd", kind="nan", count=2, seed=77),
+        "v": rali("RALI_SaveImage", images=["o", 0], format=file_format, filename_prefix=f"nan/{file_format}"),
+    }
+    extra = {"extra_pnginfo": {"workflow": {"values": [float("nan"), 1.5, {"deep": float("-inf")}]}}}
+    shown = server.run(prompt, extra=extra).check().outputs["v"]["images"]
+    assert len(shown) == 2
+    for index, entry in enumerate(shown):
+        with Image.open(server.folder / "output" / "nan" / entry["filename"]) as image:
+            image.load()
+            known = image.text if file_format == "png" else None
+            texts = known or dict(str(value).split(":", 1) for value in image.getexif().values() if ":" in str(value))
+        assert json.loads(texts["workflow"], parse_constant=pytest.fail) == {"values": [None, 1.5, {"deep": None}]}
+        assert ("rali_score" in texts) == ("aesthetic_score" in texts) == (index == 0)
+    lines = (server.folder / "output" / "nan" / "rali_scores.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1], parse_constant=pytest.fail)["rali_score"] is None
+
+
+def test_a_noise_mask_shorter_than_its_latents_is_repeated(server: Any, pictures: dict[str, str]) -> None:
+    prompt = {
+        **collected(eight(pictures)),
+        "f": plain("Test_Followers", count=8, masks=3),
+        "n": plain("Test_Numbers", text="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"),
+        "b": rali("RALI_BestOfN", images=["c", 1], k=4, scores=["n", 1], latents=["f", 0]),
+        "p": plain("Test_Probe", value=["b", 3], value2=["b", 2]),
+    }
+    seen = server.run(prompt).check().seen("p")
+    assert seen["value2"] == ["7,6,5,4"]
+    mask = seen["value"][0]["noise_mask"]
+    assert mask["shape"] == [4, 1, 8, 8]
+    assert mask["mean"] == pytest.approx(np.mean([index % 3 for index in (7, 6, 5, 4)]) / 3)
+
+
+def test_a_spoiled_image_costs_the_others_nothing(server: Any) -> None:
+    prompt = {
+        "o": plain("Test_Odd", kind="nan", count=16, seed=21),  # the last one holds NaN
+        "s": rali("RALI_Score", images=["o", 0]),
+        "f": rali("RALI_Filter", images=["o", 0], threshold=0.0),
+        "b": rali("RALI_BestOfN", images=["o", 0], k=16),
+        "p": plain("Test_Probe", value=["s", 4], value2=["s", 5], value3=["f", 2], value4=["b", 2], value5=["s", 1]),
+    }
+    run = server.run(prompt).check()
+    scores, seen = run.scores("s"), run.seen("p")
+    assert scores[15] is None
+    assert all(0 < score < 1 for score in scores[:15])
+    assert seen["value"][0].split(",")[-1] == "15"  # ranked worst
+    assert "image 15: no score" in seen["value2"][0].splitlines()[15]
+    assert "NaN" in seen["value2"][0].splitlines()[15]
+    assert seen["value3"] == [15]
+    assert sorted(map(int, seen["value4"][0].split(","))) == list(range(15))
+    assert seen["value5"] == pytest.approx([sum(scores[:15]) / 16], abs=1e-5)
+    for name in "sfb":
+        assert "no score: image 15" in run.outputs[name]["rali"][0]["note"]
+    # All fifteen are remembered: without the bad one nothing is computed again.
+    again = server.run({**prompt, "s": rali("RALI_Score", images=["o", 0], threshold=0.123)}).check()
+    assert max(data["max"] for kind, data in again.messages if kind == "progress" and data["node"] == "s") == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("kind", "message"), [("all nan", "NaN"), ("wild", "got values from .* divide by 255")])
+def test_where_no_image_can_be_scored_it_is_an_error_that_says_so(
+    server: Any, kind: str, count: int, message: str
+) -> None:
+    for node in ("RALI_Score", "RALI_BestOfN", "RALI_Filter"):
+        prompt = {"o": plain("Test_Odd", kind=kind, count=count, seed=0), "s": rali(node, images=["o", 0])}
+        prompt["p"] = plain("Test_Probe", value=["s", 0])
+        run = server.run(prompt)
+        assert run.ending == "execution_error"
+        assert re.search(f"of {count}, counted from 0. cannot be scored: .*{message}", run.error), run.error
+
+
+@pytest.mark.both_versions
+@pytest.mark.parametrize("source", ["empty batch", "empty list"])
+def test_an_empty_list_blocks_its_branch_and_the_others_run(server: Any, pictures: dict[str, str], source: str) -> None:
+    inputs: dict[str, dict[str, Any]] = {
+        "RALI_Score": {}, "RALI_BestOfN": {}, "RALI_Filter": {}, "RALI_Gate": {"value": ["l", 0]},
+        "RALI_ContactSheet": {}, "RALI_QualityMap": {}, "RALI_SaveImage": {},
+    }  # fmt: skip
+    prompt = {"l": plain("LoadImage", image=pictures["good"])}
+    prompt["e"] = (
+        plain("Test_Odd", kind="empty", count=2, seed=0) if source == "empty batch" else plain("Test_NoImages")
+    )
+    for kind, more in inputs.items():
+        prompt[kind] = rali(kind, images=["e", 0], **more)
+        prompt["after " + kind] = plain("Test_Probe", value=[kind, 0])
+    prompt["s"] = rali("RALI_Score", images=["l", 0])
+    run = server.run(prompt).check()
+    assert len(run.scores("s")) == 1
+    assert not [name for name in run.outputs if name.startswith("after")]
+    for kind in inputs:
+        assert "no images" in run.outputs[kind]["rali"][0]["note"], kind
+
+
+@pytest.mark.parametrize("kind", ["black", "white", "pixel"])
+def test_images_without_content_are_named_and_never_chosen_while_there_is_another(server: Any, kind: str) -> None:
+    prompt = {
+        "o": plain("Test_Odd", kind=kind, count=3, seed=0),
+        "g": plain("Test_Odd", kind="noise", count=1, seed=4),
+        "c": plain("Test_Collect", image1=["o", 0], image2=["g", 0]),
+        "n": plain("Test_Numbers", text="0.9,0.8,0.7,0.1"),  # of a scorer that knows nothing of content
+        "s": rali("RALI_Score", images=["c", 0]),
+        "b": rali("RALI_BestOfN", images=["c", 0], k=2),
+        "w": rali("RALI_BestOfN", images=["c", 0], scores=["n", 1]),
+        "f": rali("RALI_Filter", images=["c", 0], threshold=0.0),
+        "p": plain("Test_Probe", value=["s", 5], value2=["b", 2], value3=["w", 2], value4=["f", 6], value5=["s", 4]),
+    }
+    run = server.run(prompt).check()
+    seen = run.seen("p")
+    assert run.scores("s")[:3] == [0.02] * 3
+    assert [line.split(",")[0] for line in seen["value"][0].splitlines()[1:4]] == [
+        f"{place}. image {place - 2}: 0.0200 no content" for place in (2, 3, 4)
+    ]
+    assert (seen["value2"], seen["value3"], seen["value4"], seen["value5"]) == (["3,0"], ["3"], ["3"], ["3,0,1,2"])
+    for name in "sbwf":
+        shown = run.outputs[name]["rali"][0]
+        assert "no content: image 0, 1, 2" in shown["note"]
+        assert shown["reasons"] == ["no content"] * 3 + [None]
+    assert run.outputs["f"]["rali"][0]["passed"] == [False, False, False, True]
+
+
+def test_where_no_image_has_content_the_nodes_still_choose(server: Any) -> None:
+    prompt = {
+        "o": plain("Test_Odd", kind="black", count=2, seed=0),
+        "b": rali("RALI_BestOfN", images=["o", 0]),
+        "f": rali("RALI_Filter", images=["o", 0], threshold=0.0),
+        "g": rali("RALI_Gate", value=["o", 0], images=["o", 0], threshold=0.1),
+        "p": plain("Test_Probe", value=["b", 2], value2=["f", 6], value3=["g", 1], value4=["g", 2]),
+        "q": plain("Test_Probe", value=["g", 0]),
+    }
+    run = server.run(prompt).check()
+    assert run.seen("p") == {"value": ["0"], "value2": ["0,1"], "value3": [False], "value4": [pytest.approx(0.02)]}
+    assert "q" not in run.outputs
+    assert "no content: image 0, 1" in run.outputs["g"]["rali"][0]["note"]
+
+
+@pytest.mark.parametrize("kind", ["rgba", "grey", "overshoot"])
 def test_odd_but_sound_images_have_a_score(server: Any, kind: str) -> None:
     prompt = {"o": plain("Test_Odd", kind=kind, count=2, seed=0), "s": rali("RALI_Score", images=["o", 0])}
-    assert all(0 < score < 1 for score in server.run(prompt).check().scores("s"))
+    run = server.run(prompt).check()
+    assert all(0 < score < 1 for score in run.scores("s"))
+    assert run.outputs["s"]["rali"][0]["reasons"] == [None, None]
 
 
 @pytest.mark.both_versions

@@ -15,10 +15,15 @@ function element(tag, style, text) {
 }
 
 function row(score, index, result) {
-  const passed = result.threshold === null || result.threshold === undefined ? null : score >= result.threshold;
+  const limited = result.threshold !== null && result.threshold !== undefined;
+  // Results that older versions saved hold no `passed` and no `reasons`.
+  const passed = limited ? (result.passed?.[index] ?? (score !== null && score >= result.threshold)) : null;
+  const reason = result.reasons?.[index];
   const colour = score === null ? "#888" : passed === null ? COLOURS.plain : passed ? COLOURS.pass : COLOURS.fail;
   const chosen = result.chosen?.includes(index);
   const line = element("div", { display: "flex", alignItems: "center", gap: "6px", height: "16px" });
+  if (reason) line.title = `image ${index}: ${reason}`;
+  line.dataset.raliReason = reason ?? "";
   line.dataset.raliScore = score === null ? "" : score.toFixed(3);
   line.dataset.raliPassed = passed === null ? "" : String(passed);
   line.append(element("span", { width: "34px", opacity: "0.7", textAlign: "right" }, `${chosen ? "★ " : ""}${index}`));
@@ -33,8 +38,8 @@ function row(score, index, result) {
     track.append(element("div", { ...mark, left: `${Math.min(Math.max(result.threshold, 0), 1) * 100}%` }));
   }
   line.append(track);
-  const text = score === null ? "no score" : score.toFixed(3);
-  line.append(element("span", { width: "56px", color: colour, fontWeight: "bold" }, text + (passed === null ? "" : passed ? " ✓" : " ✗")));
+  const text = score === null ? "no score" : reason === "no content" ? reason : score.toFixed(3);
+  line.append(element("span", { width: reason ? "74px" : "56px", whiteSpace: "nowrap", color: colour, fontWeight: "bold" }, text + (passed === null ? "" : passed ? " ✓" : " ✗")));
   return line;
 }
 

@@ -72,7 +72,20 @@ class Odd(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        kinds = ["nan", "empty", "pixel", "rgba", "grey", "overshoot", "wild", "noise"]
+        kinds = [
+            "nan",
+            "empty",
+            "pixel",
+            "rgba",
+            "grey",
+            "overshoot",
+            "wild",
+            "noise",
+            "all nan",
+            "black",
+            "white",
+            "long",
+        ]
         return io.Schema(
             node_id="Test_Odd", category="test",
             inputs=[io.Combo.Input("kind", options=kinds), io.Int.Input("count", default=1), io.Int.Input("seed", default=0)],
@@ -81,16 +94,35 @@ class Odd(io.ComfyNode):
 
     @classmethod
     def execute(cls, kind, count, seed):
+        if kind == "long":
+            return io.NodeOutput(torch.rand(1, 8, 1, 3).expand(1, 8, count, 3))
         image = torch.rand(count, 64, 96, 3, generator=torch.Generator().manual_seed(seed))
         if kind == "nan":
             image[-1, 5, 5, 1] = float("nan")
+        if kind == "all nan":
+            image[:, 5, 5, 1] = float("nan")
         return io.NodeOutput(
             {
                 "nan": image, "empty": image[:0], "pixel": image[:, :1, :1], "grey": image[..., :1],
                 "rgba": torch.cat([image, torch.full_like(image[..., :1], 0.5)], dim=-1), "overshoot": image * 1.2 - 0.1,
-                "wild": image * 255, "noise": image,
+                "wild": image * 255, "noise": image, "all nan": image, "black": image * 0, "white": image * 0 + 1,
             }[kind]
         )  # fmt: skip
+
+
+class NoImages(io.ComfyNode):
+    """An empty list of images, as loaders of empty folders give it."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_NoImages", category="test", inputs=[],
+            outputs=[io.Image.Output("images", is_output_list=True)],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls):
+        return io.NodeOutput([])
 
 
 class Latents(io.ComfyNode):
@@ -99,15 +131,20 @@ class Latents(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Test_Followers", category="test", inputs=[io.Int.Input("count")],
+            node_id="Test_Followers", category="test",
+            inputs=[io.Int.Input("count"), io.Int.Input("masks", default=0, optional=True)],
             outputs=[io.Latent.Output("latents"), io.Mask.Output("masks")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, count):
+    def execute(cls, count, masks=0):
         number = torch.arange(count).float()
+        noise = (torch.arange(masks) / max(masks, 1)).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
         return io.NodeOutput(
-            {"samples": number.view(-1, 1, 1, 1).expand(-1, 4, 2, 2).clone()},
+            {
+                "samples": number.view(-1, 1, 1, 1).expand(-1, 4, 2, 2).clone(),
+                **({"noise_mask": noise} if masks else {}),
+            },
             number.view(-1, 1, 1).expand(-1, 8, 8).clone() / 16,
         )
 
@@ -188,6 +225,34 @@ class CountingVae(io.ComfyNode):
         return io.NodeOutput(Counting())
 
 
+class FaultyVae(io.ComfyNode):
+    """A VAE that fails at some of the images, counted over all decodings."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_FaultyVae", category="test",
+            inputs=[io.Vae.Input("vae"), *[io.String.Input(name) for name in ("fault", "at", "run")]],
+            outputs=[io.Vae.Output("vae")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, vae, fault, at, run):  # noqa: ARG003  the run makes it new
+        bad, done = {int(part) for part in at.split(",")}, []
+
+        class Faulty:
+            def decode(self, samples):
+                images = vae.decode(samples)
+                hit = [i for i in range(len(images)) if len(done) + i in bad]
+                done.extend(range(len(images)))
+                if hit and fault == "memory":
+                    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+                images[hit] = float("nan") if fault == "nan" else 0.0
+                return images
+
+        return io.NodeOutput(Faulty())
+
+
 class Counts(io.ComfyNode):
     """What CountingVae counted."""
 
@@ -205,7 +270,7 @@ class Counts(io.ComfyNode):
 
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [Probe, Numbers, Collect, Odd, Latents, TinyDiffusion, CountingVae, Counts]
+        return [Probe, Numbers, Collect, Odd, Latents, TinyDiffusion, CountingVae, Counts, NoImages, FaultyVae]
 
 
 async def comfy_entrypoint():
