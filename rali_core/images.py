@@ -30,7 +30,7 @@ from typing import IO, Any, TypeAlias, Union
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from .files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
@@ -358,6 +358,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """The image in sRGB by its profile; as it is where the profile is sRGB, broken, or of another kind of image."""
+    from PIL import ImageCms  # few images have a profile
+
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     colours = image
     if image.mode in ("LA", "La"):
@@ -386,7 +388,9 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return converted
 
 
-def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+def _changes_nothing(transform: Any, mode: str) -> bool:
+    from PIL import ImageCms
+
     if mode not in ("RGB", "L"):
         return False
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)
