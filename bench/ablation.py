@@ -81,7 +81,7 @@ def run_variant(config: TrainConfig, base: Path | None, measured: TrainConfig, l
     everything = Run(replace(measured, work_dir=config.work_dir), limit=limit)
     for data in everything.data:
         with torch.no_grad():
-            scores = head(everything.embed_part(model, data, "validation")).numpy()
+            scores = head(everything.embed_validation(model, data)).numpy()
         figures[data.name] = measure_agreement(scores, scores_of(data.validation), resamples=1000).to_dict()
         groups = [row.group for row in data.validation if row.group is not None]
         if len(groups) == len(data.validation):

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -52,6 +53,7 @@ steps = 12
 batch_size = 12
 validate_every = 0
 [compress]
+images = 30
 pca_dim = 16
 bins = 10
 prototypes = 20
@@ -123,6 +125,7 @@ def test_a_training_goes_from_tables_to_a_scoring_file(finished: Path, tmp_path:
     sharp = sorted((tmp_path / "data").glob("*.png"))[:5]
     assert all(0 <= score <= 1 for score in RaliScorer.from_pretrained(model, device="cpu").score(sharp).scores)
     assert (finished / "tune" / "curves.png").is_file()
+    assert len(np.load(finished / "embeddings" / "own-training.npy")) == 30, "the images that the head is made of"
 
 
 def test_finished_stages_are_run_again_only_for_other_inputs(

@@ -183,12 +183,15 @@ class CompressConfig:
     """Stage 4: PCA and score-aware K-means.
 
     Attributes:
+        images: At most so many training images of each set, drawn at random, make the head in this stage and the next;
+            0 takes all.
         pca_dim: Dimensions after PCA; 0 leaves the PCA out.
         bins: Equal-width score bins, K-means runs inside each; 1 for plain K-means.
         prototypes: Prototypes at most.
         temperature: Initial softmax temperature.
     """
 
+    images: int = 0
     pca_dim: int = 256
     bins: int = 240
     prototypes: int = 250
@@ -334,11 +337,11 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "distortions.triplets": (0, 10**7), "distortions.blank": (0, 10**6), "workers": (0, 1000),
     "align.batch_size": (2, 10**6), "align.chunk_size": (1, 10**6), "align.texts_per_image": (1, 1000),
     "tune.batch_size": (1, 10**6), "tune.triplets_per_batch": (0, 10**6), "tune.consistency_images": (0, 10**6),
-    "tune.ema_decay": (0, 0.999999), "compress.pca_dim": (0, 10**5), "compress.bins": (1, 10**6),
-    "compress.prototypes": (1, 10**6), "compress.temperature": (1e-6, 1e6), "fit.epochs": (0, 10**6),
-    "fit.batch_size": (1, 10**6), "fit.triplets": (0, 10**7),
+    "tune.ema_decay": (0, 0.999999), "compress.images": (0, 10**9), "compress.pca_dim": (0, 10**5),
+    "compress.bins": (1, 10**6), "compress.prototypes": (1, 10**6), "compress.temperature": (1e-6, 1e6),
+    "fit.epochs": (0, 10**6), "fit.batch_size": (1, 10**6), "fit.triplets": (0, 10**7),
     **{f"{stage}.{key}": limits for stage in ("align", "tune") for key, limits in {
-        "steps": (0, 10**9), "warmup_steps": (0, 10**9), "learning_rate": (1e-12, 10.0),
+        "steps": (0, 10**9), "warmup_steps": (0, 10**9), "schedule_steps": (0, 10**9), "learning_rate": (1e-12, 10.0),
         "head_learning_rate": (1e-12, 10.0), "layer_decay": (1e-6, 1.0), "weight_decay": (0.0, 10.0),
         "patch_dropout": (0.0, 0.99), "validation_images": (1, 10**9), "validate_every": (0, 10**9)}.items()},
     **{f"tune.{key}_weight": (0.0, 1e6) for key in ("plcc", "correlation", "ranking", "range", "consistency")},
@@ -362,6 +365,9 @@ def check(config: TrainConfig) -> None:
             raise ValueError(f"{name} must lie in {low:g}..{high:g}, got {value:g}")
     if config.output.suffix != ".safetensors":
         raise ValueError(f"a model file's name ends in .safetensors, got {config.output.name}")
+    for name, stage in (("align", config.align), ("tune", config.tune)):
+        if 0 < stage.schedule_steps < stage.steps:
+            raise ValueError(f"{name}.schedule_steps must be 0 or at least {name}.steps, got {stage.schedule_steps}")
     names = [data.name for data in config.data]
     if (
         not names

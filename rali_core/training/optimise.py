@@ -45,6 +45,8 @@ class OptimiserConfig:
         layer_decay: Factor on the learning rate from each block to the one before it, in (0, 1].
         weight_decay: AdamW's weight decay, for matrices.
         warmup_steps: Steps of linear warm-up; a cosine to 0 follows.
+        schedule_steps: Steps that the cosine takes; more than `steps` stop the training before it has come to 0; 0 for
+            `steps`.
     """
 
     steps: int = 400
@@ -54,6 +56,7 @@ class OptimiserConfig:
     layer_decay: float = 0.8
     weight_decay: float = 0.05
     warmup_steps: int = 30
+    schedule_steps: int = 0
 
 
 def freeze_blocks(encoder: nn.Module, blocks: int) -> None:
@@ -156,10 +159,11 @@ def optimise(
     from timm.utils import ModelEmaV3
 
     folder.mkdir(parents=True, exist_ok=True)
-    warmup = min(config.warmup_steps, config.steps // 4)
+    length = config.schedule_steps or config.steps
     schedule = CosineLRScheduler(
-        optimiser, t_initial=config.steps, lr_min=0.0, warmup_t=warmup, warmup_lr_init=0.0, t_in_epochs=False
-    )
+        optimiser, t_initial=length, lr_min=0.0, warmup_t=min(config.warmup_steps, length // 4), warmup_lr_init=0.0,
+        t_in_epochs=False,
+    )  # fmt: skip
     ema = ModelEmaV3(model, decay=ema_decay, use_warmup=True) if ema_decay else None
     checkpoint = _Checkpoint(folder / "checkpoint.pt", {"inputs": inputs, "config": asdict(config), "seed": seed})
     first, log = checkpoint.restore(model, optimiser, ema)

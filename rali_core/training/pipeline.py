@@ -208,10 +208,10 @@ def _save_encoder(model: RaliModel, path: Path) -> None:
 
 
 def compress(run: Run) -> None:
-    """Stage 4. Reads `tune/encoder.safetensors` and all sets; writes `head.safetensors`, the unfitted head."""
+    """Stage 4. Reads `tune/encoder.safetensors` and images of each set; writes `head.safetensors`, not fitted yet."""
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores = _absolute(run, model)
-    others = [run.embed_part(model, data, "training") for data in run.data if data.scores != "absolute"]
+    others = [run.embed_training(model, data)[0] for data in run.data if data.scores != "absolute"]
     settings = run.config.compress
     initial = compress_embeddings(
         embeddings.numpy(), scores, pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes,
@@ -224,9 +224,8 @@ def compress(run: Run) -> None:
 
 def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64]]:
     """Embeddings and scores of all images on the model's own scale."""
-    sets = [data for data in run.data if data.scores == "absolute"]
-    embeddings = [run.embed_part(model, data, "training") for data in sets]
-    scores = [scores_of(data.training) for data in sets]
+    parts = [run.embed_training(model, data) for data in run.data if data.scores == "absolute"]
+    embeddings, scores = [part[0] for part in parts], [part[1] for part in parts]
     if run.config.distortions.blank:
         blank = run.blank_images()
         embeddings.append(run.embeddings(model, "blank", blank, f"blank-{len(blank)}"))
@@ -238,11 +237,8 @@ def fit(run: Run) -> None:
     """Stage 5. Reads `compress/head.safetensors` and all scored sets; writes `head.safetensors`, the model's head."""
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores = _absolute(run, model)
-    correlation = [
-        ScoredEmbeddings(run.embed_part(model, data, "training"), torch.from_numpy(scores_of(data.training)).float())
-        for data in run.data
-        if data.scores == "correlation"
-    ]
+    parts = [run.embed_training(model, data) for data in run.data if data.scores == "correlation"]
+    correlation = [ScoredEmbeddings(part, torch.from_numpy(human).float()) for part, human in parts]
     head = load_head(run.path("compress", "head.safetensors"))
     fit_head(
         head, ScoredEmbeddings(embeddings, torch.from_numpy(scores).float()), correlation, _triplets(run, model),

@@ -69,7 +69,7 @@ def save(run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _predict(run: Run, model: RaliModel, data: DataSet) -> NDArray[np.float32]:
     with torch.no_grad():
-        scores: NDArray[np.float32] = model.head(run.embed_part(model, data, "validation").to(run.device)).cpu().numpy()
+        scores: NDArray[np.float32] = model.head(run.embed_validation(model, data).to(run.device)).cpu().numpy()
     return scores
 
 

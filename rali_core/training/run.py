@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ..devices import training_device
 from ..files import find_images, hash_file
-from ..labels import LabelledImage, read_labels, split_validation
+from ..labels import LabelledImage, read_labels, scores_of, split_validation
 from ..model import RaliModel
 from .backbones import Backbone, load_backbone
 from .config import DataConfig, ScoreRole, TrainConfig
@@ -199,6 +200,17 @@ class Run:
         path = self.config.work_dir / "embeddings" / f"{name}.npy"
         return embed_images(model, images, path, key=[hash_weights(model.encoder), digest])
 
-    def embed_part(self, model: RaliModel, data: DataSet, part: Part) -> Tensor:
-        """(N, D) embeddings of a part of a set."""
-        return self.embeddings(model, f"{data.name}-{part}", self.images(data, part), f"{data.digest}-{part}")
+    def embed_validation(self, model: RaliModel, data: DataSet) -> Tensor:
+        """(N, D) embeddings of a set's validation images."""
+        name = f"{data.name}-validation"
+        return self.embeddings(model, name, self.images(data, "validation"), f"{data.digest}-validation")
+
+    def embed_training(self, model: RaliModel, data: DataSet) -> tuple[Tensor, NDArray[np.float64]]:
+        """(N, D) embeddings and (N,) scores of the training images of a set that the head is made of."""
+        count = self.config.compress.images
+        chosen = np.arange(len(data.training))
+        if 0 < count < len(chosen):
+            chosen = np.sort(np.random.default_rng(self.config.seed).permutation(len(chosen))[:count])
+        images: Any = Subset(self.images(data, "training"), chosen.tolist())  # type: ignore[arg-type]
+        embeddings = self.embeddings(model, f"{data.name}-training", images, f"{data.digest}-training-{len(chosen)}")
+        return embeddings, scores_of(data.training)[chosen]
