@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
 
 from ._models import RaliModelType
 from ._scoring import COVERAGES
+
+# Where the host knows it: what a node that is no output has shown is kept and sent again, as an output node's is.
+KEEPS_ITS_PANEL: dict[str, Any] = {
+    field.name: True for field in fields(io.Schema) if field.name == "has_intermediate_output"
+}
 
 
 def images_input(tooltip: str = "A batch or a list of images, also of different sizes.", **options: Any) -> Any:

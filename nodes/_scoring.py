@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isnan, nan
 from typing import Any
+from uuid import uuid4
 
 import torch
 from comfy_api.latest import io
@@ -20,6 +21,7 @@ from ..rali_core.score_cache import Key, content_keys
 from ..rali_core.selection import rank
 from ._convert import to_core
 from ._models import ModelHandle, get_model, load_on_device
+from ._panel import SHOWN, Note, current_prompt, note_to_json, save_thumbnails
 
 AGGREGATIONS: list[Aggregation] = ["mean", "median", "minimum", "maximum"]
 COVERAGES = ["model's own", "center", "tiles"]
@@ -81,15 +83,29 @@ class Scores:
             lines.append(f"Percentages: compared with {calibration.reference}")
         return "\n".join(lines)
 
-    def remarks(self) -> str:
-        """Which images have no content or no score, for the panel's note; empty where all are well."""
+    def notes(self) -> list[Note]:
+        """Which images have no content or no score; empty where all are well."""
         blank = [index for index, at in enumerate(self.blank()) if at]
         bad = [index for index, value in enumerate(self.values) if isnan(value)]
-        parts = [f"no content: image {_join(blank)}"] if blank else []
-        if bad:
-            reason = self.reasons[bad[0]]
-            parts.append(f"no score: image {_join(bad)}" + (f" ({reason})" if reason else ""))
-        return "; ".join(parts)
+        notes = [Note.of("no content", images=_join(blank))] if blank else []
+        return [*notes, Note("no score", {"images": _join(bad)}, self.reasons[bad[0]])] if bad else notes
+
+    def remarks(self) -> str:
+        """`notes` as one line."""
+        return "; ".join(str(note) for note in self.notes())
+
+    def percentiles(self, values: Sequence[float] | None = None) -> dict[str, list[float | None]]:
+        """Population name to percentages of its reference images that score lower; None without a score.
+
+        Args:
+            values: Scores; by default the images'.
+        """
+        calibration = self.calibration or Calibration()
+        shares = {
+            name: calibration.percentiles(self.values if values is None else values, name).tolist()
+            for name in calibration.population_names
+        }
+        return {name: [_number(share, 1) for share in each] for name, each in shares.items()}
 
 
 def rank_with_content(values: Sequence[float], blank: Sequence[bool]) -> list[int]:
@@ -163,10 +179,16 @@ def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, co
     errors: dict[Key, str | None] = {}
     if unknown:
         load_on_device(handle)  # only where there is something to compute: it may put other models out of memory
-        made = list(unknown.values())
-        result = scorer.score(made, coverage=chosen, on_error="record", progress=progress_reporter(len(made)))
-        values |= zip(unknown, result.scores.tolist(), strict=True)
-        errors = dict(zip(unknown, result.errors, strict=True))
+        # A few at a time: an interrupt waits for one part only, and what was scored before it is in the cache.
+        report, made = progress_reporter(len(unknown)), list(unknown.items())
+        size = 1 if scorer.device.type == "cpu" else scorer.batch_size
+        report(0, None)
+        for start in range(0, len(made), size):
+            part = made[start : start + size]
+            result = scorer.score([image for _, image in part], coverage=chosen, on_error="record")
+            for (key, _), score, error in zip(part, result.scores.tolist(), result.errors, strict=True):
+                values[key], errors[key] = score, error
+            report(start + len(part), None)
     return Scores(
         [values[key] for key in keys],
         [NO_CONTENT if is_no_content(values[key]) else errors.get(key) for key in keys],
@@ -180,30 +202,53 @@ def show(
     threshold: float | None = None,
     passed: list[bool] | None = None,
     chosen: list[int] | None = None,
-    note: str = "",
+    note: Note | str = "",
+    headline: float | None = None,
+    images: list[Tensor] | None = None,
 ) -> dict[str, Any]:
-    """What the page's extension draws on the node: bars and numbers in input order.
+    """What a node reports: the page's extension draws it, and the prompt API's history keeps it for scripts.
 
     Args:
         scores: N scores; None for a node that shows only its note.
         threshold: Colours pass and fail, and is marked on the bars.
         passed: N times whether an image passed; by default those that reach the threshold.
-        chosen: 0-based indexes that are marked.
+        chosen: 0-based indexes that are marked, and listed first.
         note: A line above the bars; images without content or score are added to it.
+        headline: One number for all images, shown large with its band and percentiles.
+        images: N images (1, H, W, C), of which thumbnails are made; none where they are not N.
     """
-    values, reasons = (scores.values, scores.reasons) if scores else ([], [])
+    scores = scores or Scores([], [])
+    values = scores.values
+    shown = images if images and len(images) == len(values) else []
     if passed is None and threshold is not None:
         passed = [value >= threshold for value in values]
-    remarks = scores.remarks() if scores else ""
+    ranking = scores.ranking()
+    order = sorted(ranking, key=lambda index: index not in (chosen or []))
+    notes = [each for each in (note, *scores.notes()) if each]
+    one = replace(scores, values=[nan if headline is None else headline], reasons=[None])
     return {
         "rali": [
             {
-                "scores": [None if isnan(value) else round(value, 6) for value in values],
-                "reasons": reasons,
+                "id": uuid4().hex,
+                "prompt": current_prompt(),
+                "scores": [_number(value, 6) for value in values],
+                "bands": scores.bands(),
+                "percentiles": scores.percentiles(),
+                "reasons": scores.reasons,
                 "threshold": threshold,
                 "passed": passed,
                 "chosen": chosen,
-                "note": "; ".join(part for part in (note, remarks) if part),
+                "order": order,
+                "indexes": indexes_text(ranking),
+                "headline": {
+                    "score": _number(one.values[0], 6),
+                    "band": one.bands()[0],
+                    "percentiles": {name: shares[0] for name, shares in one.percentiles().items()},
+                },
+                "note": "; ".join(str(each) for each in notes),
+                "notes": [note_to_json(each) for each in notes],
+                "report": scores.report() if values else "",
+                "thumbnails": save_thumbnails([shown[index] for index in order[:SHOWN] if shown]),
             }
         ]
     }
@@ -212,7 +257,7 @@ def show(
 def block_without_images(cls: type[Any]) -> io.NodeOutput:
     """What a node returns where it got an empty batch or list: nothing that hangs on it runs, all else does."""
     blocked = [ExecutionBlocker(None)] * len(cls.RETURN_TYPES)
-    return io.NodeOutput(*blocked, ui=show(note="no images came: nothing after this node runs"))
+    return io.NodeOutput(*blocked, ui=show(note=Note.of("no images")))
 
 
 def first(values: list[Any] | None, default: Any = None) -> Any:
@@ -223,6 +268,11 @@ def first(values: list[Any] | None, default: Any = None) -> Any:
 def indexes_text(indexes: list[int]) -> str:
     """0-based indexes as other packs write them: "2,0,1"."""
     return ",".join(str(index) for index in indexes)
+
+
+def _number(value: float, digits: int) -> float | None:
+    """Rounded; None for NaN, which JSON does not have."""
+    return None if isnan(value) else round(value, digits)
 
 
 def _join(indexes: list[int]) -> str:

@@ -8,6 +8,8 @@ from comfy_api.latest import io
 
 from ..rali_core.combine import Combination, Normalisation, combine_scores
 from ..rali_core.selection import rank
+from ._inputs import KEEPS_ITS_PANEL
+from ._panel import Note
 from ._scoring import Scores, first, indexes_text, show
 
 LETTERS = "abcd"
@@ -48,6 +50,7 @@ class RaliCombineScores(io.ComfyNode):
             ),
             search_aliases=["weighted score", "ensemble", "merge scores", "mean score", "reward"],
             is_input_list=True,
+            **KEEPS_ITS_PANEL,
             inputs=[
                 *lists,
                 *weights,
@@ -95,5 +98,7 @@ class RaliCombineScores(io.ComfyNode):
             scores,
             indexes_text(order),
             "\n".join(lines),
-            ui=show(Scores(scores, [None] * len(scores)), note=f"{first(combination)} of {len(wired)}"),
+            ui=show(
+                Scores(scores, [None] * len(scores)), note=Note.of("combined", how=first(combination), count=len(wired))
+            ),
         )

@@ -9,7 +9,8 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ._convert import split_images
-from ._inputs import coverage_input, images_input, model_input, threshold_input
+from ._inputs import KEEPS_ITS_PANEL, coverage_input, images_input, model_input, threshold_input
+from ._panel import Note
 from ._scoring import AGGREGATIONS, Scores, block_without_images, first, score_images, show
 
 MODES = ["block", "raise", "either-or"]
@@ -47,6 +48,7 @@ class RaliGate(io.ComfyNode):
             ),
             search_aliases=["quality gate", "stop if bad", "conditional", "switch", "block", "if score"],
             is_input_list=True,
+            **KEEPS_ITS_PANEL,
             inputs=[
                 io.AnyType.Input("value", lazy=True, tooltip="Anything; it is computed only where the gate opens."),
                 images_input("The images that decide. Not needed where a score is wired.", optional=True),
@@ -141,5 +143,6 @@ class RaliGate(io.ComfyNode):
             result = list(otherwise)
         else:
             result = ExecutionBlocker(None)
-        note = f"{'open' if opened else 'shut'}: {verdict}"
-        return io.NodeOutput(result, opened, number, ui=show(scores, threshold=first(threshold), note=note))
+        note = Note.of("open" if opened else "shut", score=number, threshold=float(first(threshold)))
+        ui = show(scores, threshold=first(threshold), note=note, headline=number, images=split_images(images))
+        return io.NodeOutput(result, opened, number, ui=ui)

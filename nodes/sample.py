@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..rali_core.images import ImageError
 from ._candidates import MAX_SEED, Candidate, Settings, StepReporter, decode, keep_best, sample
 from ._convert import join_latents
-from ._inputs import coverage_input, model_input, threshold_input
+from ._inputs import KEEPS_ITS_PANEL, coverage_input, model_input, threshold_input
 from ._scoring import Scores, score_what_can_be, show
 
 log = logging.getLogger("rali")
@@ -36,6 +36,7 @@ class RaliBestOfNSampler(io.ComfyNode):
                 "that fails (NaN, out of memory) costs no other. A winning seed makes the same image in KSampler."
             ),
             search_aliases=["best of n sampler", "ksampler", "seed search", "rejection sampling", "good seed"],
+            **KEEPS_ITS_PANEL,
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that denoises the latent."),
                 io.Int.Input(

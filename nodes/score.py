@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._convert import split_images
 from ._inputs import coverage_input, images_input, model_input, threshold_input
+from ._panel import Note
 from ._scoring import AGGREGATIONS, block_without_images, first, indexes_text, score_images, show
 
 
@@ -71,7 +72,8 @@ class RaliScore(io.ComfyNode):
         if not single:
             return block_without_images(cls)
         scores = score_images(single, first(model), first(coverage))
-        score, limit = scores.aggregate(first(aggregation)), float(first(threshold))
+        how, limit = first(aggregation), float(first(threshold))
+        score = scores.aggregate(how)
         return io.NodeOutput(
             images,
             score,
@@ -79,5 +81,11 @@ class RaliScore(io.ComfyNode):
             score >= limit,
             indexes_text(scores.ranking()),
             scores.report(),
-            ui=show(scores, threshold=limit, note=f"{first(aggregation)} {score:.3f}"),
+            ui=show(
+                scores,
+                threshold=limit,
+                note=Note.of("aggregate", how=how, score=score) if len(single) > 1 else "",
+                headline=score,
+                images=single,
+            ),
         )

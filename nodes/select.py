@@ -13,6 +13,7 @@ from ..rali_core.selection import at_least, rank
 from ._convert import check_numbers, join_images, split_images
 from ._followers import Followers, nothing
 from ._inputs import (
+    KEEPS_ITS_PANEL,
     coverage_input,
     follower_inputs,
     follower_outputs,
@@ -21,6 +22,7 @@ from ._inputs import (
     scores_input,
     threshold_input,
 )
+from ._panel import Note
 from ._scoring import block_without_images, first, indexes_text, judge_pixels, rank_with_content, score_images, show
 
 ORDERS = ["best first", "as they came", "worst first"]
@@ -41,6 +43,7 @@ class RaliBestOfN(io.ComfyNode):
             ),
             search_aliases=["best of n", "top k", "pick best", "select best image", "rank images", "choose best"],
             is_input_list=True,
+            **KEEPS_ITS_PANEL,
             inputs=[
                 images_input(),
                 io.Int.Input("k", default=1, min=1, max=4096, tooltip="How many to keep; all where there are fewer."),
@@ -115,7 +118,7 @@ class RaliBestOfN(io.ComfyNode):
             [values[index] for index in chosen],
             indexes_text(chosen),
             *followers.outputs(chosen),
-            ui=show(scored, chosen=chosen, note=f"{len(chosen)} of {len(single)}"),
+            ui=show(scored, chosen=chosen, note=Note.of("kept", count=len(chosen), of=len(single)), images=single),
         )
 
 
@@ -134,6 +137,7 @@ class RaliFilter(io.ComfyNode):
             ),
             search_aliases=["quality filter", "reject bad images", "remove blurry", "threshold images", "cull"],
             is_input_list=True,
+            **KEEPS_ITS_PANEL,
             inputs=[
                 images_input(),
                 threshold_input("Images with at least this score pass. Changing it does not score again."),
@@ -191,6 +195,7 @@ class RaliFilter(io.ComfyNode):
                 scored,
                 threshold=first(threshold),
                 passed=[index in set(passed) for index in range(len(single))],
-                note=f"{len(passed)} of {len(single)} passed",
+                note=Note.of("passed", count=len(passed), of=len(single)),
+                images=single,
             ),
         )

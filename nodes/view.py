@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..rali_core.images import to_pixels
 from ._convert import check_numbers, from_core, from_pil, join_images, join_masks, split_images, to_core, to_pil
-from ._inputs import coverage_input, images_input, model_input, scores_input
+from ._inputs import KEEPS_ITS_PANEL, coverage_input, images_input, model_input, scores_input
 from ._models import get_model, load_on_device
+from ._panel import Note
 from ._scoring import block_without_images, first, judge_pixels, progress_reporter, score_images, show
 
 MAP_MODES = ["tiles", "patch tokens"]
@@ -38,6 +39,7 @@ class RaliQualityMap(io.ComfyNode):
             ),
             search_aliases=["heat map", "quality heatmap", "find weak regions", "blur map", "inpaint mask", "saliency"],
             is_input_list=True,
+            **KEEPS_ITS_PANEL,
             inputs=[
                 images_input(),
                 io.Combo.Input(
@@ -131,7 +133,7 @@ class RaliQualityMap(io.ComfyNode):
             join_masks(masks),
             scores,
             "\n".join(lines),
-            ui=show(note=f"{min(scores):.3f} to {max(scores):.3f}, {len(scores)} regions"),
+            ui=show(note=Note.of("regions", low=min(scores), high=max(scores), count=len(scores))),
         )
 
 
@@ -147,6 +149,7 @@ class RaliContactSheet(io.ComfyNode):
             description="One picture of all the images, best first, each with its score: to compare at a glance.",
             search_aliases=["grid", "image grid", "ranked grid", "overview", "compare images"],
             is_input_list=True,
+            **KEEPS_ITS_PANEL,
             inputs=[
                 images_input(),
                 scores_input("One score in 0..1 per image; where nothing is wired the images are scored here."),
@@ -187,4 +190,4 @@ class RaliContactSheet(io.ComfyNode):
             columns=first(columns),
             cell=first(cell),
         )
-        return io.NodeOutput(from_pil(sheet), ui=show(scored))
+        return io.NodeOutput(from_pil(sheet), ui=show(scored, images=single))

@@ -1,116 +1,227 @@
-// Draws scores on RALI nodes: a bar and a number per image, in both of ComfyUI's node renderers.
-// The last result is kept in node.properties, so it is there again when the workflow is opened later.
+// Shows on RALI nodes what the last run reported of them, in both of ComfyUI's node renderers.
+// Results are the page's state, as pictures of Preview Image are: no workflow, copy or undo step holds one.
 import { app } from "../../../scripts/app.js";
+import { MINIMUM_HEIGHT, draw, headline, makeBox, shortText } from "./panel.js";
+import { findInHistory, graphChanged, isCurrent, lastRun, listen, locatorOf, rootGraph } from "./runs.js";
+import { band, choice, say } from "./texts.js";
 
-const PROPERTY = "rali_scores";
-const WITHOUT_SCORES = new Set(["RALI_LoadModel"]);
-const SHOWN = 16;
-const COLOURS = { pass: "#4caf6a", fail: "#e0524d", plain: "#5b8def" };
+const OLD_PROPERTY = "rali_scores"; // where version 0.1 kept results
+const WITHOUT_PANEL = new Set(["RALI_LoadModel"]);
+const NEVER = 2;
+const BYPASS = 4;
 
-function element(tag, style, text) {
-  const made = document.createElement(tag);
-  Object.assign(made.style, style);
-  if (text !== undefined) made.textContent = text;
-  return made;
+const panels = new Map(); // node: what is drawn in it
+let restored = new Map(); // locator: results from the server's history, for the graph on the canvas
+
+const isOurs = (node) => (node?.comfyClass ?? node?.type ?? "").startsWith("RALI_");
+const needsInput = (node) => node.inputs?.find((input) => ["images", "score", "scores_a", "latent_image", "frames", "video"].includes(input.name));
+
+function resultsOf(node) {
+  const locator = locatorOf(node);
+  const reported = app.nodeOutputs?.[locator]?.rali ?? restored.get(locator) ?? [];
+  return reported.filter((each) => Array.isArray(each?.scores));
 }
 
-function row(score, index, result) {
-  const limited = result.threshold !== null && result.threshold !== undefined;
-  // Results that older versions saved hold no `passed` and no `reasons`.
-  const passed = limited ? (result.passed?.[index] ?? (score !== null && score >= result.threshold)) : null;
-  const reason = result.reasons?.[index];
-  const colour = score === null ? "#888" : passed === null ? COLOURS.plain : passed ? COLOURS.pass : COLOURS.fail;
-  const chosen = result.chosen?.includes(index);
-  const line = element("div", { display: "flex", alignItems: "center", gap: "6px", height: "16px" });
-  if (reason) line.title = `image ${index}: ${reason}`;
-  line.dataset.raliReason = reason ?? "";
-  line.dataset.raliScore = score === null ? "" : score.toFixed(3);
-  line.dataset.raliPassed = passed === null ? "" : String(passed);
-  line.append(element("span", { width: "34px", opacity: "0.7", textAlign: "right" }, `${chosen ? "★ " : ""}${index}`));
-  const track = element("div", {
-    flex: "1", height: "8px", borderRadius: "4px", background: "rgba(128,128,128,0.3)", position: "relative",
-    overflow: "hidden",
+function isOutputNode(node) {
+  return Boolean(node.constructor?.nodeData?.output_node);
+}
+
+// Why there is nothing to show before a run.
+function advice(node) {
+  const images = needsInput(node);
+  const others = node.inputs?.some((input) => ["score", "scores"].includes(input.name) && input.link != null);
+  if (images && images.link == null && !others) return say("unconnected", { input: images.label ?? images.localized_name ?? images.name });
+  const used = node.outputs?.some((output) => output.links?.length);
+  return !isOutputNode(node) && !used ? say("noOutput") : say("none");
+}
+
+function working({ progress, tally }, node) {
+  if (tally) {
+    const values = { ...tally, best: tally.best?.toFixed?.(3) };
+    return say(tally.best === undefined || tally.best === null ? "firstTry" : "tally", values);
+  }
+  const [done, of] = progress ?? [0, 0];
+  if (!(of > 1)) return say("working");
+  return node.comfyClass === "RALI_Score" || of < 1000
+    ? say("progress", { done, of })
+    : say("percent", { percent: Math.floor((100 * done) / of) });
+}
+
+// What is true of a node's results now.
+function stateOf(node, results) {
+  if (node.mode === BYPASS) return { name: "bypassed", text: say("bypassed"), hidden: true };
+  if (node.mode === NEVER) return { name: "muted", text: say("muted"), hidden: true };
+  const run = lastRun(locatorOf(node));
+  if (run?.executing) return { name: "working", text: working(run, node), tally: run.tally };
+  if (run && !run.reported) {
+    if (!run.ending) return { name: "waiting", text: say("waiting") };
+    const name = run.ending === "success" ? "skipped" : run.ending;
+    const unused = name === "skipped" && !isOutputNode(node) && !node.outputs?.some((output) => output.links?.length);
+    return { name, text: unused ? advice(node) : say(results.length ? name : `${name}None`) };
+  }
+  if (!results.length) return { name: "none", text: advice(node) };
+  const current = results.map((each) => isCurrent(locatorOf(node), each));
+  if (current.includes(false)) return { name: "changed", text: say("changed") };
+  if (current.includes(null)) return { name: "earlier", text: say("earlier") };
+  return { name: "current", text: "", current: true };
+}
+
+function refresh(node) {
+  const panel = panels.get(node);
+  if (!panel) return;
+  const results = resultsOf(node);
+  const state = stateOf(node, results);
+  const shown = state.hidden ? [] : results;
+  const drawn = JSON.stringify([state, shown.map(({ id, note, scores }) => [id, note, id ? 0 : scores]), say("none")]);
+  if (drawn !== panel.drawn) {
+    panel.drawn = drawn;
+    draw(panel.box, state, shown);
+  }
+  panel.short = state.current ? results.map(shortText).filter(Boolean).join(", ") : "";
+  panel.long = state.current ? results.map(longText).filter(Boolean).join(", ") : "";
+  showInTitle(node, panel);
+}
+
+function longText(result) {
+  const top = headline(result);
+  return top?.band ? `${shortText(result)} · ${band(top.band)}` : shortText(result);
+}
+
+// ---- a collapsed node has its score in its title, which is drawn and not stored
+
+const titleOf = (node, panel) => (node.flags?.collapsed && panel.short ? `${node.title} · ${panel.short}` : node.title);
+
+function showInTitle(node, panel) {
+  // The other renderer's title field offers what it shows: that must not become the node's name.
+  if (panel.title !== node.title && node.title === panel.shown) node.title = panel.title;
+  panel.title = node.title;
+  const title = titleOf(node, panel);
+  if (title === panel.shown && title === node.title) return;
+  const before = panel.shown;
+  panel.shown = title;
+  // That renderer does not ask for titles: it is told.
+  node.graph?.trigger?.("node:property:changed", {
+    type: "node:property:changed", nodeId: node.id, property: "title", oldValue: before, newValue: title,
   });
-  const share = Math.min(Math.max(score ?? 0, 0), 1) * 100;
-  track.append(element("div", { width: `${share}%`, height: "100%", background: colour }));
-  if (passed !== null) {
-    const mark = { position: "absolute", top: "0", height: "100%", width: "2px", background: "rgba(255,255,255,0.7)" };
-    track.append(element("div", { ...mark, left: `${Math.min(Math.max(result.threshold, 0), 1) * 100}%` }));
-  }
-  line.append(track);
-  const text = score === null ? "no score" : reason === "no content" ? reason : score.toFixed(3);
-  line.append(element("span", { width: reason ? "74px" : "56px", whiteSpace: "nowrap", color: colour, fontWeight: "bold" }, text + (passed === null ? "" : passed ? " ✓" : " ✗")));
-  return line;
 }
 
-function draw(box, result) {
-  box.replaceChildren();
-  const scores = Array.isArray(result?.scores) ? result.scores : [];
-  const note = result?.note || (result ? "" : "press Run to see scores");
-  if (note) {
-    const style = { opacity: "0.85", whiteSpace: "nowrap", overflow: "hidden", textOverflow: "ellipsis", height: "16px" };
-    const line = element("div", style, note);
-    line.title = note;
-    line.className = "rali-note";
-    box.append(line);
-  }
-  scores.slice(0, SHOWN).forEach((score, index) => box.append(row(score, index, result)));
-  if (scores.length > SHOWN) box.append(element("div", { opacity: "0.7" }, `and ${scores.length - SHOWN} more`));
+// ---- a subgraph's node has a badge with the scores inside
+
+function innerNodes(subgraph) {
+  return (subgraph?.nodes ?? subgraph?._nodes ?? []).flatMap((node) => (node.subgraph ? innerNodes(node.subgraph) : [node]));
 }
 
-function height(result) {
-  const count = result?.scores?.length ?? 0;
-  const lines = Math.min(count, SHOWN) + (count > SHOWN ? 1 : 0) + (result?.note || !result ? 1 : 0);
-  return 12 + Math.max(lines, 1) * 18;
+function showOnSubgraphs(graph) {
+  for (const node of graph?._nodes ?? []) {
+    if (!node.subgraph) continue;
+    showOnSubgraphs(node.subgraph);
+    const text = innerNodes(node.subgraph).map((inner) => panels.get(inner)?.long).filter(Boolean).join(", ");
+    if (text === (node.raliBadge?.text ?? "")) continue;
+    const others = (node.badges ?? []).filter((badge) => badge !== node.raliBadge);
+    const first = others.map((badge) => (typeof badge === "function" ? badge() : badge))[0];
+    if (!first?.constructor) continue; // a host without badges
+    const Badge = first.constructor;
+    const badge = text ? new Badge({ text, fgColor: "#fff", bgColor: "#2c5a3c" }) : null;
+    const before = node.badges;
+    node.badges = badge ? [...others, badge] : others;
+    Object.defineProperty(node, "raliBadge", { value: badge, enumerable: false, configurable: true });
+    node.graph?.trigger?.("node:property:changed", {
+      type: "node:property:changed", nodeId: node.id, property: "badges", oldValue: before, newValue: node.badges,
+    });
+  }
+}
+
+// ---- when to look again
+
+let asked = false;
+
+function refreshAll() {
+  if (asked) return;
+  asked = true;
+  setTimeout(() => {
+    asked = false;
+    for (const node of panels.keys()) refresh(node);
+    showOnSubgraphs(rootGraph());
+    app.canvas?.setDirty?.(true, true);
+  }, 30);
+}
+
+async function restore() {
+  restored = new Map();
+  const root = rootGraph();
+  const without = [...panels.keys()].filter((node) => node.graph && !resultsOf(node).length).map(locatorOf);
+  if (!without.length) return;
+  try {
+    const found = await findInHistory(without);
+    if (root === rootGraph()) restored = found;
+  } catch (error) {
+    console.debug("RALI: no history", error);
+  }
+  refreshAll();
 }
 
 function addPanel(node) {
-  const box = element("div", {
-    font: "11px sans-serif", padding: "6px 8px", boxSizing: "border-box", color: "var(--input-text, #ddd)",
-    background: "var(--comfy-input-bg, #222)", borderRadius: "6px", overflow: "hidden",
-  });
-  box.className = "rali-scores";
-  let result = null;
+  const box = makeBox();
+  const panel = { box, drawn: "", short: "", long: "", title: node.title, shown: node.title };
   const widget = node.addDOMWidget("rali_scores", "rali_scores", box, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => height(result),
-    getMaxHeight: () => height(result),
+    getMinHeight: () => MINIMUM_HEIGHT,
   });
   widget.serialize = false; // the graph's own list of widget values must not count it
-  node.raliShow = (next) => {
-    result = next ?? null;
-    draw(box, result);
-    box.style.minHeight = `${height(result)}px`;
-    const needed = node.computeSize();
-    if (node.size[0] < needed[0] || node.size[1] < needed[1]) {
-      node.setSize([Math.max(node.size[0], needed[0]), Math.max(node.size[1], needed[1])]);
-    }
-    app.graph?.setDirtyCanvas(true, true);
+  panels.set(node, panel);
+  const getTitle = node.getTitle;
+  node.getTitle = function () {
+    return this.flags?.collapsed && panel.short ? titleOf(this, panel) : getTitle.apply(this, arguments);
   };
-  node.raliShow(node.properties?.[PROPERTY]);
+  const after = (name, then) => {
+    const before = node[name];
+    node[name] = function () {
+      const answer = before?.apply(this, arguments);
+      then(...arguments);
+      return answer;
+    };
+  };
+  after("onAdded", () => panels.set(node, panel));
+  after("onRemoved", () => panels.delete(node));
+  after("onExecuted", refreshAll);
+  after("onConnectionsChange", () => {
+    graphChanged();
+    refreshAll();
+  });
+  after("onConfigure", () => {
+    delete node.properties?.[OLD_PROPERTY];
+    panel.drawn = "";
+    refreshAll();
+  });
+  refreshAll();
+}
+
+function nameChoices(node) {
+  for (const widget of node.widgets ?? []) {
+    if (widget.type !== "combo" || widget.name === "sampler_name" || widget.name === "scheduler") continue;
+    widget.options.getOptionLabel ??= (value) => choice(value ?? "");
+  }
 }
 
 app.registerExtension({
   name: "RALI.Scores",
 
+  setup() {
+    listen(refreshAll);
+  },
+
   nodeCreated(node) {
-    const type = node.comfyClass ?? "";
-    if (!type.startsWith("RALI_") || WITHOUT_SCORES.has(type)) return;
-    addPanel(node);
-    const executed = node.onExecuted;
-    node.onExecuted = function (output) {
-      executed?.apply(this, arguments);
-      const result = output?.rali?.[0];
-      if (!result) return;
-      this.properties = this.properties ?? {};
-      this.properties[PROPERTY] = result;
-      this.raliShow(result);
-    };
-    const configured = node.onConfigure;
-    node.onConfigure = function () {
-      configured?.apply(this, arguments);
-      this.raliShow?.(this.properties?.[PROPERTY]);
-    };
+    if (!isOurs(node)) return;
+    nameChoices(node);
+    if (!WITHOUT_PANEL.has(node.comfyClass)) addPanel(node);
+  },
+
+  onNodeOutputsUpdated: refreshAll,
+
+  afterConfigureGraph() {
+    graphChanged();
+    restore();
+    refreshAll();
   },
 });

@@ -70,14 +70,19 @@ class Page:
         self.problems: list[str] = []
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("console", self._console)
-        self.page.goto(server.url, wait_until="domcontentloaded")
-        # Set after the spinner and before it goes: the page opens its own first workflow in between.
-        self.wait("window.app?.extensionManager?.spinner === false")
-        self.clear()
+        self.url = server.url
+        self.reload()
 
     def _console(self, message: Any) -> None:
         if message.type in ("error", "warning") and "rali" in message.text.lower():
             self.problems.append(message.text)
+
+    def reload(self) -> None:
+        """Open the page anew, on an empty graph."""
+        self.page.goto(self.url, wait_until="domcontentloaded")
+        # Set after the spinner and before it goes: the page opens its own first workflow in between.
+        self.wait("window.app?.extensionManager?.spinner === false")
+        self.clear()
 
     def wait(self, condition: str) -> None:
         """Wait until JavaScript finds it true."""
@@ -127,7 +132,7 @@ class Page:
         found: list[str] = self.page.evaluate("() => app.graph._nodes.map(node => node.type).sort()")
         return found
 
-    def add(self, kind: str, x: int, y: int, **widgets: Any) -> int:
+    def add(self, kind: str, x: int, y: int, /, **widgets: Any) -> int:
         """Put a node on the canvas; its id."""
         number: int = self.page.evaluate(
             """([kind, x, y, widgets]) => {
@@ -171,16 +176,21 @@ class Page:
         kind = f"image/{file.suffix[1:]}"
         self.page.evaluate(DROP, [file.name, kind, base64.b64encode(file.read_bytes()).decode()])
 
-    def run(self) -> None:
-        """Press Run and wait for the end."""
+    def run(self, ending: str = "execution_success") -> None:
+        """Press Run and wait for this end."""
         self.page.evaluate(
             """() => { window.raliEnd = null; for (const kind of ["execution_success", "execution_error"])
                 app.api.addEventListener(kind, () => { window.raliEnd = kind; }); }"""
         )
         self.page.get_by_test_id("queue-button").click()
         self.wait("window.raliEnd")
-        assert self.page.evaluate("() => window.raliEnd") == "execution_success"
+        assert self.page.evaluate("() => window.raliEnd") == ending
         self.settle()
+
+    def state(self, name: str) -> None:
+        """Wait until the only panel that can be seen says this of itself, and nothing else looks current."""
+        self.page.locator(f"{PANEL}[data-rali-state={name}]").first.wait_for()
+        assert self.page.locator(f"{PANEL}:not([data-rali-state={name}])").count() == 0
 
     def seen(self, attribute: str, count: int) -> list[str]:
         """An attribute of the `count` score lines that can be seen on nodes, once there are so many."""

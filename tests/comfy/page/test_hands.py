@@ -10,6 +10,11 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PANEL = ".rali-scores:visible"
+WORDS = {
+    "RALI Score": "quality, score, rate, grade, sharpness, aesthetic, 画质, 质量, 评分, 画質, 品質, スコア",
+    "RALI Filter": "filter images, 过滤图像, 画像フィルター",
+    "RALI Best of N": "auto select, pick best, 择优, ベスト",
+}
 NODE_OF_TYPE = "app.graph._nodes.find(node => node.type === '{}')?.id"
 
 
@@ -30,7 +35,7 @@ def test_a_node_dragged_from_the_sidebar_and_wired_shows_a_score_when_run_is_pre
     assert page.kinds() == ["LoadImage", "RALI_Score"]
     page.do("Workspace.ToggleSidebarTab.node-library")
     score = page.page.evaluate("() => " + NODE_OF_TYPE.format("RALI_Score"))
-    page.page.locator(PANEL, has_text="press Run to see scores").wait_for()
+    page.page.locator(PANEL, has_text="Nothing is connected to images").wait_for()
     page.drag(
         page.place(image, "node.getConnectionPos(false, 0)"),
         page.place(score, "node.getConnectionPos(true, node.inputs.findIndex(x => x.name === 'images'))"),
@@ -48,10 +53,11 @@ def test_the_node_is_found_by_search(open_page: Callable[..., Any]) -> None:
     page = open_page()
     box = page.page.get_by_placeholder("Add a node")
     page.double_click_until(box, (800, 500))
-    # One of the aliases, not the name.
-    box.fill("image quality")
-    page.page.get_by_test_id("result-item").filter(has_text="RALI Score").first.wait_for()
-    page.shot("search-alias")
+    for found, words in WORDS.items():
+        for word in words.split(", "):
+            box.fill(word)
+            page.page.locator("#result-item-0[aria-selected=true]", has_text=found).wait_for()
+    page.shot("search-word")
     box.fill("RALI Score")
     page.page.locator("#result-item-0[aria-selected=true]", has_text="RALI Score").wait_for()
     page.shot("search")

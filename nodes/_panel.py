@@ -1,0 +1,129 @@
+"""What the page draws on a node besides the scores: notes that it can translate, thumbnails, a live tally."""
+
+from __future__ import annotations
+
+import hashlib
+import io as streams
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..rali_core.images import ImageError
+from ._convert import to_pil
+
+log = logging.getLogger("rali")
+
+SHOWN = 16
+"""Images that a node lists; web/js has the same number."""
+THUMBNAIL = 48
+
+NOTES = {
+    "aggregate": "{how} {score:.3f}",
+    "kept": "kept {count} of {of}",
+    "passed": "{count} of {of} passed",
+    "open": "open: {score:.3f} >= {threshold:.3f}",
+    "shut": "shut: {score:.3f} < {threshold:.3f}",
+    "regions": "{low:.3f} to {high:.3f}, {count} regions",
+    "combined": "{how} of {count} lists",
+    "no content": "no content: image {images}",
+    "no score": "no score: image {images}",
+    "no images": "no images came: nothing after this node runs",
+}
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line on a node.
+
+    Attributes:
+        key: Of `NOTES`, by which the page finds its translation.
+        values: What the line's gaps are filled with.
+        more: Text that follows in brackets, in English.
+    """
+
+    key: str
+    values: dict[str, Any]
+    more: str | None = None
+
+    @classmethod
+    def of(cls, key: str, **values: Any) -> Note:
+        """A note from its values."""
+        return cls(key, values)
+
+    def __str__(self) -> str:
+        return NOTES[self.key].format(**self.values) + (f" ({self.more})" if self.more else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """For the page; numbers are cut to three digits as in the English text."""
+        values = {key: f"{value:.3f}" if isinstance(value, float) else value for key, value in self.values.items()}
+        return {"key": self.key, "values": values, "more": self.more, "text": str(self)}
+
+
+def note_to_json(note: Note | str) -> dict[str, Any]:
+    """For the page; a plain text has no translation."""
+    return note.to_json() if isinstance(note, Note) else {"text": note}
+
+
+def save_thumbnails(images: list[Tensor]) -> dict[str, Any] | None:
+    """A strip of small squares, one per image (1, H, W, C), in ComfyUI's folder for temporary files.
+
+    Returns:
+        What the page's /view takes, and `size`, the squares' side; None without images or without a place to write.
+    """
+    import folder_paths
+
+    if not images:
+        return None
+    strip = Image.new("RGB", (THUMBNAIL * len(images), THUMBNAIL))
+    for place, image in enumerate(images):
+        with suppress(ImageError):  # what cannot be drawn stays black
+            strip.paste(to_pil(_shrink(image)), (THUMBNAIL * place, 0))
+    stream = streams.BytesIO()
+    strip.save(stream, "JPEG", quality=80)
+    name = f"rali_{hashlib.sha256(stream.getvalue()).hexdigest()[:16]}.jpg"
+    try:
+        folder = Path(folder_paths.get_temp_directory())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(stream.getvalue())
+    except OSError as error:
+        log.warning("no thumbnails: %s", error)
+        return None
+    return {"filename": name, "subfolder": "", "type": "temp", "size": THUMBNAIL}
+
+
+def _shrink(image: Tensor) -> Tensor:
+    """The central square of (1, H, W, C), THUMBNAIL pixels wide, with values that can be drawn."""
+    _, height, width, _ = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[:, top : top + side, left : left + side].permute(0, 3, 1, 2).float()
+    small = torch.nn.functional.interpolate(square, (THUMBNAIL, THUMBNAIL), mode="area").permute(0, 2, 3, 1)
+    return torch.nan_to_num(small).clamp(0.0, 1.0)
+
+
+def current_prompt() -> str | None:
+    """Id of the prompt that runs, None outside of one."""
+    from comfy_execution.utils import get_executing_context
+
+    context = get_executing_context()
+    return context.prompt_id if context else None
+
+
+def tell_page(**values: Any) -> None:
+    """Show a live tally on the running node, on the page that queued the prompt.
+
+    Args:
+        values: `tried` and `of`; `best` (a score), `seed` and `thumbnails` (of `save_thumbnails`) of the best so far.
+    """
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and server.client_id is not None:
+        told = {"node": server.last_node_id, "prompt_id": current_prompt(), **values}
+        server.send_sync("rali.progress", told, server.client_id)
