@@ -24,7 +24,7 @@ def images_input(tooltip: str = "A batch or a list of images, also of different 
 def model_input(name: str = "model") -> Any:
     """The optional model."""
     return RaliModelType.Input(
-        name, optional=True, tooltip="From RALI Load Model. The bundled model where nothing is wired."
+        name, optional=True, tooltip="From RALI Load Model. If not connected, the bundled model is used."
     )
 
 
@@ -41,8 +41,8 @@ def coverage_input() -> Any:
         default=COVERAGES[0],
         advanced=True,
         tooltip=(
-            "Pictures that are not square: center looks at the central square, tiles at squares along the whole "
-            "longer side and takes their mean."
+            "For images that are not square: center looks at the central square, tiles at squares along the whole "
+            "longer side and takes their mean. auto: as the model was made."
         ),
     )
 
@@ -69,7 +69,7 @@ def follower_inputs() -> list[Any]:
 def follower_outputs(which: str) -> list[Any]:
     """The outputs of `follower_inputs`."""
     return [
-        io.Latent.Output("latents", is_output_list=True, tooltip=f"The latents of the {which} images, if wired."),
-        io.Mask.Output("masks", is_output_list=True, tooltip=f"The masks of the {which} images, if wired."),
-        io.Int.Output("seeds", is_output_list=True, tooltip=f"The seeds of the {which} images, if wired."),
+        io.Latent.Output("latents", is_output_list=True, tooltip=f"The latents of the {which} images, if connected."),
+        io.Mask.Output("masks", is_output_list=True, tooltip=f"The masks of the {which} images, if connected."),
+        io.Int.Output("seeds", is_output_list=True, tooltip=f"The seeds of the {which} images, if connected."),
     ]

@@ -46,7 +46,7 @@ class RaliCombineScores(io.ComfyNode):
             category="RALI",
             description=(
                 "Combines up to four lists of scores of the same images into one, for example quality, aesthetics and "
-                "prompt adherence. What is picked by two scorers that disagree is harder to fool than one."
+                "prompt adherence. A pick that two different scorers agree on is more reliable."
             ),
             search_aliases=["weighted score", "ensemble", "merge scores", "mean score", "reward"],
             is_input_list=True,
@@ -59,8 +59,8 @@ class RaliCombineScores(io.ComfyNode):
                     options=list(get_args(Normalisation)),
                     default="none",
                     tooltip=(
-                        "What is done to each list first. none: they have one scale already. min-max, z-score, rank: "
-                        "compare within this batch, the result is no longer absolute."
+                        "Applied to each list first. none: they share one scale already. min-max, z-score, rank: "
+                        "compare within this batch; the result is no longer absolute."
                     ),
                 ),
                 io.Combo.Input(
@@ -76,7 +76,7 @@ class RaliCombineScores(io.ComfyNode):
             outputs=[
                 io.Float.Output("scores", is_output_list=True, tooltip="One combined score per image."),
                 io.String.Output("indexes", tooltip="The images from best to worst, counted from 0."),
-                io.String.Output("report", tooltip="What each list added, per image."),
+                io.String.Output("report", tooltip="What each list contributed, per image."),
             ],
         )
 

@@ -21,7 +21,7 @@ def _judge(
 ) -> tuple[bool, float, Scores] | None:
     """Whether the gate is open, the number that decided, and the scores behind it; None where nothing came."""
     if images is None and score is None:
-        raise ValueError("RALI Gate has nothing to judge: wire images, or a score")
+        raise ValueError("RALI Gate has nothing to judge: connect images, or a score")
     if score:
         scores = Scores([float(value) for value in score], [None] * len(score))
     else:
@@ -43,29 +43,30 @@ class RaliGate(io.ComfyNode):
             display_name="RALI Gate",
             category="RALI",
             description=(
-                "Hands value on only where the images (or a score) reach the threshold; otherwise nothing that hangs "
-                "on it runs: no upscale, no save. What leads to value is not computed either where it is not needed."
+                "Passes value through only if the images (or a connected score) reach the threshold; otherwise "
+                "everything downstream is skipped: no upscale, no save. What leads to value is not computed either if "
+                "it is not needed."
             ),
             search_aliases=["quality gate", "stop if bad", "conditional", "switch", "block", "if score"],
             is_input_list=True,
             **KEEPS_ITS_PANEL,
             inputs=[
-                io.AnyType.Input("value", lazy=True, tooltip="Anything; it is computed only where the gate opens."),
-                images_input("The images that decide. Not needed where a score is wired.", optional=True),
+                io.AnyType.Input("value", lazy=True, tooltip="Anything; it is computed only if the gate opens."),
+                images_input("The images that decide. Not needed if a score is connected.", optional=True),
                 io.Float.Input(
                     "score",
                     optional=True,
                     force_input=True,
                     tooltip="A score, or a list of scores, that decides instead of images.",
                 ),
-                threshold_input("The gate opens where the score is at least this."),
+                threshold_input("The gate opens if the score is at least this."),
                 io.Combo.Input(
                     "mode",
                     options=MODES,
                     default=MODES[0],
                     tooltip=(
-                        "Where the gate stays shut: block stops what follows, silently; raise stops the whole run "
-                        "with an error; either-or hands on otherwise instead."
+                        "If the gate stays shut: block skips everything downstream; raise stops the whole run with an "
+                        "error; switch passes otherwise through instead."
                     ),
                 ),
                 io.Combo.Input(
@@ -74,8 +75,8 @@ class RaliGate(io.ComfyNode):
                     default="minimum",
                     advanced=True,
                     tooltip=(
-                        "How several images' scores become one. minimum: all of them must reach the threshold. An "
-                        "image that cannot be scored counts as 0."
+                        "How the images' scores are combined. minimum: all of them must reach the threshold. An image "
+                        "that cannot be scored counts as 0."
                     ),
                 ),
                 model_input(),
@@ -83,7 +84,7 @@ class RaliGate(io.ComfyNode):
                     "otherwise",
                     optional=True,
                     lazy=True,
-                    tooltip="For either-or: comes out where the gate stays shut; only then is it computed.",
+                    tooltip="For mode switch: passed through if the gate stays shut; only then is it computed.",
                 ),
                 coverage_input(),
             ],
@@ -139,7 +140,7 @@ class RaliGate(io.ComfyNode):
             raise ValueError(f"RALI Gate: the score is too low, {verdict}{because}. The run was stopped, as mode says.")
         elif first(mode) == "either-or":
             if otherwise is None:
-                raise ValueError("RALI Gate: mode either-or needs something wired to otherwise")
+                raise ValueError("RALI Gate: mode switch (either-or) needs something connected to otherwise")
             result = list(otherwise)
         else:
             result = ExecutionBlocker(None)

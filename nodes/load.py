@@ -30,7 +30,7 @@ class RaliLoadModel(io.ComfyNode):
             description=(
                 "Loads a model that scores image quality: the bundled one, the authors' where it was downloaded, or a "
                 ".safetensors file in models/rali. "
-                "The other RALI nodes take the bundled model where nothing is wired to them."
+                "The other RALI nodes use the bundled model if no model is connected."
             ),
             search_aliases=["rali loader", "quality model", "IQA model", "image quality model loader"],
             inputs=[
@@ -48,7 +48,7 @@ class RaliLoadModel(io.ComfyNode):
                     options=list(get_args(DtypeChoice)),
                     default="auto",
                     advanced=True,
-                    tooltip="Precision of the image tower. auto: float16 on a CUDA GPU good at it, else float32.",
+                    tooltip="Precision of the image encoder. auto: float16 on a CUDA GPU good at it, else float32.",
                 ),
                 io.Combo.Input(
                     "device",

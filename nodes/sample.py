@@ -72,11 +72,13 @@ class RaliBestOfNSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Less than 1 keeps some of the latent's picture.",
+                    tooltip="Less than 1 keeps some of the latent's content.",
                 ),
                 io.Vae.Input("vae", tooltip="Decodes each try so that it can be scored."),
                 io.Int.Input("n", default=4, min=1, max=4096, tooltip="How many seeds to try at most."),
-                io.Int.Input("keep", default=1, min=1, max=256, tooltip="How many of the best to hand on, best first."),
+                io.Int.Input(
+                    "keep", default=1, min=1, max=256, tooltip="How many of the best images to output, best first."
+                ),
                 threshold_input(
                     "Stop as soon as keep images have at least this score. 1 tries all n seeds.", default=1.0
                 ),

@@ -58,7 +58,7 @@ class RaliSaveImage(io.ComfyNode):
                 io.Boolean.Input(
                     "sidecar", default=True, advanced=True, tooltip=f"Add a line per image to {SIDECAR} beside it."
                 ),
-                scores_input("One score per image; where nothing is wired the images are scored here."),
+                scores_input("One score per image; if not connected, the images are scored here."),
                 io.Int.Input("seeds", optional=True, force_input=True, tooltip="One seed per image, for {seed}."),
                 model_input(),
             ],

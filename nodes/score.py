@@ -27,7 +27,21 @@ class RaliScore(io.ComfyNode):
                 "colour. The score is absolute, the same alone or in a batch. It knows nothing about the prompt, "
                 "anatomy or taste. The scores appear on the node."
             ),
-            search_aliases=["image quality", "IQA", "quality score", "aesthetic score", "rate image", "MOS", "scorer"],
+            search_aliases=[
+                *["image quality", "quality", "score", "rate", "rate image", "grade", "sharpness", "aesthetic", "IQA"],
+                *[
+                    "quality score",
+                    "aesthetic score",
+                    "MOS",
+                    "scorer",
+                    "画质",
+                    "质量",
+                    "评分",
+                    "画質",
+                    "品質",
+                    "スコア",
+                ],
+            ],
             is_input_list=True,
             is_output_node=True,
             inputs=[
@@ -38,11 +52,13 @@ class RaliScore(io.ComfyNode):
                     options=list(AGGREGATIONS),
                     default="mean",
                     tooltip=(
-                        "How several images' scores become the one number of the output score. An image that cannot "
-                        "be scored counts as 0."
+                        "How the images' scores are combined into the output score. An image that cannot be scored "
+                        "counts as 0."
                     ),
                 ),
-                threshold_input("passed is true where the aggregated score is at least this. Changing it is free."),
+                threshold_input(
+                    "passed is true where the aggregated score is at least this. Changing this does not re-run scoring."
+                ),
                 coverage_input(),
             ],
             outputs=[

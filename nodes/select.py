@@ -41,21 +41,27 @@ class RaliBestOfN(io.ComfyNode):
                 "Keeps the best k of a batch or list of images, with their latents, masks and seeds. "
                 "Images of one size come out as one batch, of different sizes as a list."
             ),
-            search_aliases=["best of n", "top k", "pick best", "select best image", "rank images", "choose best"],
+            search_aliases=["best of n", "top k", "pick best", "auto select", "rank images", "择优", "选优", "ベスト"],
             is_input_list=True,
             **KEEPS_ITS_PANEL,
             inputs=[
                 images_input(),
-                io.Int.Input("k", default=1, min=1, max=4096, tooltip="How many to keep; all where there are fewer."),
+                io.Int.Input(
+                    "k",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    tooltip="How many of the best images to output; all of them if there are fewer.",
+                ),
                 io.Combo.Input(
                     "order",
                     options=ORDERS,
                     default=ORDERS[0],
-                    tooltip="Order of the result: best first, as they came, or worst first (keeps the k worst).",
+                    tooltip="Order of the output: best first, input order, or worst first (keeps the k worst).",
                 ),
                 model_input(),
                 *follower_inputs(),
-                scores_input("Scores from elsewhere, one per image, higher is better; see scores_weight."),
+                scores_input("Scores from another node, one per image, higher is better; see scores_weight."),
                 io.Float.Input(
                     "scores_weight",
                     default=1.0,
@@ -64,7 +70,7 @@ class RaliBestOfN(io.ComfyNode):
                     step=0.05,
                     advanced=True,
                     tooltip=(
-                        "Share of the wired scores in the ranking: 1 ranks by them alone, 0 by RALI alone, "
+                        "Share of the connected scores in the ranking: 1 ranks by them alone, 0 by RALI alone, "
                         "between them by the weighted mean."
                     ),
                 ),
@@ -132,18 +138,26 @@ class RaliFilter(io.ComfyNode):
             display_name="RALI Filter",
             category="RALI",
             description=(
-                "Splits images into those that reach the threshold and those that do not. What hangs on an empty "
-                "side does not run; there is never a black image instead."
+                "Splits images into those that reach the threshold and those that do not. Nodes connected to an empty "
+                "side are skipped; there is never a black image instead."
             ),
-            search_aliases=["quality filter", "reject bad images", "remove blurry", "threshold images", "cull"],
+            search_aliases=[
+                "filter images",
+                "quality filter",
+                "reject bad images",
+                "remove blurry",
+                "cull",
+                "过滤图像",
+                "画像フィルター",
+            ],
             is_input_list=True,
             **KEEPS_ITS_PANEL,
             inputs=[
                 images_input(),
-                threshold_input("Images with at least this score pass. Changing it does not score again."),
+                threshold_input("Images with at least this score pass. Changing this does not re-run scoring."),
                 model_input(),
                 *follower_inputs(),
-                scores_input("Scores from elsewhere, one per image; then nothing is scored here."),
+                scores_input("Scores from another node, one per image; nothing is scored here then."),
                 coverage_input(),
             ],
             outputs=[

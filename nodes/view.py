@@ -33,8 +33,8 @@ class RaliQualityMap(io.ComfyNode):
             display_name="RALI Quality Map",
             category="RALI",
             description=(
-                "Shows where a picture is good (green) and where it is weak (red), and makes a mask of the weak "
-                "regions, for inpainting. Tiles are scored like pictures of their own; patch tokens are finer and "
+                "Shows where an image is good (green) and where it is weak (red), and makes a mask of the weak "
+                "regions, for inpainting. Tiles are scored like images of their own; patch tokens are finer and "
                 "quicker, but not calibrated."
             ),
             search_aliases=["heat map", "quality heatmap", "find weak regions", "blur map", "inpaint mask", "saliency"],
@@ -55,7 +55,7 @@ class RaliQualityMap(io.ComfyNode):
                     "weak_mode",
                     options=WEAK_MODES,
                     default="weakest share",
-                    tooltip="below score: weak is what scores under weak_limit. weakest share: that share of it.",
+                    tooltip="below score: masks what scores less than the limit. lowest fraction: that fraction of it.",
                 ),
                 io.Float.Input(
                     "weak_limit",
@@ -63,20 +63,23 @@ class RaliQualityMap(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="A score, or a share of the picture (0.25: its weakest quarter), see weak_mode.",
+                    tooltip="A score, or a fraction of the image (0.25: its weakest quarter), see mask_by.",
                 ),
                 io.Boolean.Input(
                     "stretch_colours",
                     default=True,
                     advanced=True,
-                    tooltip="Colours from this picture's worst to its best region. Off: from 0 to 1, comparable.",
+                    tooltip=(
+                        "Colours from this image's worst to its best region. Off: fixed 0 to 1 scale, comparable "
+                        "between images."
+                    ),
                 ),
                 model_input(),
             ],
             outputs=[
                 io.Image.Output("heat_map", is_output_list=True, tooltip="The scores in colour."),
-                io.Image.Output("overlay", is_output_list=True, tooltip="The same over the picture."),
-                io.Mask.Output("weak_regions", is_output_list=True, tooltip="White where the picture is weak."),
+                io.Image.Output("overlay", is_output_list=True, tooltip="The same over the image."),
+                io.Mask.Output("weak_regions", is_output_list=True, tooltip="White where the image is weak."),
                 io.Float.Output(
                     "region_scores", is_output_list=True, tooltip="All regions' scores, row by row, image by image."
                 ),
@@ -146,13 +149,13 @@ class RaliContactSheet(io.ComfyNode):
             node_id="RALI_ContactSheet",
             display_name="RALI Contact Sheet",
             category="RALI",
-            description="One picture of all the images, best first, each with its score: to compare at a glance.",
+            description="One image of all the images, best first, each with its score: to compare at a glance.",
             search_aliases=["grid", "image grid", "ranked grid", "overview", "compare images"],
             is_input_list=True,
             **KEEPS_ITS_PANEL,
             inputs=[
                 images_input(),
-                scores_input("One score in 0..1 per image; where nothing is wired the images are scored here."),
+                scores_input("One score in 0..1 per image; if not connected, the images are scored here."),
                 io.Int.Input("columns", default=4, min=1, max=32, tooltip="Images in a row."),
                 io.Int.Input("cell", default=256, min=80, max=1024, step=8, tooltip="Side of an image in pixels."),
                 model_input(),

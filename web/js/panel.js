@@ -4,8 +4,8 @@ import { band, compared, note, say } from "./texts.js";
 
 const SHOWN = 16; // as nodes/_panel.py makes thumbnails
 const COLOURS = { pass: "#3f9d5c", fail: "#d9483b", plain: "#4f7fdc", none: "#888" };
-// Half of the page's own text colour: readable on its dark and on its light theme.
-const readable = (colour) => `color-mix(in srgb, var(--input-text, #ddd) 50%, ${colour})`;
+// Mostly the page's own text colour: readable on its dark and on its light theme.
+const readable = (colour) => `color-mix(in srgb, var(--input-text, #ddd) 75%, ${colour})`;
 
 export const MINIMUM_HEIGHT = 124; // with the margin that the canvas leaves around it
 const INNER_HEIGHT = MINIMUM_HEIGHT - 20;

@@ -136,7 +136,7 @@ function showOnSubgraphs(graph) {
 let asked = false;
 
 function refreshAll() {
-  if (asked) return;
+  if (asked || !panels.size) return; // before the first of our nodes there may be no graph yet
   asked = true;
   setTimeout(() => {
     asked = false;

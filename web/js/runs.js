@@ -56,7 +56,8 @@ function addGraph(found, nodes, links, subgraph, instances) {
         if (other.type === "SetNode" && other.widgets_values?.[0] === node.widgets_values?.[0]) needs.push(name(other.id));
       }
     }
-    found.set(name(node.id), { kind: node.type, mode: node.mode ?? 0, values: node.widgets_values, wires, needs });
+    const values = node.widgets_values?.length === 0 ? undefined : node.widgets_values; // the renderers differ in it
+    found.set(name(node.id), { kind: node.type, mode: node.mode ?? 0, values, wires, needs });
   }
 }
 
@@ -270,7 +271,7 @@ export async function findInHistory(locators) {
       const locator = locatorOfExecution(id, root);
       if (!locators.includes(locator) || found.has(locator) || root !== rootGraph()) continue;
       if (dependencies(then, locator, true) !== dependencies(now, locator, true)) continue;
-      found.set(locator, output);
+      found.set(locator, output.rali);
       for (const each of output.rali) rememberOrigin({ nodes: then }, locator, each);
     }
   }
