@@ -182,7 +182,6 @@ def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, co
         # A few at a time: an interrupt waits for one part only, and what was scored before it is in the cache.
         report, made = progress_reporter(len(unknown)), list(unknown.items())
         size = 1 if scorer.device.type == "cpu" else scorer.batch_size
-        report(0, None)
         for start in range(0, len(made), size):
             part = made[start : start + size]
             result = scorer.score([image for _, image in part], coverage=chosen, on_error="record")
