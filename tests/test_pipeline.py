@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from rali_core.checkpoint import read_metadata
 from rali_core.cli import main
+from rali_core.describe import measures
 from rali_core.files import hash_file
 from rali_core.scorer import RaliScorer
 from rali_core.training import align, optimise, pipeline, publish, tune
 from rali_core.training.config import read_config
-from rali_core.training.describe import measures
 
 CONFIG = """
 name = "mine"

@@ -11,7 +11,7 @@ from ..files import find_images
 from ._common import SLOW_SECONDS, Interruption
 
 if TYPE_CHECKING:
-    from ..training.describe.describers import DescriptionRequest, FileDescriber
+    from ..describe.describers import DescriptionRequest, FileDescriber
 
 DESCRIPTION = """\
 Write quality descriptions of images to a file of JSON lines {image, description, score, seed, source}. Sources:
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     """Describe and write."""
     from tqdm import tqdm
 
-    from ..training.describe.describers import FileDescriber, describe_all, failures_path, make_describer
+    from ..describe.describers import FileDescriber, describe_all, failures_path, make_describer
 
     if options.seeds is not None and options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
@@ -97,9 +97,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _find_requests(options: argparse.Namespace) -> tuple[list[DescriptionRequest], Path]:
     """The images and the folder that their names are relative to."""
+    from ..describe.describers import DescriptionRequest
+    from ..describe.records import image_name
     from ..labels import read_labels
-    from ..training.describe.describers import DescriptionRequest
-    from ..training.describe.records import image_name
 
     given = Path(options.images)
     if given.is_dir():

@@ -25,14 +25,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
+from ..describe.records import image_name, read_descriptions
 from ..files import atomic_write, hash_file
 from ..labels import scores_of
 from ..model import RaliModel
 from .align import DescribedImages, align_encoder
 from .compress import compress_embeddings
 from .config import TrainConfig, to_json
-from .describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
-from .describe.records import image_name, read_descriptions
 from .fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
 from .image_cache import ImageCache, flip_and_recompress
 from .optimise import draw_curves

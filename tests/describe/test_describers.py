@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from rali_core.cli import main
-from rali_core.labels import read_labels
-from rali_core.training.describe.describers import (
+from rali_core.describe.describers import (
     Description,
     DescriptionError,
     DescriptionRequest,
@@ -23,7 +22,8 @@ from rali_core.training.describe.describers import (
     failures_path,
     make_describer,
 )
-from rali_core.training.describe.records import DescriptionRecord, read_descriptions
+from rali_core.describe.records import DescriptionRecord, read_descriptions
+from rali_core.labels import read_labels
 from rali_core.training.distortions import distort
 
 Photographs = dict[str, Image.Image]

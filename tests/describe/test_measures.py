@@ -14,7 +14,7 @@ from skimage.color import rgb2lab
 from skimage.measure import blur_effect
 from skimage.restoration import estimate_sigma
 
-from rali_core.training.describe.measures import (
+from rali_core.describe.measures import (
     Measurements,
     crop_boxes,
     measure_blocking,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rali_core.training.describe.records import DescriptionLog, DescriptionRecord, image_name, read_descriptions
+from rali_core.describe.records import DescriptionLog, DescriptionRecord, image_name, read_descriptions
 
 GOOD = {"image": "a.png", "description": "sharp"}
 

@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from rali_core.training.describe.measures import Measurements
-from rali_core.training.describe.wording import (
+from rali_core.describe.measures import Measurements
+from rali_core.describe.wording import (
     ASPECTS,
     DISTORTION_WORDS,
     HUES,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...files import append_json_line
+from ..files import append_json_line
 
 MAX_PROBLEMS = 10
 """At most so many problems of a file are listed in an error."""

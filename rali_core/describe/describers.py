@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from PIL import Image
 
-from ...files import append_json_line
-from ...images import to_picture
+from ..files import append_json_line
+from ..images import to_picture
 from .records import DescriptionLog, DescriptionRecord, image_name, read_descriptions
 from .wording import describe_measurements, describe_score
 

@@ -1,4 +1,4 @@
-"""Quality descriptions of images, the first stage of the training; needs the extra `train`.
+"""Descriptions of images' quality, which the training's first stage and `rali describe` write; needs the extra `train`.
 
 `describers.describe_all` writes what a source says of images to a description file (`records`). Sources: `measured`
 says what is measured on the image (`measures`, `wording`), `qinsight` asks a reasoning model, `file` reads what another

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from ...images import to_rgb
+from ..images import to_rgb
 
 SMALLEST = 16
 """Pixels a side; in a smaller image the measures mean nothing."""
