@@ -35,6 +35,7 @@ USER_OPTIONS = {
     "align.head_learning_rate": "other encoders",
     "tune.head_learning_rate": "other encoders",
     "align.layer_decay": "other encoders",
+    "align.schedule_steps": "a longer cosine, as tune's",
     "tune.layer_decay": "other encoders",
     "tune.plcc_weight": "the mean squared error alone, as in the paper's stage 3",
     "tune.correlation_weight": "a set that matters more",
@@ -47,7 +48,6 @@ USER_OPTIONS = {
     "fit.correlation_weight": "a set that matters more",
     "fit.ranking_weight": "no known distortions",
     "fit.consistency_weight": "steadier scores",
-    "fit.triplets": "less time",
 }
 """Settings that no configuration here sets, and who needs them."""
 
@@ -92,6 +92,7 @@ def test_a_configuration_is_read_with_paths_relative_to_it(tmp_path: Path) -> No
         (HEAD + "score_range = [1]\n", "data.score_range must have 2 values, got 1"),
         (HEAD + '[distortions]\npristine = "a"\n', "distortions.pristine must be a list, got 'a'"),
         (HEAD + "[align]\nbatch_size = 1\n", r"align\.batch_size must lie in 2\.\.1e\+06, got 1"),
+        (HEAD + "[tune]\nsteps = 9\nschedule_steps = 8\n", "tune.schedule_steps must be 0 or at least tune.steps, got 8"),
         (HEAD + "[tune]\npatch_dropout = 1.0\n", r"tune\.patch_dropout must lie in 0\.\.0\.99, got 1"),
         (HEAD + '[describe]\nsource = "magic"\n', "describe.source must be one of 'measured', 'qinsight', 'file', 'score', got 'magic'"),
         (HEAD + '[describe]\nsource = "qinsight"\n', "needs describe.model"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,14 @@ def draw(step: int) -> Tensor:
     return torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
 
 
-def run(folder: Path, *, stop_at: int | None = None, ema_decay: float = 0.9, workers: int = 0) -> tuple[Noisy, list]:  # type: ignore[type-arg]
+def run(  # type: ignore[type-arg]
+    folder: Path,
+    *,
+    config: OptimiserConfig = CONFIG,
+    stop_at: int | None = None,
+    ema_decay: float = 0.9,
+    workers: int = 0,
+) -> tuple[Noisy, list]:
     torch.manual_seed(0)
     model = Noisy()
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -47,7 +55,7 @@ def run(folder: Path, *, stop_at: int | None = None, ema_decay: float = 0.9, wor
         return draw(step)
 
     log = optimise(
-        model, optimiser, draw_until, backward, config=CONFIG, folder=folder, inputs={"a": 1}, seed=3,
+        model, optimiser, draw_until, backward, config=config, folder=folder, inputs={"a": 1}, seed=3,
         ema_decay=ema_decay, workers=workers, validate=lambda m: {"bias": float(m.linear.bias.detach())}, validate_every=20,
     )  # fmt: skip
     return model, log
@@ -75,6 +83,14 @@ def test_a_stopped_and_resumed_training_equals_one_that_was_not(
     assert again == log
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_longer_cosine_ends_early_on_the_way_of_the_whole(tmp_path: Path) -> None:
+    _, whole = run(tmp_path / "whole", config=replace(CONFIG, steps=80))
+    _, half = run(tmp_path / "half", config=replace(CONFIG, schedule_steps=80))
+    _, plain = run(tmp_path / "plain")
+    assert half == whole[:4]
+    assert plain[-1]["loss"] != half[-1]["loss"], "a cosine of 40 steps is another way"
 
 
 def test_batches_drawn_in_other_processes_change_nothing(tmp_path: Path) -> None:
