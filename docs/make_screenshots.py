@@ -43,6 +43,8 @@ BOX = """(kinds) => { const all = app.graph._nodes.filter(n => !kinds || kinds.i
     const right = Math.max(...all.map(n => n.pos[0] + n.size[0]));
     const bottom = Math.max(...all.map(n => n.pos[1] + n.size[1]));
     return [app.canvasPosToClientPos([left, top]), app.canvasPosToClientPos([right, bottom])]; }"""
+# What a click does: the page looks whether the graph has changed.
+NOTICE = "() => { app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState(); }"
 ZOOM = """([scale, x, y]) => { const view = app.canvas.ds; view.scale = scale; view.offset[0] = x; view.offset[1] = y;
     app.canvas.setDirty(true, true); }"""
 
@@ -230,6 +232,29 @@ def make_help_picture(camera: Camera, kind: str) -> None:
         camera.photograph().save(ROOT / "docs" / "images" / "comfyui-score.jpg", quality=88)
 
 
+def make_walkthrough(camera: Camera) -> None:
+    """The four pictures of docs/comfyui.md."""
+    nodes, wires, _, _ = SCENES["RALI_Score"]
+    camera.do("Comfy.NewBlankWorkflow")
+    camera.page.evaluate(BUILD, [nodes, wires])
+    camera.settle()
+    camera.zoom(1.0, 200, 150)
+
+    def keep(name: str, kinds: list[str]) -> None:
+        camera.page.evaluate(NOTICE)
+        camera.settle()
+        camera.photograph(kinds).save(ROOT / "docs" / "images" / f"comfyui-{name}.jpg", quality=88)
+
+    keep("1-new", ["RALI_Score"])
+    camera.run()
+    keep("2-scores", ["RALI_Score"])
+    camera.page.evaluate("() => { app.graph._nodes[0].widgets[0].value = 'damaged.png'; }")
+    keep("3-changed", ["LoadImage", "RALI_Score"])
+    camera.run()
+    camera.page.evaluate("() => { app.graph._nodes.at(-1).collapse(); }")
+    keep("4-collapsed", ["BatchImagesNode", "RALI_Score"])
+
+
 def make_template_picture(camera: Camera) -> None:
     """The template browser, for the README."""
     camera.page.set_viewport_size({"width": 1600, "height": 1000})
@@ -263,6 +288,8 @@ def main(home: str, *only: str) -> None:
             if not only or any(part in file.stem for part in only):
                 make_thumbnail(camera, file)
                 print(file.stem, flush=True)
+        if not only or "walkthrough" in only:
+            make_walkthrough(camera)
         if not only or "templates" in only:
             make_template_picture(camera)
         browser.close()

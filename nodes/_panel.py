@@ -119,7 +119,8 @@ def tell_page(**values: Any) -> None:
     """Show a live tally on the running node, on the page that queued the prompt.
 
     Args:
-        values: `tried` and `of`; `best` (a score), `seed` and `thumbnails` (of `save_thumbnails`) of the best so far.
+        values: `tried` and `of`; of the best so far `best` (its score), `seed` (as a text: JavaScript's numbers are too
+            short for it) and `thumbnails` (of `save_thumbnails`).
     """
     from server import PromptServer
 

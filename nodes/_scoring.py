@@ -179,15 +179,19 @@ def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, co
     errors: dict[Key, str | None] = {}
     if unknown:
         load_on_device(handle)  # only where there is something to compute: it may put other models out of memory
-        # A few at a time: an interrupt waits for one part only, and what was scored before it is in the cache.
+        # On a CPU image by image: an interrupt waits for one only. What was scored before it is in the cache.
         report, made = progress_reporter(len(unknown)), list(unknown.items())
-        size = 1 if scorer.device.type == "cpu" else scorer.batch_size
+        size = 1 if scorer.device.type == "cpu" else len(made)
         for start in range(0, len(made), size):
             part = made[start : start + size]
-            result = scorer.score([image for _, image in part], coverage=chosen, on_error="record")
+            result = scorer.score(
+                [image for _, image in part],
+                coverage=chosen,
+                on_error="record",
+                progress=lambda done, total, before=start: report(before + done, total),
+            )
             for (key, _), score, error in zip(part, result.scores.tolist(), result.errors, strict=True):
                 values[key], errors[key] = score, error
-            report(start + len(part), None)
     return Scores(
         [values[key] for key in keys],
         [NO_CONTENT if is_no_content(values[key]) else errors.get(key) for key in keys],
