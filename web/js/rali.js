@@ -134,9 +134,10 @@ function showOnSubgraphs(graph) {
 // ---- when to look again
 
 let asked = false;
+let begun = false; // before the first of our nodes there may be no graph yet
 
 function refreshAll() {
-  if (asked || !panels.size) return; // before the first of our nodes there may be no graph yet
+  if (asked || !begun) return;
   asked = true;
   setTimeout(() => {
     asked = false;
@@ -170,6 +171,7 @@ function addPanel(node) {
   });
   widget.serialize = false; // the graph's own list of widget values must not count it
   panels.set(node, panel);
+  begun = true;
   const getTitle = node.getTitle;
   node.getTitle = function () {
     return this.flags?.collapsed && panel.short ? titleOf(this, panel) : getTitle.apply(this, arguments);
