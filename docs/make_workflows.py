@@ -110,7 +110,7 @@ def default_value(kind: Any, options: dict[str, Any]) -> Any:
 
 def height(kind: str, slots: int, widgets: int) -> int:
     """About as high as the taller of the page's two node renderers draws it."""
-    panel = 90 if kind.startswith("RALI_") else 0
+    panel = 130 if kind.startswith("RALI_") else 0
     return 60 + 22 * slots + 36 * widgets + EXTRA.get(kind, 0) + panel
 
 

@@ -128,3 +128,18 @@ def tell_page(**values: Any) -> None:
     if server is not None and server.client_id is not None:
         told = {"node": server.last_node_id, "prompt_id": current_prompt(), **values}
         server.send_sync("rali.progress", told, server.client_id)
+
+
+def tell_tries(tried: int, of: int, best: tuple[int, float, Tensor] | None) -> None:
+    """The live tally of a search.
+
+    Args:
+        tried: Tries so far.
+        of: Tries at most.
+        best: Seed, score and image (1, H, W, C) of the best so far; None before there is one.
+    """
+    if best is None:
+        tell_page(tried=tried, of=of)
+        return
+    seed, score, image = best
+    tell_page(tried=tried, of=of, seed=str(seed), best=score, thumbnails=save_thumbnails([image]))
