@@ -206,6 +206,7 @@ def show(
     passed: list[bool] | None = None,
     chosen: list[int] | None = None,
     note: Note | str = "",
+    more: Sequence[Note] = (),
     headline: float | None = None,
     images: list[Tensor] | None = None,
 ) -> dict[str, Any]:
@@ -217,6 +218,7 @@ def show(
         passed: N times whether an image passed; by default those that reach the threshold.
         chosen: 0-based indexes that are marked, and listed first.
         note: A line above the bars; images without content or score are added to it.
+        more: Further ones.
         headline: One number for all images, shown large with its band and percentiles.
         images: N images (1, H, W, C), of which thumbnails are made; none where they are not N.
     """
@@ -227,7 +229,7 @@ def show(
         passed = [value >= threshold for value in values]
     ranking = scores.ranking()
     order = sorted(ranking, key=lambda index: index not in (chosen or []))
-    notes = [each for each in (note, *scores.notes()) if each]
+    notes = [each for each in (note, *more, *scores.notes()) if each]
     one = replace(scores, values=[nan if headline is None else headline], reasons=[None])
     return {
         "rali": [

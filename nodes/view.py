@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..rali_core.images import to_pixels
+from ..rali_core.images import ImageError, to_pixels
 from ._convert import check_numbers, from_core, from_pil, join_images, join_masks, split_images, to_core, to_pil
 from ._inputs import KEEPS_ITS_PANEL, coverage_input, images_input, model_input, scores_input
 from ._models import get_model, load_on_device
 from ._panel import Note
-from ._scoring import block_without_images, first, judge_pixels, progress_reporter, score_images, show
+from ._scoring import Scores, block_without_images, first, judge_pixels, progress_reporter, score_images, show
 
 MAP_MODES = ["tiles", "patch tokens"]
 WEAK_MODES = ["weakest share", "below score"]
@@ -106,20 +106,34 @@ class RaliQualityMap(io.ComfyNode):
         handle = first(model) or get_model()
         load_on_device(handle)
         heats, overlays, masks, scores, lines = [], [], [], [], []
+        lowest: list[float] = []
+        reasons: list[str | None] = []
         report = progress_reporter(PROGRESS_PER_IMAGE * len(single))
 
         def report_tiles(before: int, done: int, total: int | None) -> bool:
             return bool(report(PROGRESS_PER_IMAGE * before + PROGRESS_PER_IMAGE * done // (total or done), None))
 
         for number, image in enumerate(single):
-            pixels = to_pixels(to_core(image)).cpu()
-            if first(mode) == MAP_MODES[0]:
-                drawn = score_tiles(
-                    handle.scorer, pixels, tile=first(tile_size), progress=partial(report_tiles, number)
-                )
-                assert drawn is not None  # an interrupt is an exception
-            else:
-                drawn = score_patches(handle.scorer, pixels)
+            try:
+                pixels = to_pixels(to_core(image)).cpu()
+                if first(mode) == MAP_MODES[0]:
+                    drawn = score_tiles(
+                        handle.scorer, pixels, tile=first(tile_size), progress=partial(report_tiles, number)
+                    )
+                    assert drawn is not None  # an interrupt is an exception
+                else:
+                    drawn = score_patches(handle.scorer, pixels)
+            except ValueError as error:  # one image's fault costs no other its map
+                grey = torch.full((1, *image.shape[1:3], 3), 0.5)
+                heats.append(grey)
+                overlays.append(grey)
+                masks.append(torch.ones(grey.shape[:3]))  # nothing of it is known to be good
+                scores.append(nan)
+                lowest.append(nan)
+                reasons.append(str(error))
+                lines.append(f"image {number}: no score: {error}")
+                report(PROGRESS_PER_IMAGE * (number + 1), None)
+                continue
             low, high = (float(value) for value in drawn.pixels.aminmax())
             stretched = first(stretch_colours) and high > low
             colours = colour_scores(drawn.pixels, low, high) if stretched else colour_scores(drawn.pixels)
@@ -127,16 +141,22 @@ class RaliQualityMap(io.ComfyNode):
             overlays.append(from_core(torch.lerp(pixels, colours, OVERLAY_SHARE)))
             masks.append(weak_regions(drawn.pixels, first(weak_limit), first(weak_mode)).unsqueeze(0))
             scores += drawn.regions.flatten().tolist()
-            lines.append(f"image {number}: {low:.3f} to {high:.3f}")
+            lowest.append(low)
+            reasons.append(drawn.reason)
+            lines.append(f"image {number}: {drawn.reason or f'{low:.3f} to {high:.3f}'}")
             lines += [" ".join(f"{score:.3f}" for score in row) for row in drawn.regions.tolist()]
             report(PROGRESS_PER_IMAGE * (number + 1), None)
+        known = [score for score in scores if not isnan(score)]
+        if not known:
+            raise ImageError(f"none of the images ({len(single)}, counted from 0) can be scored: {reasons[0]}")
+        note = Note.of("regions", low=min(known), high=max(known), count=len(known))
         return io.NodeOutput(
             join_images(heats),
             join_images(overlays),
             join_masks(masks),
             scores,
             "\n".join(lines),
-            ui=show(note=Note.of("regions", low=min(scores), high=max(scores), count=len(scores))),
+            ui=show(note=note, more=Scores(lowest, reasons).notes()),
         )
 
 

@@ -97,6 +97,20 @@ def have_content(pixels: Tensor) -> list[bool]:
     return [has_content(image) for image in pixels]
 
 
+def lower_blank(scores: Tensor, pixels: Tensor) -> Tensor:
+    """A model's scores, with `NO_CONTENT_SCORE` for images without content.
+
+    Args:
+        scores: (B,) of the model.
+        pixels: (B, 3, H, W), floating point, about [0, 1].
+
+    Returns:
+        (B,). The gradient is the model's for all, so that a blank image can become another one.
+    """
+    blank = torch.tensor([not has_content(image.clamp(0.0, 1.0)) for image in pixels.detach()], device=scores.device)
+    return torch.where(blank, scores - scores.detach() + NO_CONTENT_SCORE, scores)
+
+
 def is_no_content(score: float) -> bool:
     """Whether a score is the one that images without content get, also after it was rounded to float32."""
     return float(np.float32(score)) == float(np.float32(NO_CONTENT_SCORE))

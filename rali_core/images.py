@@ -79,7 +79,7 @@ class ReadLimits:
         max_pixels: Larger images are refused by their header, before they are decoded.
         max_text_bytes: Of all text chunks of a PNG together, and of its colour profile, decompressed.
         pixels_in_flight: Decoded at one time by the threads that read ahead; a larger image is decoded alone. Each
-            takes some 8 bytes.
+            takes some 8 bytes, twice that where it must be turned upright.
     """
 
     max_pixels: int = 178_956_970
@@ -224,36 +224,36 @@ _OURS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 """A filter of warnings: files warn of odd metadata, which must neither be shown nor, in a strict host, be an error."""
 
 _active: list[ReadLimits] = []
-_saved: list[tuple[Any, str, Any, Any]] = []
+_host: dict[tuple[Any, str], Any] = {}
+_set: dict[tuple[Any, str], Any] = {}
+_filtered: list[list[Any]] = []
 _pillow_lock = Lock()
 
 
 @contextmanager
 def _pillow_set(limits: ReadLimits) -> Iterator[None]:
-    """Pillow's global state as `limits` say; several threads share it, the last one gives back what was there."""
+    """Pillow's global state as `limits` say; several threads share it, the last one gives back what was there.
+
+    In between the host's values are never there, not for a moment: another thread may be decoding.
+    """
     with _pillow_lock:
         _active.append(limits)
         if len(_active) == 1:
-            warnings.filters.insert(0, _OURS)  # type: ignore[attr-defined]
-        _apply()
+            _filtered.append(warnings.filters)  # type: ignore[arg-type]
+            _filtered[0].insert(0, _OURS)
+        _set_globals()
     try:
         yield
     finally:
         with _pillow_lock:
             _active.remove(limits)
-            _apply()
-            if not _active:
-                while _OURS in warnings.filters:
-                    warnings.filters.remove(_OURS)  # type: ignore[attr-defined]
+            if _active:
+                _set_globals()
+            else:
+                _give_back()
 
 
-def _apply() -> None:
-    for module, name, ours, before in reversed(_saved):
-        if getattr(module, name) is ours:  # else the host has changed it meanwhile, and that counts
-            setattr(module, name, before)
-    _saved.clear()
-    if not _active:
-        return
+def _set_globals() -> None:
     pixels = _PixelLimit("inf")
     pixels.limit = max(limits.max_pixels for limits in _active)
     texts = max(limits.max_text_bytes for limits in _active)
@@ -263,8 +263,22 @@ def _apply() -> None:
         (PngImagePlugin, "MAX_TEXT_CHUNK", texts),
         (PngImagePlugin, "MAX_TEXT_MEMORY", texts),
     ):
-        _saved.append((module, name, value, getattr(module, name)))
+        key, now = (module, name), getattr(module, name)
+        if key not in _set or now is not _set[key]:  # the host's, who may have changed it meanwhile
+            _host[key] = now
+        _set[key] = value
         setattr(module, name, value)
+
+
+def _give_back() -> None:
+    for (module, name), value in _set.items():
+        if getattr(module, name) is value:  # else the host has changed it meanwhile, and that counts
+            setattr(module, name, _host[module, name])
+    _set.clear()
+    _host.clear()
+    for filters in (_filtered.pop(), warnings.filters):  # the host may have gone into a `catch_warnings` meanwhile
+        while _OURS in filters:
+            filters.remove(_OURS)  # type: ignore[attr-defined]
 
 
 def pixels_from_pil(image: Image.Image) -> Tensor:
@@ -286,28 +300,31 @@ def decode_pil(image: Image.Image) -> Tensor:
     """The pixels of an image that `open_image` opened: (3, H, W), uint8, or float32 in [0, 1] of more than 8 bits."""
     if 0 in image.size:
         raise ImageError(f"expected at least 1 x 1 pixel, got {image.size[0]} x {image.size[1]}")
+    image.load()  # the mode of some files is known only now
     if image.mode == "F":
-        values = torch.from_numpy(np.array(upright(image)))
-        return _finish(values.unsqueeze(0), "a PIL image of mode F")
+        return _finish(_grey_values(image), "a PIL image of mode F")
     if image.mode.startswith("I"):  # "I", "I;16", "I;16B": 16-bit grey
         full = _full_scale(image)
-        values = torch.from_numpy(np.array(upright(image)).astype(np.float32))
+        values = _grey_values(image)
         _tell_dark(float(values.max()), full)
-        return _finish(values.unsqueeze(0) / full, f"a PIL image of mode {image.mode}, divided by {full:.0f},")
-    image = upright(image)
-    if image.mode != "RGB" or image.info.get("icc_profile") or image.has_transparency_data:
-        image = to_rgb(image)
-    return _to_levels(image)
+        return _finish(values.div_(full), f"a PIL image of mode {image.mode}, divided by {full:.0f},")
+    return _to_levels(upright(image))
+
+
+def _grey_values(image: Image.Image) -> Tensor:
+    """(1, H, W) float32."""
+    return torch.from_numpy(np.array(upright(image), dtype=np.float32)).unsqueeze(0)
 
 
 def _to_levels(image: Image.Image) -> Tensor:
-    """(3, H, W) uint8 of an RGB image, some rows at a time: Pillow makes two more copies of what it hands out."""
+    """(3, H, W) uint8, some rows at a time: each conversion and what Pillow hands out are copies."""
     width, height = image.size
+    transform = _transform_to_srgb(image)
     levels = np.empty((height, width, 3), dtype=np.uint8)
     rows = max(1, COPIED_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(height, top + rows)
-        levels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+        levels[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, width, bottom)), transform))
     return torch.from_numpy(levels).permute(2, 0, 1)
 
 
@@ -345,9 +362,12 @@ def upright(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An 8-bit PIL image of any mode as sRGB: its ICC profile applied, transparency composited on white."""
-    profile = image.info.get("icc_profile")
-    if profile:
-        image = _to_srgb(image, profile)
+    return _to_rgb(image, _transform_to_srgb(image))
+
+
+def _to_rgb(image: Image.Image, transform: Any) -> Image.Image:
+    if transform is not None:
+        image = _apply(image, transform)
     if image.mode == "La":  # the one mode that Pillow cannot turn into RGB at once
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -356,36 +376,52 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The image in sRGB by its profile; as it is where the profile is sRGB, broken, or of another kind of image."""
-    from PIL import ImageCms  # few images have a profile
+def _apply(image: Image.Image, transform: Any) -> Image.Image:
+    """The image's colours by a transform of `_transform_to_srgb`; alpha stays as it is."""
+    from PIL import ImageCms
 
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    colours = image
-    if image.mode in ("LA", "La"):
-        colours = image.convert("LA").convert("L")
-    elif image.mode in ("P", "PA", "RGBA", "RGBa", "RGBX"):
-        colours = image.convert("RGBA").convert("RGB")
-    if colours.mode not in ("RGB", "L", "CMYK", "LAB"):
-        return image
     try:
-        transform = ImageCms.buildTransform(
-            ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), colours.mode, "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )  # fmt: skip
-        if _changes_nothing(transform, colours.mode):
-            return image
-        converted = ImageCms.applyTransform(colours, transform)
-    except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError) as error:
+        converted = ImageCms.applyTransform(_colours(image), transform)
+    except (ImageCms.PyCMSError, ValueError) as error:
         log.debug("a colour profile cannot be applied, and is left out: %s", error)
         return image
     if converted is None:
         return image
-    converted.info.pop("icc_profile", None)
     converted.info.pop("transparency", None)
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    """An image without alpha and palette, as colour profiles describe it."""
+    if image.mode in ("LA", "La"):
+        return image.convert("LA").convert("L")
+    if image.mode in ("P", "PA", "RGBA", "RGBa", "RGBX"):
+        return image.convert("RGBA").convert("RGB")
+    return image
+
+
+def _transform_to_srgb(image: Image.Image) -> Any:
+    """By the image's ICC profile; None where it has none, or one that is sRGB, broken, or of another kind of image."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return None
+    from PIL import ImageCms  # few images have a profile
+
+    mode = _colours(image.crop((0, 0, 1, 1))).mode
+    if mode not in ("RGB", "L", "CMYK", "LAB"):
+        return None
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )  # fmt: skip
+        return None if _changes_nothing(transform, mode) else transform
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError) as error:
+        log.debug("a colour profile cannot be applied, and is left out: %s", error)
+        return None
 
 
 def _changes_nothing(transform: Any, mode: str) -> bool:
@@ -524,7 +560,7 @@ def read_pixels(image: ImageInput, *, name: str | None = None, limits: ReadLimit
 
 def to_float(pixels: Tensor) -> Tensor:
     """Pixels of `read_pixels` as float32 in [0, 1]."""
-    return pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels
+    return (pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels).contiguous()
 
 
 def _scale(tensor: Tensor, what: str) -> Tensor:
@@ -549,6 +585,4 @@ def _finish(values: Tensor, what: str) -> Tensor:
     if values.shape[0] == 4:
         alpha = values[3:]
         values = values[:3] * alpha + (1.0 - alpha)
-    elif values.shape[0] == 1:
-        values = values.expand(3, -1, -1)
-    return values.contiguous()
+    return values.expand(3, -1, -1)

@@ -24,7 +24,7 @@ MAX_ASPECT_RATIO = 32
 """Longer pictures are cut around their centre, so that a 1 x 100,000 strip cannot exhaust the memory."""
 
 BAND_PIXELS = 2**20
-"""So many pixels of a uint8 image are floating point at a time."""
+"""So many pixels of an image are worked on at a time."""
 
 MAX_TILES = 8
 """Upper limit of crops per picture for `coverage="tiles"`; they stay evenly spread over the long side."""
@@ -140,16 +140,16 @@ def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -
             return levels.to(torch.float32 if whole else pixels.dtype) / 255.0
     # Pillow resizes along x first (from version 13 on not for very tall pictures) and clips between the passes;
     # without that, bright edges differ by up to 12/255.
-    wide = _resample_in_bands(pixels, new_width) if whole else _resample(pixels, (height, new_width))
+    wide = _resample_in_bands(pixels, new_width)
     smooth = _resample(wide, (new_height, new_width))
     return straight_through(levels, smooth) if eight_bit else smooth
 
 
 def _resample_in_bands(pixels: Tensor, width: int) -> Tensor:
-    """uint8 rows to floating point and to another width, some rows at a time: floats of all pixels never exist."""
+    """Rows to another width, some at a time: three floating-point channels of all pixels may never exist."""
     rows = max(1, BAND_PIXELS // (len(pixels) * pixels.shape[-1]))
-    bands = pixels.split(rows, dim=-2)
-    return torch.cat([_resample(band.float() / 255.0, (band.shape[-2], width)) for band in bands], dim=-2)
+    bands = (band.float() / 255.0 if band.dtype == torch.uint8 else band for band in pixels.split(rows, dim=-2))
+    return torch.cat([_resample(band, (band.shape[-2], width)) for band in bands], dim=-2)
 
 
 def _resample(pixels: Tensor, shape: tuple[int, int]) -> Tensor:

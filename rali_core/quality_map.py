@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .content import NO_CONTENT, NO_CONTENT_SCORE, has_content
 from .devices import without_gradient
 from .images import read_pixels, to_pixels
 from .patch_tokens import embed_patches
@@ -32,16 +33,21 @@ class QualityMap:
     Attributes:
         regions: (rows, columns) float32 scores, higher is better.
         pixels: (H, W) float32, the same drawn over the picture.
+        reason: "no content" where the whole image is blank (see `content`); all scores are `NO_CONTENT_SCORE` then.
     """
 
     regions: Tensor
     pixels: Tensor
+    reason: str | None = None
 
 
 def score_tiles(
     scorer: RaliScorer, image: Tensor, *, tile: int = 256, progress: Progress | None = None
 ) -> QualityMap | None:
     """Score squares of a picture, evenly spread so that they cover it.
+
+    A square without content in an image that has some (a plain sky, a page's margin) is no weak one: it gets the mean
+    of the others, or the image's own score where there are none.
 
     Args:
         scorer: The scorer.
@@ -63,15 +69,21 @@ def score_tiles(
     side = min(tile, height, width)
     tops, lefts = _offsets(height, side), _offsets(width, side)
     boxes = [(top, left) for top in tops for left in lefts]
+    if not has_content(pixels):
+        return _without_content(len(tops), len(lefts), height, width)
     # A list would hold all the tiles at once; views of one picture cost nothing.
     result = scorer.score([pixels[:, top : top + side, left : left + side] for top, left in boxes], progress=progress)
     if len(result) < len(boxes):
         return None
+    scores = torch.from_numpy(result.scores)
+    plain = torch.tensor([reason is not None for reason in result.reasons])
+    if plain.any():
+        scores[plain] = float(scorer.score(pixels).scores[0]) if plain.all() else scores[~plain].mean()
     total, count = torch.zeros(height, width), torch.zeros(height, width)
-    for (top, left), score in zip(boxes, result.scores.tolist(), strict=True):
+    for (top, left), score in zip(boxes, scores.tolist(), strict=True):
         total[top : top + side, left : left + side] += score
         count[top : top + side, left : left + side] += 1
-    return QualityMap(torch.from_numpy(result.scores).view(len(tops), len(lefts)), total / count)
+    return QualityMap(scores.view(len(tops), len(lefts)), total / count)
 
 
 def score_patches(scorer: RaliScorer, image: Tensor) -> QualityMap:
@@ -90,6 +102,7 @@ def score_patches(scorer: RaliScorer, image: Tensor) -> QualityMap:
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"expected a picture of at most {MAX_ASPECT_RATIO}:1, got {width} x {height}: use tiles")
     model, size = scorer.model, scorer.model.preprocess_config.image_size
+    blank = not has_content(pixels)
     with without_gradient(scorer.device):
         crops = model.preprocess(pixels.unsqueeze(0), coverage="tiles")[0].to(scorer.device)
         crops = crops.to(next(model.encoder.parameters()).dtype)
@@ -108,9 +121,17 @@ def score_patches(scorer: RaliScorer, image: Tensor) -> QualityMap:
     known = count > 0
     drawn_back = torch.where(known, total / count.clamp_min(1), total.sum() / count.sum())
     rows, columns = max(tall // patch, 1), max(wide // patch, 1)
+    if blank:
+        return _without_content(rows, columns, height, width)
     regions = functional.adaptive_avg_pool2d(drawn_back[None, None], (rows, columns))[0, 0]
     smooth = functional.interpolate(regions[None, None], (height, width), mode="bilinear", align_corners=False)
     return QualityMap(regions.clone(), smooth[0, 0].clone())
+
+
+def _without_content(rows: int, columns: int, height: int, width: int) -> QualityMap:
+    return QualityMap(
+        torch.full((rows, columns), NO_CONTENT_SCORE), torch.full((height, width), NO_CONTENT_SCORE), NO_CONTENT
+    )
 
 
 def weak_regions(pixels: Tensor, limit: float, mode: WeakMode = "below score") -> Tensor:

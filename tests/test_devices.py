@@ -128,6 +128,14 @@ def test_a_device_that_works_is_taken_and_the_cpu_where_no_other_does(monkeypatc
     assert choose_device(None) == torch.device("cpu")
 
 
+def test_directml_is_spared_inference_mode() -> None:
+    for device, inference in (("cpu", True), ("privateuseone", False)):
+        with devices.without_gradient(torch.device(device)):
+            assert not torch.is_grad_enabled()
+            assert torch.is_inference_mode_enabled() == inference
+    assert torch.is_grad_enabled()
+
+
 class NoFloat64(TorchDispatchMode):
     """Refuses float64 in every operation, as Apple's GPUs do."""
 

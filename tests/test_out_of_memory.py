@@ -71,6 +71,24 @@ def test_rali_score_keeps_all_that_fits(
     assert main([*arguments, "--batch-size", "2"]) == 0, "what is smaller fits"
 
 
+def test_an_image_whose_score_is_not_finite_is_a_row_with_its_error(
+    images: Path, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bright = np.random.default_rng(1).integers(240, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(bright).save(images / "03.png")
+    embed = RaliModel.embed
+
+    def overflow(model: RaliModel, crops: Tensor) -> Tensor:
+        return embed(model, crops).masked_fill(crops.mean(dim=(1, 2, 3)).unsqueeze(1) > 1.5, float("nan"))
+
+    monkeypatch.setattr(RaliModel, "embed", overflow)
+    options = {"model": tiny_file, "device": "cpu", "workers": 1, "batch_size": 8}
+    result = score_dataset(images, tmp_path / "out", **options)
+    assert (result.done, result.errors_now) == (11, 1)
+    row = read_rows(tmp_path / "out")["03.png"]
+    assert (row["score"], row["error"]) == (None, "the model gave no finite score in float32; try float32")
+
+
 @pytest.mark.usefixtures("small_device")
 def test_a_data_set_has_a_row_for_each_all_the_same(images: Path, tiny_file: Path, tmp_path: Path) -> None:
     options = {"model": tiny_file, "device": "cpu", "workers": 1, "batch_size": 8}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rali_core.checkpoint import load_model
+from rali_core.images import ImageError
 from rali_core.patch_tokens import embed_patches
 from rali_core.quality_map import colour_scores, score_patches, score_tiles, weak_regions
 from rali_core.scorer import RaliScorer
@@ -21,6 +22,34 @@ def test_a_tiles_score_is_that_of_the_tile_alone(tiny_scorer: RaliScorer) -> Non
     alone = tiny_scorer.score(image[:, 64:, 32:]).scores[0]
     assert float(drawn.regions[2, 1]) == pytest.approx(float(alone), abs=1e-6)
     assert drawn.pixels[64:, 32:].unique().tolist() == pytest.approx([float(alone)], abs=1e-6)
+
+
+def test_a_plain_tile_is_no_weak_one(tiny_scorer: RaliScorer) -> None:
+    image = picture(96, 64)
+    image[:, :32] = 0.7  # a sky
+    drawn = score_tiles(tiny_scorer, image, tile=32)
+    assert drawn is not None
+    assert drawn.reason is None
+    assert drawn.regions[0].tolist() == pytest.approx([float(drawn.regions[1:].mean())] * 2, abs=1e-6)
+    halves = torch.zeros(3, 32, 64)
+    halves[:, :, 32:] = 1.0
+    drawn = score_tiles(tiny_scorer, halves, tile=32)
+    assert drawn is not None
+    assert drawn.regions.flatten().tolist() == pytest.approx([float(tiny_scorer.score(halves).scores[0])] * 2, abs=1e-6)
+
+
+def test_a_blank_image_is_weak_everywhere_and_nan_is_no_image(tiny_scorer: RaliScorer) -> None:
+    for way in (score_patches, score_tiles):
+        drawn = way(tiny_scorer, torch.full((3, 48, 80), 0.5))
+        assert drawn is not None
+        assert drawn.reason == "no content"
+        assert drawn.pixels.shape == (48, 80)
+        assert drawn.regions.numel() > 1 if way is score_patches else drawn.regions.shape == (1, 2)
+        assert drawn.pixels.unique().tolist() == drawn.regions.unique().tolist() == pytest.approx([0.02])
+        spoiled = picture(48, 80)
+        spoiled[1, 5, 5] = float("nan")
+        with pytest.raises(ImageError, match="holds NaN"):
+            way(tiny_scorer, spoiled)
 
 
 def test_tiles_that_overlap_share_their_pixels(tiny_scorer: RaliScorer) -> None:

@@ -11,6 +11,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Thread
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,42 @@ def test_what_the_host_sets_while_an_image_is_decoded_stays(
         Image.MAX_IMAGE_PIXELS = 77  # the host's other thread
         opened.load()
     assert Image.MAX_IMAGE_PIXELS == 77
+
+
+def test_while_one_image_is_decoded_another_ones_end_does_not_bring_the_hosts_state_back(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rali_core.images import open_image
+
+    seen: list[tuple[str, object]] = []
+
+    class Noted(ModuleType):
+        def __setattr__(self, name: str, value: object) -> None:
+            seen.append((name, value))
+            super().__setattr__(name, value)
+
+    for module, name, value in ((ImageFile, "LOAD_TRUNCATED_IMAGES", True), (Image, "MAX_IMAGE_PIXELS", 10)):
+        monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(module, "__class__", Noted)
+    with open_image(encoded(photo)):
+        for _ in range(2):
+            with open_image(encoded(photo)) as other:
+                other.load()
+        assert ("LOAD_TRUNCATED_IMAGES", False) in seen
+        assert not {("LOAD_TRUNCATED_IMAGES", True), ("MAX_IMAGE_PIXELS", 10)} & set(seen)
+    assert (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS) == (True, 10)
+
+
+def test_a_host_that_catches_warnings_meanwhile_gets_its_filters_back(photo: Image.Image) -> None:
+    from rali_core.images import open_image
+
+    before = list(warnings.filters)
+    catching = warnings.catch_warnings()
+    with open_image(encoded(photo)):
+        catching.__enter__()  # in another thread of the host
+    assert list(warnings.filters) == before
+    catching.__exit__(None, None, None)
+    assert list(warnings.filters) == before
 
 
 def test_the_limit_of_pixels_is_a_setting(photo: Image.Image, tiny_scorer: RaliScorer) -> None:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from ..content import has_content
-from ..images import ReadLimits, read_pixels
+from ..images import DEFAULT_LIMITS, ReadLimits, read_pixels
 from ..preprocess import Coverage, PreprocessConfig, preprocess
 from . import storage
 from .items import Item, Payload, readable
 
-DEFAULT_MAX_PIXELS = 178_956_970
-"""Pillow's own limit against decompression bombs, 2 * `Image.MAX_IMAGE_PIXELS`."""
+DEFAULT_MAX_PIXELS = DEFAULT_LIMITS.max_pixels
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import filecmp
 import os
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from PIL import Image
-
 from ..exports import FreeNames, Mode, find_sidecars, place_file, remove_moved_sidecars, safe_name, sidecar_path
 from ..files import atomic_write
-from ..images import IMAGE_SUFFIXES
+from ..images import IMAGE_SUFFIXES, open_image
 from . import storage
 from .filter import Selection
 from .items import Item, readable
@@ -179,7 +176,7 @@ def _items(chosen: Selection) -> Iterator[Item]:
 
 def _suffix(content: bytes) -> str:
     try:
-        with Image.open(BytesIO(content)) as image:
+        with open_image(content) as image:
             name = (image.format or "").lower()
     except Exception:  # of a plugin's format, which this process does not know
         return ""

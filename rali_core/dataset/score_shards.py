@@ -170,6 +170,9 @@ def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[Row]:
             rows.append(Row(None, None, None, image.width, image.height, image.error))
             continue
         result = next(results)
+        if result.error is not None:
+            rows.append(Row(None, None, None, image.width, image.height, result.error))
+            continue
         percentile = None if result.percentile != result.percentile else result.percentile
         rows.append(Row(result.score, result.band or None, percentile, image.width, image.height, None, result.reason))
     return rows

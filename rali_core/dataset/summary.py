@@ -5,7 +5,6 @@ Their names begin with `_`, which readers of Parquet folders skip.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import atomic_write
+from ..images import open_image
 from ..sheet import draw_contact_sheet
 from .items import Item
 from .result import ContentReader, ScoredDataset
@@ -101,7 +101,7 @@ def draw_extremes(dataset: ScoredDataset) -> Image.Image | None:
 
 def _thumbnail(reader: ContentReader, item: Item) -> Image.Image | None:
     try:
-        with Image.open(io.BytesIO(reader.read(item))) as image:
+        with open_image(reader.read(item)) as image:
             image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded small
             image.load()
             small: Image.Image = image.copy()

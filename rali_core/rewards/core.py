@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..content import NO_CONTENT_SCORE, has_content
+from ..content import lower_blank
 from ..preprocess import Coverage
 from ..scorer import DtypeName, Images, RaliScorer
 from .transforms import OnBadSample, Transform, apply_all, check_on_error
@@ -139,11 +139,8 @@ class RaliReward:
             pixels = torch.where(finite.view(-1, 1, 1, 1), pixels, torch.full_like(pixels, 0.5))
         with torch.autocast(scorer.device.type, enabled=False):
             scores = scorer.model(pixels, coverage=scorer.coverage)
-        blank = torch.tensor(
-            [not has_content(image.clamp(0.0, 1.0)) for image in pixels.detach()], device=scores.device
-        )
-        scores = torch.where(blank, scores - scores.detach() + NO_CONTENT_SCORE, scores)
-        rewards = apply_all(self.transforms, torch.where(finite, scores, torch.nan), self.on_error)
+        scores = torch.where(finite, lower_blank(scores, pixels), torch.nan)
+        rewards = apply_all(self.transforms, scores, self.on_error)
         if scores.requires_grad and not rewards.requires_grad:
             raise ValueError(f"no gradient passes through {[type(item).__name__ for item in self.transforms]}")
         return rewards

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from ..content import lower_blank
 from ..model import RaliModel
 from ..preprocess import Coverage
 
@@ -16,7 +17,9 @@ Reduction = Literal["mean", "sum", "none"]
 class RaliLoss(nn.Module):
     """1 - score, or the part of the score that is missing to a target.
 
-    The model's weights are frozen: a gradient reaches the pixels, and whatever made them, but never the scorer.
+    The model's weights are frozen: a gradient reaches the pixels, and whatever made them, but never the scorer. A blank
+    image (see `content`) counts with the score `NO_CONTENT_SCORE`, never with the model's guess; its gradient is the
+    model's.
 
     Args:
         model: `RaliScorer.from_pretrained().model`.
@@ -69,7 +72,7 @@ class RaliLoss(nn.Module):
         Raises:
             TypeError, ValueError: As for `RaliModel.forward`.
         """
-        scores: Tensor = self.model(pixels, coverage=self.coverage)
+        scores = lower_blank(self.model(pixels, coverage=self.coverage), pixels)
         return 1.0 - scores if self.target is None else (self.target - scores).clamp_min(0.0)
 
     def forward(self, pixels: Tensor) -> Tensor:

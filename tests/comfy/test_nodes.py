@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -501,6 +502,26 @@ def test_a_quality_map_marks_the_spoiled_half(
     assert regions == 16 if mode == "tiles" else regions > 16  # how many patches there are is the tower's affair
     mask = np.asarray(Image.open(server.folder / "output" / run.outputs["s"]["images"][0]["filename"]).convert("L"))
     assert mask[:, :256].mean() > mask[:, 256:].mean()
+
+
+@pytest.mark.parametrize("mode", ["tiles", "patch tokens"])
+def test_a_spoiled_image_costs_no_other_its_quality_map(server: Any, mode: str) -> None:
+    maps = {"mode": mode, "tile_size": 32, "weak_mode": "below score", "weak_limit": 0.0}
+    prompt = {
+        "o": plain("Test_Odd", kind="nan", count=3, seed=8),  # the last one holds NaN
+        "m": rali("RALI_QualityMap", images=["o", 0], **maps),
+        "p": plain("Test_Probe", value=["m", 0], value2=["m", 2], value3=["m", 3], value4=["m", 4]),
+    }
+    run = server.run(prompt).check()
+    seen = run.seen("p")
+    assert [math.isnan(score) for score in seen["value3"]] == [False] * (len(seen["value3"]) - 1) + [True]
+    assert len(set(seen["value"][0]["each"])) == 3
+    assert seen["value2"][0]["mean"] == pytest.approx(1 / 3), "the spoiled one is white, of the others nothing is weak"
+    assert re.search(r"image 1: 0\.\d+ to 0.*image 2: no score: .*NaN", seen["value4"][0], re.DOTALL)
+    assert "no score: image 2" in run.outputs["m"]["rali"][0]["note"]
+    assert "NaN" in server.run({**prompt, "o": plain("Test_Odd", kind="all nan", count=2, seed=8)}).error
+    blank = server.run({**prompt, "o": plain("Test_Odd", kind="black", count=1, seed=0)}).check()
+    assert blank.outputs["m"]["rali"][0]["note"].endswith("no content: image 0")
 
 
 @pytest.mark.both_versions

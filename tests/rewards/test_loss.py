@@ -103,6 +103,25 @@ def test_the_scorer_itself_is_never_trained(tiny_model: Any, pixels: Any) -> Non
     assert all(parameter.grad is None for parameter in tiny_model.parameters())
 
 
+@pytest.mark.parametrize("target", [None, 0.9, 0.03])
+def test_a_blank_image_counts_as_the_worst_and_keeps_the_models_gradient(
+    tiny_model: Any, pixels: Any, target: float | None
+) -> None:
+    batch = pixels.clone()
+    batch[1], batch[2] = 0.0, torch.linspace(0, 1, batch.shape[-1])
+    image = batch.requires_grad_(True)
+    scores = tiny_model(image)
+    (expected,) = torch.autograd.grad(-scores.sum(), image)
+    losses = RaliLoss(tiny_model, target=target, reduction="none")(image)
+    best = 1.0 if target is None else target
+    assert losses[1:3].tolist() == pytest.approx([best - 0.02] * 2, abs=1e-6)
+    (gradient,) = torch.autograd.grad(losses.sum(), image)
+    torch.testing.assert_close(gradient[1:3], expected[1:3])
+    assert gradient[1:3].abs().sum() > 0
+    others = [index for index in range(len(batch)) if index not in (1, 2)]
+    assert torch.equal(losses[others], (best - scores[others]).clamp_min(0))
+
+
 def test_an_unknown_reduction_is_refused(tiny_model: Any) -> None:
     with pytest.raises(ValueError, match="reduction must be one of mean, sum, none, got 'max'"):
         RaliLoss(tiny_model, reduction="max")  # type: ignore[arg-type]
