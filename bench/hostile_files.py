@@ -6,8 +6,8 @@
 Each file is read as the scorer reads it, in a process of its own that is replaced when it dies. It must end as a score,
 as "no content" or as an ImageError with the file's name, within the bounds of processor time and memory; anything else
 (another exception, a signal, a bound) is a failure. One file in ten of each format goes through the whole scorer with a
-small random model, of these every second one from the disk; the others end before the encoder. LOG.jsonl gets a line per
-file.
+small random model, of these every second one from the disk; the others end before the encoder. LOG.jsonl gets a line
+per file.
 
 Needs Linux: the bounds are RLIMIT_CPU and RLIMIT_AS, peak memory is read from /proc.
 """

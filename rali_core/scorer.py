@@ -433,7 +433,8 @@ class RaliScorer:
             if np.isfinite(score):
                 item.score = score
             else:
-                item.problem = ImageError(f"the model gave no finite score in {self.dtype}; try float32")
+                hint = "" if self.dtype == "float32" else "; try float32"
+                item.problem = ImageError(f"the model gave no finite score in {self.dtype}{hint}")
 
     def _compute_by_crop(self, crops: Tensor) -> float | None:
         if len(crops) == 1:

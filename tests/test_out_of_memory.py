@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from rali_core.cli import main
-from rali_core.dataset import score_dataset
+from rali_core.dataset import RaliBatchScorer, score_dataset
 from rali_core.model import RaliModel
 
 from .dataset.conftest import read_rows
@@ -72,9 +72,9 @@ def test_rali_score_keeps_all_that_fits(
 
 
 def test_an_image_whose_score_is_not_finite_is_a_row_with_its_error(
-    images: Path, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bright = np.random.default_rng(1).integers(240, 256, (40, 40, 3), dtype=np.uint8)
+    bright = np.random.default_rng(1).integers(200, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(bright).save(images / "03.png")
     embed = RaliModel.embed
 
@@ -82,11 +82,11 @@ def test_an_image_whose_score_is_not_finite_is_a_row_with_its_error(
         return embed(model, crops).masked_fill(crops.mean(dim=(1, 2, 3)).unsqueeze(1) > 1.5, float("nan"))
 
     monkeypatch.setattr(RaliModel, "embed", overflow)
-    options = {"model": tiny_file, "device": "cpu", "workers": 1, "batch_size": 8}
-    result = score_dataset(images, tmp_path / "out", **options)
-    assert (result.done, result.errors_now) == (11, 1)
-    row = read_rows(tmp_path / "out")["03.png"]
-    assert (row["score"], row["error"]) == (None, "the model gave no finite score in float32; try float32")
+    paths = [str(path) for path in sorted(images.iterdir())]
+    made = RaliBatchScorer(model=tiny_file, device="cpu")({"image": np.array(paths, dtype=object)})
+    assert [Path(path).name for path, error in zip(paths, made["error"], strict=True) if error] == ["03.png"]
+    assert made["error"][3] == "the model gave no finite score in float32"
+    assert np.isnan(made["score"]).tolist() == [number == 3 for number in range(11)]
 
 
 @pytest.mark.usefixtures("small_device")
