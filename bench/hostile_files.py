@@ -36,7 +36,7 @@ import numpy as np
 import PIL
 import torch
 from dataset_run import make_tiny_model
-from image_formats import sound_files
+from image_formats import HEIGHT, WIDTH, sound_files
 
 from rali_core.content import has_content
 from rali_core.images import DEFAULT_LIMITS, ImageError
@@ -75,6 +75,19 @@ def extreme_number(data: bytearray, random: Random) -> None:
     data[place : place + width] = written
 
 
+def claim_size(data: bytearray, random: Random) -> None:
+    """The header's width, height or both are larger than the file's content, up to the limit and beyond it."""
+    for side in ((WIDTH,), (HEIGHT,), (WIDTH, HEIGHT))[int(random.integers(3))]:
+        known = [side.to_bytes(width, order) for width in (4, 2) for order in ("little", "big")]
+        places = [(data.find(each, 0, HEADER), len(each)) for each in known]
+        found = [(place, width) for place, width in places if place >= 0]
+        if found:
+            place, width = found[int(random.integers(len(found)))]
+            value = int(random.choice([3_000, 8_000, 13_370, 20_000, 65_535, 2**31 - 1])) & (2 ** (8 * width) - 1)
+            order = "little" if data[place] else "big"
+            data[place : place + width] = value.to_bytes(width, order)
+
+
 def cut(data: bytearray, random: Random) -> None:
     """The end is missing."""
     del data[_place(data, random) :]
@@ -108,8 +121,8 @@ def append(data: bytearray, random: Random) -> None:
     data += random.bytes(int(random.integers(1, 2000))) if random.random() < 0.5 else bytes(2**16)
 
 
-MUTATIONS: tuple[Mutation, ...] = (flip_bits, overwrite, extreme_number, cut, remove, insert, swap, append)
-SHARES = np.array([3, 3, 6, 1, 2, 2, 1, 0.5])
+MUTATIONS: tuple[Mutation, ...] = (flip_bits, overwrite, extreme_number, claim_size, cut, remove, insert, swap, append)
+SHARES = np.array([3, 3, 5, 3, 1, 2, 2, 1, 0.5])
 
 
 def _place(data: bytearray, random: Random) -> int:
@@ -318,10 +331,10 @@ def format_markdown(lines: list[dict[str, Any]], options: argparse.Namespace) ->
         "# Hostile image files", "",
         f"{len(lines):,} files, mutated from {len({(line['format'], line['kind']) for line in lines})} sound ones of "
         f"{len(formats)} formats (all that Pillow {PIL.__version__} reads here), were read as the scorer reads them: "
-        f"flipped bits, extreme numbers in headers, cuts, insertions, splices of two files, decompression bombs. "
-        f"Each had to end as a score, as \"no content\" or as an `ImageError` that names the file, in at most "
-        f"{options.seconds} s of processor time and {options.megabytes:,} MiB of memory beside the program's own, with "
-        f"the default `ReadLimits` ({DEFAULT_LIMITS.max_pixels:,} pixels).", "",
+        f"flipped bits, extreme numbers and sizes in headers, cuts, insertions, splices of two files, "
+        f"decompression bombs. Each had to end as a score, as \"no content\" or as an `ImageError` that names "
+        f"the file, in at most {options.seconds} s of processor time and {options.megabytes:,} MiB of memory beside "
+        f"the program's own, with the default `ReadLimits` ({DEFAULT_LIMITS.max_pixels:,} pixels).", "",
         f"**{total['score']:,} scores, {total['no content']:,} without content, {total['image error']:,} image errors, "
         f"{len(bad):,} failures.** Most memory: {most['megabytes']:,.0f} MiB ({most['format']}); longest: "
         f"{slowest['cpu_seconds']:.1f} s of processor time ({slowest['format']}).", "",
@@ -331,9 +344,9 @@ def format_markdown(lines: list[dict[str, Any]], options: argparse.Namespace) ->
         *([f"- failure: {line['format']}, {line['kind']}, file {line['number']}: {line['outcome']} {line['message']}"
            for line in bad] + [""] if bad else []),
         f"Made by `python bench/hostile_files.py LOG.jsonl --files {options.files} --seed {options.seed} --markdown "
-        f"docs/robustness-files.md` on {platform.system()}, Python {platform.python_version()}, torch "
-        f"{torch.__version__.split('+')[0]}. Every {SCORED_EVERY}th file goes through the whole scorer. The log has a "
-        f"line per file; `--only NUMBER --keep FOLDER` makes one again.", "",
+        f"docs/robustness-files.md`, on {platform.system()} with Python {platform.python_version()}, torch "
+        f"{torch.__version__.split('+')[0]}. One file in {SCORED_EVERY} of each format goes through the whole scorer. "
+        f"The log has a line per file; `--only NUMBER --keep FOLDER` makes one again.", "",
     ])  # fmt: skip
 
 

@@ -276,9 +276,11 @@ def _give_back() -> None:
             setattr(module, name, _host[module, name])
     _set.clear()
     _host.clear()
-    for filters in (_filtered.pop(), warnings.filters):  # the host may have gone into a `catch_warnings` meanwhile
+    _filtered.append(warnings.filters)  # type: ignore[arg-type]  # the host may be in a `catch_warnings` since
+    while _filtered:
+        filters = _filtered.pop()
         while _OURS in filters:
-            filters.remove(_OURS)  # type: ignore[attr-defined]
+            filters.remove(_OURS)
 
 
 def pixels_from_pil(image: Image.Image) -> Tensor:
