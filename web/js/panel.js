@@ -97,7 +97,7 @@ function row(result, index, place, alone) {
 }
 
 // "0.819 · excellent": the headline, or the only image's.
-export function headline(result) {
+function headline(result) {
   const one = result.headline?.score ?? null;
   if (one !== null) return { score: one, band: result.headline.band, percentiles: result.headline.percentiles };
   if (result.scores?.length !== 1 || result.scores[0] === null) return null;

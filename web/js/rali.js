@@ -1,9 +1,9 @@
 // Shows on RALI nodes what the last run reported of them, in both of ComfyUI's node renderers.
 // Results are the page's state, as pictures of Preview Image are: no workflow, copy or undo step holds one.
 import { app } from "../../../scripts/app.js";
-import { MINIMUM_HEIGHT, draw, headline, makeBox, shortText } from "./panel.js";
+import { MINIMUM_HEIGHT, draw, makeBox, shortText } from "./panel.js";
 import { findInHistory, graphChanged, isCurrent, lastRun, listen, locatorOf, rootGraph } from "./runs.js";
-import { band, choice, say } from "./texts.js";
+import { choice, say } from "./texts.js";
 
 const OLD_PROPERTY = "rali_scores"; // where version 0.1 kept results
 const WITHOUT_PANEL = new Set(["RALI_LoadModel"]);
@@ -78,56 +78,48 @@ function refresh(node) {
     draw(panel.box, state, shown);
   }
   panel.short = state.current ? results.map(shortText).filter(Boolean).join(", ") : "";
-  panel.long = state.current ? results.map(longText).filter(Boolean).join(", ") : "";
-  showInTitle(node, panel);
+  showInTitle(node, node.flags?.collapsed ? panel.short : "");
 }
 
-function longText(result) {
-  const top = headline(result);
-  return top?.band ? `${shortText(result)} · ${band(top.band)}` : shortText(result);
-}
+// ---- a collapsed node, and a subgraph's, has the score in its title, which is drawn and not stored
 
-// ---- a collapsed node has its score in its title, which is drawn and not stored
+const titles = new WeakMap();
 
-const titleOf = (node, panel) => (node.flags?.collapsed && panel.short ? `${node.title} · ${panel.short}` : node.title);
-
-function showInTitle(node, panel) {
-  // The other renderer's title field offers what it shows: that must not become the node's name.
-  if (panel.title !== node.title && node.title === panel.shown) node.title = panel.title;
-  panel.title = node.title;
-  const title = titleOf(node, panel);
-  if (title === panel.shown && title === node.title) return;
-  const before = panel.shown;
-  panel.shown = title;
-  // That renderer does not ask for titles: it is told.
+function showInTitle(node, score) {
+  let own = titles.get(node);
+  if (!own) {
+    if (!score) return;
+    own = { title: node.title, shown: node.title, score: "" };
+    titles.set(node, own);
+    const getTitle = node.getTitle;
+    node.getTitle = function () {
+      const title = getTitle.apply(this, arguments);
+      return own.score ? `${title} · ${own.score}` : title;
+    };
+  }
+  // The Vue renderer's title field offers what it shows: that must not become the node's name.
+  if (own.title !== node.title && node.title === own.shown) node.title = own.title;
+  own.title = node.title;
+  own.score = score;
+  const before = own.shown;
+  own.shown = node.getTitle();
+  if (own.shown === before && !score) return;
+  // The Vue renderer does not ask for titles: it is told.
   node.graph?.trigger?.("node:property:changed", {
-    type: "node:property:changed", nodeId: node.id, property: "title", oldValue: before, newValue: title,
+    type: "node:property:changed", nodeId: node.id, property: "title", oldValue: before, newValue: own.shown,
   });
 }
 
-// ---- a subgraph's node has a badge with the scores inside
-
-function innerNodes(subgraph) {
-  return (subgraph?.nodes ?? subgraph?._nodes ?? []).flatMap((node) => (node.subgraph ? innerNodes(node.subgraph) : [node]));
+function scoresInside(subgraph) {
+  return (subgraph?.nodes ?? subgraph?._nodes ?? []).flatMap((node) =>
+    node.subgraph ? scoresInside(node.subgraph) : [panels.get(node)?.short].filter(Boolean));
 }
 
 function showOnSubgraphs(graph) {
   for (const node of graph?._nodes ?? []) {
     if (!node.subgraph) continue;
+    showInTitle(node, scoresInside(node.subgraph).join(", "));
     showOnSubgraphs(node.subgraph);
-    const text = innerNodes(node.subgraph).map((inner) => panels.get(inner)?.long).filter(Boolean).join(", ");
-    if (text === (node.raliBadge?.text ?? "")) continue;
-    const others = (node.badges ?? []).filter((badge) => badge !== node.raliBadge);
-    const first = others.map((badge) => (typeof badge === "function" ? badge() : badge))[0];
-    if (!first?.constructor) continue; // a host without badges
-    const Badge = first.constructor;
-    const badge = text ? new Badge({ text, fgColor: "#fff", bgColor: "#2c5a3c" }) : null;
-    const before = node.badges;
-    node.badges = badge ? [...others, badge] : others;
-    Object.defineProperty(node, "raliBadge", { value: badge, enumerable: false, configurable: true });
-    node.graph?.trigger?.("node:property:changed", {
-      type: "node:property:changed", nodeId: node.id, property: "badges", oldValue: before, newValue: node.badges,
-    });
   }
 }
 
@@ -163,7 +155,7 @@ async function restore() {
 
 function addPanel(node) {
   const box = makeBox();
-  const panel = { box, drawn: "", short: "", long: "", title: node.title, shown: node.title };
+  const panel = { box, drawn: "", short: "" };
   const widget = node.addDOMWidget("rali_scores", "rali_scores", box, {
     serialize: false,
     hideOnZoom: false,
@@ -172,10 +164,6 @@ function addPanel(node) {
   widget.serialize = false; // the graph's own list of widget values must not count it
   panels.set(node, panel);
   begun = true;
-  const getTitle = node.getTitle;
-  node.getTitle = function () {
-    return this.flags?.collapsed && panel.short ? titleOf(this, panel) : getTitle.apply(this, arguments);
-  };
   const after = (name, then) => {
     const before = node[name];
     node[name] = function () {

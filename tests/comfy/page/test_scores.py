@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -173,8 +174,28 @@ def test_the_score_is_seen_when_collapsed_from_outside_a_subgraph_and_on_the_lig
     assert page.page.evaluate("async () => JSON.stringify(await app.graphToPrompt())").find(f"{number:.3f}") == -1
     page.page.evaluate("(id) => { app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)])); }", score)
     page.run()
-    badge = "app.graph._nodes.flatMap(n => n.badges.map(b => (typeof b === 'function' ? b() : b).text ?? ''))"
-    page.wait(f"{badge}.some(text => text.startsWith('{number:.3f} · '))")
+    page.wait(f"app.graph._nodes.some(node => node.subgraph && node.getTitle().endsWith(' · {number:.3f}'))")
     if vue:
-        page.page.get_by_text(f"{number:.3f} · ").first.wait_for()
+        page.page.get_by_text(f" · {number:.3f}").first.wait_for()
     page.shot(f"subgraph-{name}")
+
+
+WATCH = """() => { window.raliSaid = new Set(); const look = () => document.querySelectorAll(".rali-state").forEach(
+        each => window.raliSaid.add(each.textContent));
+    new MutationObserver(look).observe(document.body, { childList: true, subtree: true }); }"""
+
+
+@RENDERERS
+def test_a_running_node_says_what_it_does_and_lists_the_best_of_many(open_page: Callable[..., Any], vue: bool) -> None:
+    page = open_page(vue=vue)
+    noise, score = page.add("Test_Odd", 60, 80, kind="noise", count=24), page.add("RALI_Score", 420, 80)
+    page.wire(noise, 0, score, "images")
+    page.page.evaluate(WATCH)
+    page.run()
+    page.state("current")
+    said = page.page.evaluate("() => [...window.raliSaid]")
+    assert any(re.fullmatch(r"\d+ of 24…", text) for text in said), said
+    shown = page.numbers(16)
+    assert shown == sorted(shown, reverse=True)
+    rest = page.page.locator(f"{PANEL} .rali-rest").first.inner_text()
+    assert re.fullmatch(r"16 of 24 shown · worst 0\.\d{3} \(image \d+\)", rest)
