@@ -94,7 +94,7 @@ function showInTitle(node, score) {
     const getTitle = node.getTitle;
     node.getTitle = function () {
       const title = getTitle.apply(this, arguments);
-      return own.score ? `${title} · ${own.score}` : title;
+      return own.score ? `${own.score} · ${title}` : title; // first: a narrow node cuts the rest
     };
   }
   // The Vue renderer's title field offers what it shows: that must not become the node's name.
