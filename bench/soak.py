@@ -219,7 +219,7 @@ def draw(parts: dict[str, dict[str, Any]], path: Path) -> None:
     for axes, part in zip(figure.subplots(len(parts), squeeze=False)[:, 0], parts.values(), strict=True):
         times, values = zip(*part["samples"], strict=True)
         axes.plot(times, values, color="#3b6ea5")
-        axes.set(ylim=(0, None), ylabel="resident memory, MB")
+        axes.set(ylim=(0, 1.15 * max(values)), ylabel="resident memory, MB")
         axes.set_title(part["what"], loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("seconds")
