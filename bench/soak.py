@@ -178,7 +178,6 @@ def soak_comfy(work: Path, prompts: int) -> dict[str, Any]:
     samples: Samples = []
     problems: list[str] = []
     endings: Counter[str] = Counter()
-    begun = time.monotonic()
     gone = range(prompts // 2, prompts // 2 + max(prompts // 40, 1))
 
     def interrupt(host: Any, kind: str, data: dict[str, Any]) -> None:
@@ -186,6 +185,7 @@ def soak_comfy(work: Path, prompts: int) -> dict[str, Any]:
             host.post("/interrupt", {})
 
     server.start()
+    begun = time.monotonic()
     try:
         for number in range(prompts):
             if number == gone.start:
