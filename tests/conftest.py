@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +25,12 @@ from rali_core.model import RaliModel
 from rali_core.preprocess import PreprocessConfig
 from rali_core.scorer import RaliScorer
 from rali_core.training.distortions import LEVELS, distort
+from rali_core.vision_transformer import DINOV2
+
+torch.set_warn_always(True)  # what torch warns of once a process would hang on the order of the tests
 
 TINY_VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+DINO_WIDTH = 96
 TINY_TIMM = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "none", "image_size": 64}
 
 
@@ -33,6 +39,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         comfy = item.path.is_relative_to(Path(__file__).parent / "comfy")
         item.add_marker(pytest.mark.xdist_group("comfy" if comfy else item.path.name))
+
+
+@pytest.fixture(scope="session")
+def imported_files() -> Callable[[Path, Iterable[ast.AST]], set[Path]]:
+    """`imported_files(path, nodes)`: which files the relative imports among a file's syntax nodes lead to."""
+
+    def find(path: Path, nodes: Iterable[ast.AST]) -> set[Path]:
+        found = []
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                found += [base, *(base / alias.name for alias in node.names)]
+                found += [folder for folder in base.parents if folder.is_relative_to(path.parents[node.level - 1])]
+        files = {file for name in found for file in (name.with_suffix(".py"), name / "__init__.py") if file.is_file()}
+        return files - {path}
+
+    return find
 
 
 def make_model(encoder: EncoderConfig, *, seed: int = 0, prototypes: int = 12, pca_dim: int = 8) -> RaliModel:
@@ -88,10 +111,14 @@ def tiny_timm_file(tiny_info: ModelInfo, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def dino_file(tiny_info: ModelInfo, tmp_path: Path) -> Path:
-    """DINOv2's small tower for pictures of 42 pixels, with random weights whose blocks do something."""
-    vision = {"timm_model_name": "vit_small_patch14_dinov2", "timm_pool": "token", "timm_proj": "none"}
-    model = make_model(EncoderConfig(384, {**vision, "image_size": 42}))
+def dino_file(tiny_info: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """DINOv2's encoder, twelve narrow blocks for images of 42 pixels, with random weights whose blocks do something.
+
+    The real small one has 22 million weights: each test would write hundreds of megabytes of files and checkpoints.
+    """
+    monkeypatch.setitem(DINOV2, "vit_tiny_patch14_dinov2", (DINO_WIDTH, 12, 3))
+    vision = {"timm_model_name": "vit_tiny_patch14_dinov2", "timm_pool": "token", "timm_proj": "none"}
+    model = make_model(EncoderConfig(DINO_WIDTH, {**vision, "image_size": 42}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("gamma"):

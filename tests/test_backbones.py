@@ -101,7 +101,7 @@ def test_a_model_file_is_trained_further_at_another_size(dino_file: Path) -> Non
     model = load_model(dino_file).model
     assert all(torch.equal(same.state[name], tensor) for name, tensor in model.encoder.state_dict().items())
     larger = load_backbone(str(dino_file), image_size=70)
-    assert larger.state["trunk.pos_embed"].shape == (1, 26, 384)
+    assert larger.state["trunk.pos_embed"].shape == (1, 26, 96)
 
 
 def test_positions_are_resampled_smoothly(dino_file: Path) -> None:

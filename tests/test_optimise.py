@@ -123,7 +123,7 @@ def test_earlier_blocks_learn_more_slowly_and_frozen_ones_not_at_all(dino_file: 
     assert trained == {"9", "10", "11"}
     assert not encoder.trunk.pos_embed.requires_grad
     config = OptimiserConfig(learning_rate=1.0, layer_decay=0.5, head_learning_rate=9.0)
-    optimiser = make_optimiser(encoder, nn.Linear(384, 1), config)
+    optimiser = make_optimiser(encoder, nn.Linear(96, 1), config)
     assert sorted({group["lr"] for group in optimiser.param_groups}) == [0.25, 0.5, 1.0, 9.0]
     freeze_blocks(encoder, 0)
     assert encoder.trunk.pos_embed.requires_grad
