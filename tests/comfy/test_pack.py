@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -80,16 +81,50 @@ def test_the_registrys_entry_is_complete() -> None:
             assert image.width / image.height == pytest.approx(ratio)
 
 
-def test_the_archive_leaves_out_nothing_that_nodes_need() -> None:
-    left_out = [line.strip("/") for line in (REPOSITORY / ".comfyignore").read_text().splitlines() if line[0] != "#"]
-    assert "rali_core" not in left_out
-    kept = [
-        path for path in (REPOSITORY / "rali_core").glob("*.py") if str(path.relative_to(REPOSITORY)) not in left_out
-    ]
-    for path in kept:
+@pytest.fixture(scope="module")
+def archived() -> set[Path]:
+    """The files of the registry's archive; .comfyignore is written as .gitignore is, and git reads it."""
+
+    def listed(*options: str) -> set[Path]:
+        done = subprocess.run(["git", "ls-files", *options], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return {REPOSITORY / line for line in done.stdout.splitlines()}
+
+    every = listed("--cached", "--others", "--exclude-standard")
+    left_out = listed("--cached", "--ignored", "--exclude-from=.comfyignore")
+    left_out |= listed("--others", "--ignored", "--exclude-from=.comfyignore")
+    return {path for path in every - left_out if path.is_file()}
+
+
+def test_the_archive_holds_what_the_nodes_need_and_no_other_code(
+    archived: set[Path], imported_files: Callable[[Path, Iterable[ast.AST]], set[Path]]
+) -> None:
+    needed: set[Path] = set()
+    waiting = set(SOURCES)
+    while waiting:
+        path = waiting.pop()
+        needed.add(path)
+        waiting |= imported_files(path, ast.walk(ast.parse(path.read_text(encoding="utf-8")))) - needed
+    code = {path for path in archived if path.suffix == ".py"}
+    assert len(code) > 30
+    assert needed - code == set(), "nodes import these: .comfyignore must keep them"
+    assert code - needed == set(), "no node imports these: .comfyignore must leave them out"
+
+
+def test_the_archive_calls_nothing_that_the_registrys_scanner_hides_a_pack_for(archived: set[Path]) -> None:
+    for path in sorted(path for path in archived if path.suffix == ".py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level == 1 and path.parent.name == "rali_core":
-                assert f"rali_core/{(node.module or '').split('.')[0]}" not in left_out, path
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not re.search(r"\b(subprocess|pickle|ctypes|socket)\b", ast.unparse(node)), path
+            elif isinstance(node, ast.Call):
+                assert not re.fullmatch(
+                    r"exec|eval|compile|__import__|os\.(system|popen|exec\w*)", ast.unparse(node.func)
+                ), path
+
+
+def test_the_archive_without_the_model_is_small(archived: set[Path]) -> None:
+    sizes = {path: path.stat().st_size for path in archived if path.suffix != ".safetensors"}
+    assert {path.name for path in archived if path.suffix == ".safetensors"} == {"rali-small.safetensors"}
+    assert sum(sizes.values()) < 1_500_000, sorted(sizes, key=sizes.__getitem__)[-10:]
 
 
 @pytest.mark.parametrize("node", NODE_IDS)
