@@ -5,7 +5,7 @@
     python -m bench --quick                # two minutes; prints what is slower than bench/baseline.json, never fails
     python -m bench --quick --write-baseline
 
-A full run that was interrupted goes on with the parts that build/benchmark-parts.json lacks; delete the file to begin
+A full run that was interrupted resumes with the parts that build/benchmark-parts.json lacks; delete the file to begin
 anew. Run from the repository's root with the package and its extra `bench` installed.
 """
 
@@ -15,9 +15,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from rali_core.benchmark.contenders import REFERENCE
-from rali_core.benchmark.report import compare_with_baseline, draw, format_case, format_goals, format_markdown
-from rali_core.benchmark.suite import run_suite
+from rali_core.benchmark import format_case
+
+from .speed.contenders import REFERENCE
+from .speed.report import compare_with_baseline, draw, format_markdown, format_table
+from .speed.suite import run_full, run_quick
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ROOT / "build" / "benchmark-parts.json"
@@ -36,11 +38,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
     PARTS.parent.mkdir(exist_ok=True)
-    result = run_suite(
-        "quick" if options.quick else "full", threads=options.threads, rounds=options.rounds, images=options.images,
-        pictures=options.pictures, parts=PARTS,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
+
+    def log(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if options.quick:
+        result = run_quick(threads=options.threads, rounds=options.rounds or 3, log=log)
+    else:
+        result = run_full(
+            threads=options.threads, rounds=options.rounds, images=options.images, pictures=options.pictures,
+            parts=PARTS, log=log,
+        )  # fmt: skip
     for case in result["compare"]["cases"]:
         print(format_case(case, REFERENCE), end="\n\n")
     for name, reason in result["compare"]["missing"].items():
@@ -53,7 +61,7 @@ def main() -> None:
             slower = compare_with_baseline(result, json.loads(BASELINE.read_text()))
             print("\n".join(slower) or "nothing is slower than the baseline")
         return
-    print(format_goals(result))
+    print(format_table(result))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
     shown = [argument.name if Path(argument) == options.pictures else argument for argument in map(Path, sys.argv[1:])]

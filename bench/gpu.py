@@ -3,7 +3,7 @@
     python bench/gpu.py [--json FILE]       # a CUDA machine: minutes, 24 GB of its memory with the language model
     python bench/gpu.py --tiny              # the same on small models on the CPU: does the script work?
 
-Without a CUDA device it says so and ends. Needs the package with its extra `bench`. Weights are random. Measured are
+Without a CUDA device it says so and ends. Needs the package and transformers. Weights are random. Measured are
 1. images per second of the tower in bfloat16 for batches of 1 to 256, as a share of the card's rate at a large matrix
    product;
 2. images per second from uint8 pictures on the card, and from PIL images in main memory;
@@ -25,8 +25,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rali_core.benchmark.contenders import EMBED, OFFICIAL, TINY, ours_official
+from rali_core.benchmark import EMBED_DIM, OFFICIAL_SHAPE, random_model
+from rali_core.checkpoint import ModelInfo
+from rali_core.scorer import RaliScorer
 
+TINY_SHAPE = {"image_size": 56, "layers": 2, "width": 64, "head_width": 32, "patch_size": 14}
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SIDE = 512
 GOAL_SHARE = 0.6
@@ -133,12 +136,13 @@ def language_seconds(config: dict[str, Any], device: torch.device, tokens: int, 
 
 def measure(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     """All figures; JSON."""
-    shape, batches, side, rounds = (TINY, (1, 2), 64, 1) if tiny else (OFFICIAL, BATCHES, SIDE, 10)
+    shape, batches, side, rounds = (TINY_SHAPE, (1, 2), 64, 1) if tiny else (OFFICIAL_SHAPE, BATCHES, SIDE, 10)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     rate = matrix_rate(device, 256 if tiny else 8192, rounds)
-    scorer = ours_official("bfloat16", str(device), shape).scorer
+    info = ModelInfo("random", "Apache-2.0")
+    scorer = RaliScorer(random_model(shape), info, device=device, dtype="bfloat16")
     model, size = scorer.model, shape["image_size"]
-    operations = tower_operations(shape, EMBED)
+    operations = tower_operations(shape, EMBED_DIM)
     result: dict[str, Any] = {
         "card": card, "torch": torch.__version__, "matrix_tflops": rate / 1e12, "gflop_per_image": operations / 1e9,
         "tower": [], "end_to_end": [],

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from .vision_transformer import ClipTower, DinoTower
 
 Precision = Literal["float32", "bfloat16", "float16"]
+DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
+"""What scorers take: a precision, or `"auto"` for the fastest of this machine."""
 
 CPU = torch.device("cpu")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .checkpoint import ModelInfo, load_model
 from .content import NO_CONTENT, NO_CONTENT_SCORE, has_content, is_no_content
+from .devices import DtypeName as DtypeName
 from .devices import choose_device, fastest_precision, narrowest_precision, without_gradient
 from .hub import find_model
 from .images import DEFAULT_LIMITS, ImageError, ImageInput, ReadLimits
@@ -36,7 +37,6 @@ from .selection import rank
 if TYPE_CHECKING:
     from .score_cache import Key, ScoreCache
 
-DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
 OnError = Literal["raise", "record"]
 ProgressCallback = Callable[[int, int | None], bool | None]
 """Called as progress(done, total); total is None where the length is not known. Returning False stops the run."""

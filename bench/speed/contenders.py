@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,48 +20,26 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..calibration import Calibration
-from ..checkpoint import ModelInfo, save_model
-from ..constants import CLIP_MEAN, CLIP_STD
-from ..encoder import EncoderConfig
-from ..head import score_embeddings
-from ..model import RaliModel
-from ..preprocess import PreprocessConfig
-from ..scorer import DtypeName, RaliScorer
+from rali_core.benchmark import EMBED_DIM as EMBED
+from rali_core.benchmark import OFFICIAL_SHAPE as OFFICIAL
+from rali_core.benchmark import Contender, ModelContender, random_head, random_model
+from rali_core.checkpoint import ModelInfo, save_model
+from rali_core.devices import DtypeName
+from rali_core.head import score_embeddings
+from rali_core.model import with_image_size
+from rali_core.scorer import RaliScorer
 
-OFFICIAL = {"image_size": 336, "layers": 24, "width": 1024, "head_width": 64, "patch_size": 14}
 TINY = {"image_size": 56, "layers": 2, "width": 64, "head_width": 32, "patch_size": 14}
 """For tests of the benchmark itself."""
-EMBED, PCA, PROTOTYPES = 768, 512, 250
 REFERENCE = "official recipe"
 OFFICIAL_FILE = "RALI_BENCHMARK_OFFICIAL_FILE"
 """Environment variable: a file of `write_official`. Read from a file, as users do, a model never is in memory twice."""
 
 
-class Contender(ABC):
-    """A way to score; made in its own process, where its loading is measured too."""
-
-    @abstractmethod
-    def score(self, images: list[Image.Image] | Tensor) -> list[float]:
-        """Score pictures of one size: PIL images, or a float tensor (B, 3, H, W) in [0, 1]."""
-
-
-def random_head(embed: int) -> dict[str, Tensor]:
-    """A head of the published size with seeded random numbers."""
-    generator = torch.Generator().manual_seed(0)
-    pca = min(PCA, embed)
-    return {
-        "mean": torch.zeros(embed),
-        "scale": torch.ones(embed),
-        "components": torch.randn(pca, embed, generator=generator),
-        "prototypes": torch.randn(PROTOTYPES, pca, generator=generator),
-        "scores": torch.linspace(0, 1, PROTOTYPES),
-        "logit_scale": torch.tensor(1 / 0.07),
-    }
-
-
-class OfficialRecipe(Contender):
+class OfficialRecipe:
     """transformers' whole `CLIPModel` in float32, its image processor, and the head: as the authors' code runs."""
+
+    dtype: str | None = None
 
     def __init__(self, shape: dict[str, Any] = OFFICIAL) -> None:
         from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
@@ -99,35 +76,9 @@ def clip_config(shape: dict[str, Any]) -> dict[str, Any]:
     return {"vision_config": vision, "text_config": {**text, "projection_dim": EMBED}, "projection_dim": EMBED}
 
 
-def random_model(shape: dict[str, Any] = OFFICIAL) -> RaliModel:
-    """The official architecture, or a smaller one, with random weights."""
-    size = shape["image_size"]
-    model = RaliModel(
-        EncoderConfig(EMBED, dict(shape), quick_gelu=True),
-        PreprocessConfig(size, CLIP_MEAN, CLIP_STD, eight_bit=True),
-        pca_dim=min(PCA, EMBED),
-        prototypes=PROTOTYPES,
-    )
-    model.head.load_state_dict(random_head(EMBED))
-    return model.eval()
-
-
-class Ours(Contender):
-    """This package."""
-
-    def __init__(self, scorer: RaliScorer) -> None:
-        self.scorer = scorer
-
-    def score(self, images: list[Image.Image] | Tensor) -> list[float]:
-        """By `RaliScorer.score`, the batch in one pass."""
-        self.scorer.batch_size = len(images)
-        return cast("list[float]", self.scorer.score(images).scores.tolist())
-
-
 def benchmark_info() -> ModelInfo:
     """What a model with random weights says about itself."""
-    calibration = Calibration.from_scores({"made up": (np.linspace(0, 1, 100), "made up for the benchmark")})
-    return ModelInfo("benchmark", "Apache-2.0", calibration=calibration)
+    return ModelInfo("benchmark", "Apache-2.0")
 
 
 def write_official(path: Path, shape: dict[str, Any] = OFFICIAL) -> None:
@@ -137,28 +88,28 @@ def write_official(path: Path, shape: dict[str, Any] = OFFICIAL) -> None:
     save_model(path, model, benchmark_info())
 
 
-def ours_official(dtype: DtypeName, device: str = "cpu", shape: dict[str, Any] = OFFICIAL) -> Ours:
+def ours_official(dtype: DtypeName, device: str = "cpu", shape: dict[str, Any] = OFFICIAL) -> ModelContender:
     """This package with the authors' architecture, random weights; from the file named by `OFFICIAL_FILE`, if any."""
     if file := os.environ.get(OFFICIAL_FILE):
-        return Ours(RaliScorer.from_pretrained(file, device=device, dtype=dtype))
-    return Ours(RaliScorer(random_model(shape), benchmark_info(), device=device, dtype=dtype))
+        return ModelContender(RaliScorer.from_pretrained(file, device=device, dtype=dtype))
+    return ModelContender(RaliScorer(random_model(shape), benchmark_info(), device=device, dtype=dtype))
 
 
-def ours_file(model: str | None, dtype: DtypeName, device: str = "cpu") -> Ours:
-    """This package with a model file, by default the bundled one."""
-    return Ours(RaliScorer.from_pretrained(model, device=device, dtype=dtype, coverage="center"))
+def ours_bundled(dtype: DtypeName, device: str = "cpu") -> ModelContender:
+    """This package with the bundled model."""
+    return ModelContender(RaliScorer.from_pretrained(device=device, dtype=dtype, coverage="center"))
 
 
-def ours_resized(dtype: DtypeName, size: int) -> Ours:
-    """The bundled model's tower at another input size; the positions are resampled, the scores mean nothing."""
-    from ..model import with_image_size
-
+def ours_resized(dtype: DtypeName, size: int) -> ModelContender:
+    """The bundled model's encoder at another input size; the positions are resampled, the scores mean nothing."""
     scorer = RaliScorer.from_pretrained(device="cpu")
-    return Ours(RaliScorer(with_image_size(scorer.model, size), scorer.info, device="cpu", dtype=dtype))
+    return ModelContender(RaliScorer(with_image_size(scorer.model, size), scorer.info, device="cpu", dtype=dtype))
 
 
-class ClipIqa(Contender):
+class ClipIqa:
     """CLIP-IQA (Wang et al., AAAI 2023) as torchmetrics has it, on CLIP ViT-L/14 at 336 pixels with random weights."""
+
+    dtype: str | None = None
 
     def __init__(self, shape: dict[str, Any] = OFFICIAL) -> None:
         from torchmetrics.multimodal import CLIPImageQualityAssessment
@@ -216,13 +167,15 @@ def write_processor(folder: Path, size: int) -> None:
     CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size).save_pretrained(folder)
 
 
-class Backbone(Contender):
+class Backbone:
     """The network of a published measure with random weights and a linear layer behind it: for its cost only.
 
     Args:
         name: timm's name.
         side: Side of the square that it takes; None for whole pictures.
     """
+
+    dtype: str | None = None
 
     def __init__(self, name: str, side: int | None) -> None:
         import timm
@@ -239,8 +192,10 @@ class Backbone(Contender):
             return cast("list[float]", self._model((images - 0.5) / 0.25).flatten().tolist())
 
 
-class PerPicture(Contender):
+class PerPicture:
     """A function of one (H, W, 3) uint8 picture."""
+
+    dtype: str | None = None
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
@@ -294,7 +249,7 @@ DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16", "float16", "auto")
 MAKERS: dict[str, Callable[[], Contender]] = {
     REFERENCE: OfficialRecipe,
     **{f"ours, official encoder, {dtype}": partial(ours_official, dtype) for dtype in DTYPES},
-    **{f"ours, bundled, {dtype}": partial(ours_file, None, dtype) for dtype in DTYPES},
+    **{f"ours, bundled, {dtype}": partial(ours_bundled, dtype) for dtype in DTYPES},
     "ours, bundled at 224, float32": lambda: ours_resized("float32", 224),
     "ours, bundled at 224, auto": lambda: ours_resized("auto", 224),
     "CLIP-IQA (torchmetrics)": ClipIqa,
@@ -312,19 +267,16 @@ MAKERS: dict[str, Callable[[], Contender]] = {
 """Contenders by name; those that begin with "tiny" are for tests."""
 
 
-def make(name: str, model: str | None = None) -> Contender:
+def make(name: str) -> Contender:
     """Build a contender.
 
     Args:
-        name: A key of `MAKERS`; or "model, DTYPE" for the user's own.
-        model: That model's name or file.
+        name: A key of `MAKERS`.
 
     Raises:
         ValueError: No such contender.
         ImportError: A package that it needs is missing.
     """
-    if name.startswith("model, "):
-        return ours_file(model, cast(DtypeName, name.removeprefix("model, ")))
     if name not in MAKERS:
         raise ValueError(f"there is no contender {name!r}; there are {', '.join(MAKERS)}")
     return MAKERS[name]()
