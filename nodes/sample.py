@@ -128,7 +128,7 @@ class RaliBestOfNSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         from comfy.model_management import InterruptProcessingException, soft_empty_cache
 
-        from ..rali_core.scorer import is_out_of_memory
+        from ..rali_core.devices import is_out_of_memory
 
         if len(latent_image["samples"]) != 1:
             raise ValueError(

@@ -14,9 +14,11 @@ from .lazy import import_on_first_use
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointError, ModelInfo, load_model, read_metadata, save_model
+    from .explain import PrototypeShare
     from .images import ImageError
     from .model import RaliModel
-    from .scorer import ImageScore, PrototypeShare, RaliScorer, ScoreResult
+    from .results import ImageScore, ScoreResult
+    from .scorer import RaliScorer
     from .selection import at_least, rank, top_k
 
 __version__ = "0.1.0"
@@ -43,9 +45,11 @@ __getattr__ = import_on_first_use(
     __name__,
     {
         "checkpoint": ("CheckpointError", "ModelInfo", "load_model", "read_metadata", "save_model"),
+        "explain": ("PrototypeShare",),
         "images": ("ImageError",),
         "model": ("RaliModel",),
-        "scorer": ("ImageScore", "PrototypeShare", "RaliScorer", "ScoreResult"),
+        "results": ("ImageScore", "ScoreResult"),
+        "scorer": ("RaliScorer",),
         "selection": ("at_least", "rank", "top_k"),
     },
 )

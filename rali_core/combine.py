@@ -23,7 +23,7 @@ def aggregate_scores(scores: ArrayLike, how: Aggregation = "mean") -> float:
     Raises:
         ValueError: There is no score, one of them is NaN, or `how` is unknown.
 
-    Example:
+    Examples:
         >>> aggregate_scores([0.2, 0.4, 0.9], "median")
         0.4
     """
@@ -54,7 +54,7 @@ def normalise_scores(scores: ArrayLike, how: Normalisation) -> NDArray[np.float6
     Raises:
         ValueError: `how` is unknown.
 
-    Example:
+    Examples:
         >>> normalise_scores([3.0, 9.0, 5.0], "rank").tolist()
         [0.0, 1.0, 0.5]
     """
@@ -103,7 +103,7 @@ def combine_scores(
         ValueError: No list, lengths differ, a weight is negative or not finite, all weights are 0, a negative score
             in a geometric mean, or an unknown choice.
 
-    Example:
+    Examples:
         >>> combine_scores([[0.2, 0.8], [0.6, 0.4]], weights=[3, 1]).round(6).tolist()
         [0.3, 0.7]
     """

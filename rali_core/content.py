@@ -63,7 +63,7 @@ def has_content(pixels: Tensor) -> bool:
     Raises:
         ValueError: Another shape.
 
-    Example:
+    Examples:
         >>> has_content(torch.zeros(3, 64, 64)), has_content(torch.rand(3, 64, 64))
         (False, True)
     """

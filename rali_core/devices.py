@@ -201,3 +201,11 @@ def training_autocast(device: torch.device, *, wanted: bool = True) -> torch.aut
         return torch.autocast("cuda", torch.bfloat16, enabled=wanted and torch.cuda.is_bf16_supported())
     in_hardware = device.type == "cpu" and has_bf16_instructions()
     return torch.autocast("cpu", torch.bfloat16, enabled=wanted and in_hardware)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of whatever device."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)

@@ -56,7 +56,7 @@ def measure_agreement(predicted: ArrayLike, human: ArrayLike, *, resamples: int 
         ValueError: Shapes differ, fewer than three images, values that are not finite, or constant values (a
             correlation with those is not defined).
 
-    Example:
+    Examples:
         >>> agreement = measure_agreement([0.1, 0.4, 0.9], [0.2, 0.5, 0.8])
         >>> agreement.srcc, round(agreement.mae, 4)
         (1.0, 0.1)

@@ -62,7 +62,7 @@ def score_embeddings(
 ) -> Tensor:
     """The whole head as one pure function: (B, D) embeddings to (B,) scores; arguments as in the parts above.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[2.0, 0.0]])
         >>> eye = torch.eye(2)
         >>> f = torch.tensor([0.9, 0.1])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 
-def import_on_first_use(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+def import_on_first_use(
+    package: str, homes: Mapping[str, Sequence[str]], *, old_names: Mapping[str, str] | None = None
+) -> Callable[[str], Any]:
     """A `__getattr__` for a package's `__init__` (PEP 562).
 
     Importing torch takes seconds, and some modules need extras: `rali --help`, a ComfyUI start-up and users without
@@ -18,6 +21,7 @@ def import_on_first_use(package: str, homes: Mapping[str, Sequence[str]]) -> Cal
         package: The package's `__name__`.
         homes: From the name of a module in it to the public names that it holds. None of the modules may have
             such a name itself: importing it would put the module in the name's place.
+        old_names: From a name of the last release to what it is called now; it works with a DeprecationWarning.
 
     Returns:
         A function from a name to its value; raises AttributeError for others.
@@ -30,6 +34,8 @@ def import_on_first_use(package: str, homes: Mapping[str, Sequence[str]]) -> Cal
         raise ValueError(f"modules of {package} have the names of what they hold: {', '.join(taken)}")
 
     def get(name: str) -> Any:
+        if old_names and name in old_names:
+            return _get_renamed(package, name, old_names[name])
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(f".{module_of[name]}", package), name)
@@ -37,3 +43,27 @@ def import_on_first_use(package: str, homes: Mapping[str, Sequence[str]]) -> Cal
         return value
 
     return get
+
+
+def renamed(module: str, old_names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` for names of the last release, which work with a DeprecationWarning.
+
+    Args:
+        module: The module's `__name__`.
+        old_names: From the old name to the one it has now.
+
+    Returns:
+        A function from a name to its value; raises AttributeError for others.
+    """
+
+    def get(name: str) -> Any:
+        if name not in old_names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return _get_renamed(module, name, old_names[name])
+
+    return get
+
+
+def _get_renamed(module: str, old: str, new: str) -> Any:
+    warnings.warn(f"{old} is deprecated and goes in the next release; use {new}", DeprecationWarning, 3)
+    return getattr(sys.modules[module], new)

@@ -28,7 +28,7 @@ class RaliModel(nn.Module):
     Raises:
         ValueError: The tower cannot be built, or its input size differs from the preprocessing's.
 
-    Example:
+    Examples:
         >>> from rali_core import RaliScorer
         >>> model = RaliScorer.from_pretrained().model
         >>> pixels = torch.rand(1, 3, 256, 256, requires_grad=True)

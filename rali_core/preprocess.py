@@ -216,7 +216,7 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
         TypeError: `pixels` is neither floating point nor uint8.
         ValueError: `pixels` has another shape or range, or `coverage` is unknown.
 
-    Example:
+    Examples:
         >>> config = PreprocessConfig(image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         >>> tuple(preprocess(torch.rand(2, 3, 300, 600), config, coverage="tiles").shape)
         (2, 2, 3, 224, 224)

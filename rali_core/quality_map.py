@@ -18,7 +18,7 @@ from .devices import without_gradient
 from .images import read_pixels, to_pixels
 from .patch_tokens import embed_patches
 from .preprocess import MAX_ASPECT_RATIO, resized_shape, tile_offsets
-from .scorer import Progress, RaliScorer
+from .scorer import ProgressCallback, RaliScorer
 
 WeakMode = Literal["below score", "weakest share"]
 
@@ -42,7 +42,7 @@ class QualityMap:
 
 
 def score_tiles(
-    scorer: RaliScorer, image: Tensor, *, tile: int = 256, progress: Progress | None = None
+    scorer: RaliScorer, image: Tensor, *, tile: int = 256, progress: ProgressCallback | None = None
 ) -> QualityMap | None:
     """Score squares of a picture, evenly spread so that they cover it.
 

@@ -122,7 +122,7 @@ class ScoreCache:
         ValueError: A capacity is less than 1, or the folder holds something else under the cache's name.
         OSError: The folder cannot be made or written.
 
-    Example:
+    Examples:
         >>> import torch
         >>> cache = ScoreCache()
         >>> cache.score([torch.zeros(3, 2, 2)], lambda images: [0.25] * len(images), namespace="model")

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .checkpoint import ModelInfo, load_model
 from .content import NO_CONTENT, NO_CONTENT_SCORE, has_content, is_no_content
 from .devices import DtypeName as DtypeName
 from .devices import choose_device, fastest_precision, narrowest_precision, without_gradient
+from .devices import is_out_of_memory as is_out_of_memory
+from .explain import PrototypeShare as PrototypeShare
+from .explain import share_score
 from .hub import find_model
 from .images import DEFAULT_LIMITS, ImageError, ImageInput, ReadLimits
+from .lazy import renamed
 from .model import RaliModel
 from .preprocess import COVERAGES, Coverage
 from .reading import Images as Images
@@ -32,7 +35,8 @@ from .reading import (
     may_read_ahead,
     read_image,
 )
-from .selection import rank
+from .results import ImageScore as ImageScore
+from .results import ScoreResult as ScoreResult
 
 if TYPE_CHECKING:
     from .score_cache import Key, ScoreCache
@@ -40,7 +44,8 @@ if TYPE_CHECKING:
 OnError = Literal["raise", "record"]
 ProgressCallback = Callable[[int, int | None], bool | None]
 """Called as progress(done, total); total is None where the length is not known. Returning False stops the run."""
-Progress = ProgressCallback  # the old name
+
+__getattr__ = renamed(__name__, {"Progress": "ProgressCallback"})
 
 DEFAULT_BATCH_SIZE = 8
 
@@ -48,74 +53,6 @@ RULES = "content-1"
 """Part of the cache's keys: how images are read, and what counts as content. Change it when scores change by that."""
 
 _Made = TypeVar("_Made")
-
-
-@dataclass(frozen=True)
-class ImageScore:
-    """One image's score.
-
-    Attributes:
-        index: 0-based position in the input.
-        score: In the model's range, by default 0..1, higher is better; NaN where `error` is set.
-        band: bad, poor, fair, good or excellent; empty without a score.
-        percentile: Percentage of the model's reference pictures that score lower; NaN without calibration.
-        error: Why the image has no score, or None.
-        reason: `"no content"` where the score is not the model's because the image is blank, see `content`; else None.
-    """
-
-    index: int
-    score: float
-    band: str
-    percentile: float
-    error: str | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class ScoreResult:
-    """The scores of several images, in input order.
-
-    Attributes:
-        scores: (N,) float32 in the model's range, by default 0..1, higher is better; NaN for an image with an error.
-        bands: N names: bad, poor, fair, good, excellent; empty for an image with an error.
-        percentiles: (N,) float32, 0..100; NaN where the model file has no calibration.
-        errors: N texts, None for each image that was scored.
-        stopped: True where the progress callback ended the run; N then counts only what was done.
-        reasons: N texts; `"no content"` where the score is not the model's, because the image is blank (see
-            `content`), None for all others.
-    """
-
-    scores: NDArray[np.float32]
-    bands: tuple[str, ...]
-    percentiles: NDArray[np.float32]
-    errors: tuple[str | None, ...]
-    stopped: bool = False
-    reasons: tuple[str | None, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def ranking(self) -> list[int]:
-        """0-based indexes of the scored images, best first; images without content come after all others."""
-        order = rank(self.scores)
-        return sorted(order, key=lambda index: bool(self.reasons) and self.reasons[index] == NO_CONTENT)
-
-
-@dataclass(frozen=True)
-class PrototypeShare:
-    """What one prototype adds to a score.
-
-    Attributes:
-        prototype: 0-based index of the prototype; -1 for all that are not listed one by one.
-        weight: Its softmax weight; the weights of all shares sum to 1.
-        score: Its own score (for -1: the weighted mean of theirs).
-        part: weight * score; the parts of all shares sum to the image's score.
-    """
-
-    prototype: int
-    weight: float
-    score: float
-    part: float
 
 
 class RaliScorer:
@@ -142,7 +79,7 @@ class RaliScorer:
     Raises:
         ValueError: An unknown device, dtype or coverage, or a batch size under 1.
 
-    Example:
+    Examples:
         >>> scorer = RaliScorer.from_pretrained()
         >>> result = scorer.score([torch.rand(3, 48, 64), np.zeros((32, 32, 3), dtype=np.uint8)])
         >>> result.scores.shape, result.reasons
@@ -304,7 +241,8 @@ class RaliScorer:
             top: How many prototypes to list one by one, by weight.
 
         Returns:
-            `top` shares, heaviest first, and one with `prototype=-1` for all others; their `part`s sum to the score.
+            `top` shares, heaviest first, and one with `prototype=-1` for all others; their contributions sum to the
+            score.
 
         Raises:
             ValueError: `top` is less than 1.
@@ -316,16 +254,7 @@ class RaliScorer:
             crops = self._read(image, partial(self._crops, coverage=self.coverage))
             weights = self.model.head.weights(self._embed(crops)).mean(dim=0).cpu().double().numpy()
         scores = self.model.head.scores.detach().cpu().double().numpy()  # not every device has float64
-        order = np.argsort(-weights, kind="stable")
-        shares = [
-            PrototypeShare(int(i), float(weights[i]), float(scores[i]), float(weights[i] * scores[i]))
-            for i in order[:top]
-        ]
-        rest = order[top:]
-        if len(rest):
-            weight, part = float(weights[rest].sum()), float(weights[rest] @ scores[rest])
-            shares.append(PrototypeShare(-1, weight, part / weight if weight > 0 else float("nan"), part))
-        return tuple(shares)
+        return share_score(weights, scores, top=top)
 
     def cache_namespace(self, coverage: Coverage | None = None) -> str:
         """Everything besides the image that a score depends on: the model's contents, arithmetic, device, coverage.
@@ -447,14 +376,6 @@ class RaliScorer:
                 raise
             return None
         return sum(scores) / len(scores)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of whatever device."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def _named(item: _Prepared) -> Exception:

@@ -12,7 +12,7 @@ def rank(scores: ArrayLike) -> list[int]:
     Args:
         scores: (N,) scores.
 
-    Example:
+    Examples:
         >>> rank([0.2, 0.9, float("nan"), 0.5])
         [1, 3, 0]
     """

@@ -117,4 +117,4 @@ def test_an_explanation_adds_up_on_a_real_photograph(
 ) -> None:
     shares = bundled_scorer.explain(photographs["motorcycle"])
     score = float(bundled_scorer.score(photographs["motorcycle"]).scores[0])
-    assert sum(share.part for share in shares) == pytest.approx(score, abs=1e-5)
+    assert sum(share.contribution for share in shares) == pytest.approx(score, abs=1e-5)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
-from rali_core.lazy import import_on_first_use
+import rali_core
+from rali_core import explain, scorer
+from rali_core.lazy import import_on_first_use, renamed
 
 
 @pytest.mark.parametrize("package", ["rali_core", "rali_core.rewards", "rali_core.diffusers_hook"])
@@ -35,3 +38,21 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_a_module_with_the_name_of_what_it_holds_is_refused() -> None:
     with pytest.raises(ValueError, match="modules of rali_core have the names of what they hold: rank"):
         import_on_first_use("rali_core", {"rank": ("rank",)})
+
+
+def test_names_of_the_last_release_work_and_say_what_to_use() -> None:
+    with pytest.warns(DeprecationWarning, match="Progress is deprecated .* use ProgressCallback"):
+        assert scorer.Progress is scorer.ProgressCallback
+    share = explain.PrototypeShare(0, 0.5, 0.8, 0.4)
+    with pytest.warns(DeprecationWarning, match="part is deprecated .* use contribution"):
+        assert share.part == share.contribution
+    get = import_on_first_use("rali_core", {"selection": ("rank",)}, old_names={"sorted_by_score": "rank"})
+    with pytest.warns(DeprecationWarning, match="sorted_by_score is deprecated .* use rank"):
+        assert get("sorted_by_score")([0.1, 0.9]) == [1, 0]
+    with pytest.raises(AttributeError, match=r"module 'rali_core\.scorer' has no attribute 'Nothing'"):
+        renamed("rali_core.scorer", {})("Nothing")
+    with warnings.catch_warnings():  # where names moved to another module, the old place gives them silently
+        warnings.simplefilter("error")
+        assert scorer.ImageScore is rali_core.ImageScore
+        assert scorer.PrototypeShare is explain.PrototypeShare
+        assert scorer.is_out_of_memory(MemoryError())

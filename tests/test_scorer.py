@@ -153,9 +153,9 @@ def test_the_explained_parts_add_up_to_the_score(tiny_scorer: RaliScorer) -> Non
     shares = tiny_scorer.explain(image, top=3)
     assert len(shares) == 4
     assert shares[-1].prototype == -1
-    assert sum(share.part for share in shares) == pytest.approx(score, abs=1e-6)
+    assert sum(share.contribution for share in shares) == pytest.approx(score, abs=1e-6)
     assert sum(share.weight for share in shares) == pytest.approx(1, abs=1e-6)
-    assert all(share.part == pytest.approx(share.weight * share.score) for share in shares)
+    assert all(share.contribution == pytest.approx(share.weight * share.score) for share in shares)
     assert [share.weight for share in shares[:3]] == sorted((share.weight for share in shares[:3]), reverse=True)
     everything = tiny_scorer.explain(image, top=500)
     assert [share.prototype for share in everything if share.prototype < 0] == []
@@ -166,7 +166,7 @@ def test_the_explained_parts_add_up_to_the_score(tiny_scorer: RaliScorer) -> Non
 def test_the_explained_parts_of_a_tiled_image_add_up_too(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
     scorer = RaliScorer(tiny_model, tiny_info, device="cpu", coverage="tiles")
     wide = np.random.default_rng(3).integers(0, 256, (32, 150, 3), dtype=np.uint8)
-    parts = sum(share.part for share in scorer.explain(wide))
+    parts = sum(share.contribution for share in scorer.explain(wide))
     assert parts == pytest.approx(float(scorer.score(wide).scores[0]), abs=1e-6)
 
 

@@ -163,6 +163,8 @@ def _fetch(files: Sequence[Input], folder: Path) -> tuple[list[Path | None], dic
 
 def _stream_local(scorer: RaliScorer, files: list[Any], start: int) -> Iterator[ImageScore]:
     """Results of files; what the device's memory is too small for is tried alone, and has an error then."""
+    from ..devices import is_out_of_memory
+
     while start < len(files):
         try:
             for result in scorer.stream(files[start:], on_error="record"):
@@ -179,11 +181,6 @@ def _stream_local(scorer: RaliScorer, files: list[Any], start: int) -> Iterator[
                         raise
                     yield _failed(index, f"{scorer.device} has too little memory for this image: {files[index]}")
             start += scorer.batch_size
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had too little memory; backends differ in how they say so."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error)
 
 
 def _failed(index: int, reason: str) -> ImageScore:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import average, bench, best, convert, dataset, describe, download, evaluate, info, score, train, verify
-from ._common import is_out_of_memory
 from ._console import lost_output, say, set_up_console, silence
 
 COMMANDS = (score, best, dataset, info, evaluate, train, average, describe, download, convert, verify, bench)
@@ -86,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(_describe(error))
         return 1
     except (MemoryError, RuntimeError) as error:
+        from ..devices import is_out_of_memory
+
         if not is_out_of_memory(error):
             raise
         say(f"too little memory: {str(error).splitlines()[0] if str(error) else 'the machine has no more'}")

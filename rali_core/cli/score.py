@@ -182,7 +182,7 @@ def _print_explanations(scorer: RaliScorer, files: Sequence[Input], results: lis
         emit("  prototype   weight  x  score  =  part")
         for share in shares:
             name = "others" if share.prototype < 0 else f"#{share.prototype}"
-            emit(f"  {name:<9}  {share.weight:.5f}   {share.score:.4f}   {share.part:.5f}")
+            emit(f"  {name:<9}  {share.weight:.5f}   {share.score:.4f}   {share.contribution:.5f}")
 
 
 def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) -> None:

@@ -40,7 +40,7 @@ class RaliBatchScorer:
     Raises:
         FileNotFoundError, CheckpointError, ValueError: As for `RaliScorer.from_pretrained`.
 
-    Example:
+    Examples:
         >>> scored = dataset.map_batches(  # doctest: +SKIP
         ...     RaliBatchScorer, concurrency=2, num_gpus=0.5, batch_size=64
         ... )

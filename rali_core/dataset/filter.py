@@ -66,7 +66,7 @@ def filter_dataset(
         ValueError: No condition, one out of range, no such column, or not all images are scored.
         FileNotFoundError: The folder holds no result.
 
-    Example:
+    Examples:
         >>> filter_dataset("photos-scored/", top_fraction=0.1, per_group="folder").positions  # doctest: +SKIP
         array([  3,  17, ...])
     """

@@ -14,10 +14,11 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..checkpoint import read_metadata
+from ..devices import DtypeName
 from ..files import hash_file
 from ..hub import find_model
 from ..preprocess import Coverage
-from ..scorer import DtypeName, Progress, RaliScorer
+from ..scorer import ProgressCallback, RaliScorer
 from . import storage
 from .decode import DEFAULT_MAX_PIXELS
 from .items import Kind
@@ -82,7 +83,7 @@ def score_dataset(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     plugins: Iterable[str] = (),
     retry_errors: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     **ray_options: Any,
 ) -> DatasetResult:
     """Score all images of a data set into a folder of Parquet shards, or go on with what an earlier run left.
@@ -119,7 +120,7 @@ def score_dataset(
         OSError: The folder cannot be written or is in use; what is there already stays, and another run goes on.
         ModuleNotFoundError: A package of the extras `dataset` or `ray` is missing.
 
-    Example:
+    Examples:
         >>> score_dataset("photos/", "photos-scored/").done  # doctest: +SKIP
         100000
     """
@@ -184,7 +185,7 @@ def score_dataset(
 class RunProgress:
     """Counts and reports; knows when to stop."""
 
-    def __init__(self, total: int, todo: int, progress: Progress | None) -> None:
+    def __init__(self, total: int, todo: int, progress: ProgressCallback | None) -> None:
         self.total, self.done, self._progress = total, total - todo, progress
         self.errors = 0
 

@@ -107,7 +107,7 @@ class Describer(Protocol):
 class MeasuredDescriber:
     """The `measured` source: says what is measured on the image, the known distortion and the score in words.
 
-    Example:
+    Examples:
         >>> from skimage import data
         >>> request = DescriptionRequest("astronaut", Image.fromarray(data.astronaut()), score=0.9)
         >>> "excellent" in MeasuredDescriber().describe(request, seed=1).text
@@ -132,7 +132,7 @@ class MeasuredDescriber:
 class ScoreDescriber:
     """The `score` source: the quality word of ITU-R BT.500 for the human score, and nothing about the image.
 
-    Example:
+    Examples:
         >>> ScoreDescriber().describe(DescriptionRequest("a.png", Path("a.png"), score=0.5), seed=1).text
         'The impression that the image makes is fair.'
     """

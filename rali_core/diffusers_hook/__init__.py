@@ -11,8 +11,7 @@ documented protocol (`__call__`, `callback_on_step_end`, `scheduler`, `vae`). do
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..lazy import import_on_first_use
 
@@ -39,7 +38,7 @@ __all__ = [
     "latents_to_pixels",
 ]
 
-_find = import_on_first_use(
+__getattr__ = import_on_first_use(
     __name__,
     {
         "search": ("best_of_n",),
@@ -50,14 +49,8 @@ _find = import_on_first_use(
         "result": ("BestOfN", "BestOfNReport", "Candidate"),
         "step_callback": ("RaliStepCallback", "StepScores"),
     },
+    old_names={"Report": "BestOfNReport"},
 )
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Report":
-        warnings.warn("Report is deprecated and goes in the next release; use BestOfNReport", DeprecationWarning, 2)
-        name = "BestOfNReport"
-    return _find(name)
 
 
 def __dir__() -> list[str]:

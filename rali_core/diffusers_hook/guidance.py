@@ -45,7 +45,7 @@ class RaliGuidance(StepHook):
     Raises:
         ValueError: An argument is out of range, or there is no denoised preview for this pipeline or scheduler.
 
-    Example:
+    Examples:
         >>> with RaliGuidance(pipe, RaliLoss(scorer.model), scale=100.0) as guidance:  # doctest: +SKIP
         ...     image = pipe("a lighthouse", callback_on_step_end=guidance).images[0]
     """

@@ -55,7 +55,7 @@ class RaliBestOfNBlock(ModularPipelineBlocks):
     Raises:
         ValueError: There are no blocks, or none of them gives `images`.
 
-    Example:
+    Examples:
         >>> parts = blocks.sub_blocks  # doctest: +SKIP
         >>> inner = {name: parts.pop(name) for name in ("denoise", "decode")}  # doctest: +SKIP
         >>> parts["best_of_n"] = RaliBestOfNBlock(inner)  # doctest: +SKIP

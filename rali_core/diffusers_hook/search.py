@@ -76,7 +76,7 @@ def best_of_n(
         RuntimeError: No prompt has an image with a score; the message says why.
         KeyboardInterrupt: Ctrl-C before the first image was finished.
 
-    Example:
+    Examples:
         >>> result = best_of_n(pipe, n=8, prompt="a lighthouse at dusk")  # doctest: +SKIP
         >>> result.images[0].save("best.png")  # doctest: +SKIP
     """

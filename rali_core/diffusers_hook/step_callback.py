@@ -133,7 +133,7 @@ class RaliStepCallback(StepHook):
     Raises:
         ValueError: `every` is less than 1, or there is no denoised preview for this pipeline or scheduler.
 
-    Example:
+    Examples:
         >>> with RaliStepCallback(pipe, stop=lambda now: min(now.scores) > 0.8) as callback:  # doctest: +SKIP
         ...     image = pipe("a lighthouse", callback_on_step_end=callback).images[0]
         >>> [(now.step, now.scores[0]) for now in callback.history]  # doctest: +SKIP

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..checkpoint import CheckpointError, read_metadata
+from ..files import atomic_write
 from ..hub import OFFICIAL_FILE, OFFICIAL_POINTER, cache_folder
 from . import files
 from .convert import CONVERTER, convert
@@ -57,9 +58,8 @@ def install_official(
         pointer.unlink(missing_ok=True)
     else:
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pointer.with_suffix(f".{os.getpid()}.partial")
-        temporary.write_text(f"{output}\n", encoding="utf-8")
-        os.replace(temporary, pointer)
+        with atomic_write(pointer) as temporary:
+            temporary.write_text(f"{output}\n", encoding="utf-8")
     return output
 
 

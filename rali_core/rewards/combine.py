@@ -31,7 +31,7 @@ class CombinedReward:
     Raises:
         ValueError: No reward, a weight that is not finite, or an unknown normalisation.
 
-    Example:
+    Examples:
         >>> bright = lambda images: [0.2, 0.8]
         >>> sharp = lambda images: [30.0, 10.0]
         >>> CombinedReward({"bright": (bright, 1.0), "sharp": (sharp, 0.5)}, normalise="ranks")(["a", "b"])

@@ -44,7 +44,7 @@ class RaliReward:
     Raises:
         ValueError: A setting that the given scorer has already, or another `on_error`.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> reward = RaliReward(transforms=[Clip(high=0.8)])  # doctest: +SKIP
         >>> reward([Image.new("RGB", (64, 64))])  # doctest: +SKIP

@@ -35,7 +35,7 @@ class RaliImageQuality(Metric):
         on_error: What a bad sample does, as for `RaliReward`; with `"nan"` it is not counted.
         kwargs: torchmetrics' own settings.
 
-    Example:
+    Examples:
         >>> metric = RaliImageQuality()  # doctest: +SKIP
         >>> metric.update(torch.rand(4, 3, 64, 64))  # doctest: +SKIP
         >>> metric.compute()  # doctest: +SKIP

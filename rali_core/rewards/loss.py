@@ -31,7 +31,7 @@ class RaliLoss(nn.Module):
     Raises:
         ValueError: An unknown reduction.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = RaliLoss(model)  # doctest: +SKIP
         >>> pixels = torch.rand(1, 3, 64, 64, requires_grad=True)

@@ -25,7 +25,7 @@ OnBadSample: TypeAlias = Literal["raise", "nan"] | float
 class Clip:
     """Limit scores to [low, high]; with a gradient of 0 outside.
 
-    Example:
+    Examples:
         >>> Clip(low=0.2, high=0.8)(torch.tensor([0.1, 0.5, 0.9]))
         tensor([0.2000, 0.5000, 0.8000])
     """
@@ -48,7 +48,7 @@ class Clip:
 class Ranks:
     """Replace scores by their place in the batch: 0 for the lowest to 1 for the highest, equal scores the mean place.
 
-    Example:
+    Examples:
         >>> Ranks()(torch.tensor([0.3, 0.9, 0.3]))
         tensor([0.2500, 1.0000, 0.2500])
     """
@@ -70,7 +70,7 @@ class Standardise:
     Attributes:
         epsilon: Added to the standard deviation, so that a batch of equal scores becomes 0 instead of NaN.
 
-    Example:
+    Examples:
         >>> Standardise(epsilon=0.0)(torch.tensor([1.0, 3.0]))
         tensor([-1.,  1.])
     """

@@ -44,14 +44,24 @@ def comfy_home() -> Path:
     return home
 
 
-def install_pack(custom_nodes: Path, name: str = "ComfyUI-RALI", *, tests: bool = False) -> Path:
-    """Put what git tracks (and would track) into custom_nodes: what a clone is, but for the tests."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+def list_files(*options: str) -> set[str]:
+    """What `git ls-files` lists, in the repository."""
+    done = subprocess.run(["git", "ls-files", *options], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines())
+
+
+def list_archive() -> set[str]:
+    """The files of the registry's archive; .comfyignore is written as .gitignore is, and git reads it."""
+    pattern = ("--ignored", "--exclude-from=.comfyignore")
+    left_out = list_files("--cached", *pattern) | list_files("--others", *pattern)
+    return list_files("--cached", "--others", "--exclude-standard") - left_out
+
+
+def install_pack(custom_nodes: Path, name: str = "ComfyUI-RALI", *, tests: bool = False, archive: bool = False) -> Path:
+    """Put what git tracks (and would track) into custom_nodes: what a clone is, but for the tests; or the archive."""
+    listed = list_archive() if archive else list_files("--cached", "--others", "--exclude-standard")
     target = custom_nodes / name
-    for file in listed:
+    for file in sorted(listed):
         if (REPOSITORY / file).is_file() and (tests or not file.startswith("tests/")):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / file, target / file)
@@ -273,7 +283,14 @@ def degrade(image: Image.Image, level: int, seed: int = 0) -> Image.Image:
 @pytest.fixture(scope="session")
 def tools() -> dict[str, Any]:
     """The helpers of this file, for tests that need their own server."""
-    return {"Server": Server, "install_pack": install_pack, "node": node, "degrade": degrade, "HELPERS": HELPERS}
+    return {
+        "Server": Server,
+        "install_pack": install_pack,
+        "list_archive": list_archive,
+        "node": node,
+        "degrade": degrade,
+        "HELPERS": HELPERS,
+    }
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -288,7 +305,7 @@ def server(request: pytest.FixtureRequest, comfy_home: Path, tmp_path_factory: p
     """ComfyUI with this pack, the probe nodes and tiny random diffusion models; one for all tests of its version."""
     base = tmp_path_factory.mktemp(f"comfy-{request.param}")
     running = Server(comfy_home, request.param, base)
-    install_pack(base / "custom_nodes")
+    install_pack(base / "custom_nodes", archive=True)  # users of the registry have no more
     shutil.copytree(HELPERS / "probe", base / "custom_nodes" / "probe")
     try:
         yield running.start()

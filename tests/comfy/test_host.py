@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -114,6 +116,17 @@ def test_without_its_model_the_server_starts_and_the_node_says_what_to_do(
 
 
 @pytest.fixture
+def workflows() -> ModuleType:
+    """The file of the templates' tests, which turns a template into a prompt."""
+    spec = importlib.util.spec_from_file_location("workflow_tests", Path(__file__).with_name("test_workflows.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
 def archive(comfy_home: Path, tmp_path: Path, tools: dict[str, Any]) -> Path:
     """What the registry would serve: made by the registry's own tool, out of what git tracks."""
     source = tmp_path / "source"
@@ -130,16 +143,27 @@ def archive(comfy_home: Path, tmp_path: Path, tools: dict[str, Any]) -> Path:
     assert "All validation checks passed" in done.stdout + done.stderr
     assert "Warning" not in done.stdout + done.stderr
     subprocess.run([*comfy, "pack"], cwd=source, check=True, capture_output=True, env=environment)
+    with zipfile.ZipFile(source / "node.zip") as packed:
+        sizes = {item.filename: item.compress_size for item in packed.infolist()}
+    model = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    rest = sum(sizes.values()) - model
+    print(f"the registry's archive: {len(sizes)} files, {rest / 1e6:.2f} MB and the model of {model / 1e6:.1f} MB")
+    assert rest < 1_000_000, sorted(sizes.items(), key=lambda item: item[1])[-10:]
     return source / "node.zip"
 
 
 def test_the_registrys_archive_is_valid_and_stays_within_its_memory_over_two_hundred_prompts(
-    start: Callable[..., Any], tmp_path: Path, tools: dict[str, Any], tiny_file: Path, archive: Path
+    start: Callable[..., Any],
+    tmp_path: Path,
+    tools: dict[str, Any],
+    tiny_file: Path,
+    archive: Path,
+    workflows: ModuleType,
 ) -> None:
     pack = tmp_path / "base" / "custom_nodes" / "rali-score"
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(pack)
-    assert not (pack / "tests").exists()
+    assert not any((pack / name).exists() for name in ("tests", "bench", "docs", "rali_core/training"))
     for folder in ("web/docs", "web/js", "locales/ja", "workflows", "weights", "rali_core", "nodes"):
         assert any((pack / folder).iterdir()), folder
     shutil.copytree(tools["HELPERS"] / "probe", tmp_path / "base" / "custom_nodes" / "probe")
@@ -148,6 +172,9 @@ def test_the_registrys_archive_is_valid_and_stays_within_its_memory_over_two_hun
     # Newer versions keep old results while there is memory for them; that is not what is asked here.
     server = start("--cache-classic")
     assert len(server.run(score_prompt()).check().scores("s")) == 1
+    server.picture("example.png", Image.effect_noise((320, 200), 60).convert("RGB"))
+    template = json.loads((pack / "workflows" / "RALI - score an image.json").read_text(encoding="utf-8"))
+    server.run(workflows.to_prompt(template, server.get("/object_info"))).check()
 
     def prompt(seed: int) -> dict[str, Any]:
         loader = {"model": "tiny.safetensors", "dtype": "auto", "device": "auto"}

@@ -1,0 +1,62 @@
+"""What a scorer gives: the score of one image, and the scores of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .content import NO_CONTENT
+from .selection import rank
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image's score.
+
+    Attributes:
+        index: 0-based position in the input.
+        score: In the model's range, by default 0..1, higher is better; NaN where `error` is set.
+        band: bad, poor, fair, good or excellent; empty without a score.
+        percentile: Percentage of the model's reference pictures that score lower; NaN without calibration.
+        error: Why the image has no score, or None.
+        reason: `"no content"` where the score is not the model's because the image is blank, see `content`; else None.
+    """
+
+    index: int
+    score: float
+    band: str
+    percentile: float
+    error: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """The scores of several images, in input order.
+
+    Attributes:
+        scores: (N,) float32 in the model's range, by default 0..1, higher is better; NaN for an image with an error.
+        bands: N names: bad, poor, fair, good, excellent; empty for an image with an error.
+        percentiles: (N,) float32, 0..100; NaN where the model file has no calibration.
+        errors: N texts, None for each image that was scored.
+        stopped: True where the progress callback ended the run; N then counts only what was done.
+        reasons: N texts; `"no content"` where the score is not the model's, because the image is blank (see
+            `content`), None for all others.
+    """
+
+    scores: NDArray[np.float32]
+    bands: tuple[str, ...]
+    percentiles: NDArray[np.float32]
+    errors: tuple[str | None, ...]
+    stopped: bool = False
+    reasons: tuple[str | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def ranking(self) -> list[int]:
+        """0-based indexes of the scored images, best first; images without content come after all others."""
+        order = rank(self.scores)
+        return sorted(order, key=lambda index: bool(self.reasons) and self.reasons[index] == NO_CONTENT)
