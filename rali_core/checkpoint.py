@@ -1,4 +1,4 @@
-"""The model file: one `.safetensors` with tower, head and everything that is needed to use and to judge it.
+"""The model file: one `.safetensors` with encoder, head and everything that is needed to use and to judge it.
 
 Tensors: `encoder.*` in open_clip's visual naming and `head.{mean,scale,components,prototypes,scores,logit_scale}`.
 Metadata: JSON texts under the keys of `ModelInfo`, besides `format` and `format_version`. No pickle is ever opened,
@@ -130,7 +130,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
 
     Args:
         path: A RALI `.safetensors` file.
-        dtype: Dtype of the tower; the head is always float32.
+        dtype: Dtype of the encoder; the head is always float32.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -163,7 +163,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
         raise CheckpointError(_describe(path, problems))
     model.load_state_dict(tensors, assign=True)
     stranded = [name for name, buffer in model.named_buffers() if buffer.is_meta]
-    if stranded:  # a tower that computes buffers when it is built, and does not store them
+    if stranded:  # an encoder that computes buffers when it is built, and does not store them
         model = _construct(settings, shapes)
         model.encoder.to(dtype)
         model.load_state_dict(tensors)

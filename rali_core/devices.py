@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .vision_transformer import ClipTower, DinoTower
+from .vision_transformer import ClipEncoder, DinoEncoder
 
 Precision = Literal["float32", "bfloat16", "float16"]
 DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
@@ -44,11 +44,11 @@ def narrowest_precision(device: torch.device) -> Precision:
     return "bfloat16" if device.type == "cpu" and has_bf16_instructions() else "float32"
 
 
-def fastest_precision(tower: nn.Module, device: torch.device) -> Precision:
-    """What a tower runs fastest in on this machine, tried on one of its blocks.
+def fastest_precision(encoder: nn.Module, device: torch.device) -> Precision:
+    """What an encoder runs fastest in on this machine, tried on one of its blocks.
 
     Args:
-        tower: In any floating dtype, on the CPU.
+        encoder: In any floating dtype, on the CPU.
         device: Where it is to run.
 
     Returns:
@@ -58,7 +58,7 @@ def fastest_precision(tower: nn.Module, device: torch.device) -> Precision:
     narrowest = narrowest_precision(device)
     if narrowest != "bfloat16":
         return narrowest
-    block, positions = _first_block(tower)
+    block, positions = _first_block(encoder)
     if block is None or positions is None:
         return "float32"
     tokens = torch.randn(1, *positions.shape[-2:], generator=torch.Generator().manual_seed(0))
@@ -67,12 +67,12 @@ def fastest_precision(tower: nn.Module, device: torch.device) -> Precision:
     return "bfloat16" if wide >= MIN_GAIN * narrow else "float32"
 
 
-def _first_block(tower: nn.Module) -> tuple[nn.Module | None, Tensor | None]:
+def _first_block(encoder: nn.Module) -> tuple[nn.Module | None, Tensor | None]:
     """A block of a plain vision transformer, and the position embeddings, whose shape its input has."""
-    if isinstance(tower, ClipTower):
-        return tower.transformer.resblocks[0], tower.positional_embedding
-    if isinstance(tower, DinoTower):
-        return tower.trunk.blocks[0], tower.trunk.keep_own(tower.trunk.pos_embed)
+    if isinstance(encoder, ClipEncoder):
+        return encoder.transformer.resblocks[0], encoder.positional_embedding
+    if isinstance(encoder, DinoEncoder):
+        return encoder.trunk.blocks[0], encoder.trunk.select_patches(encoder.trunk.pos_embed)
     return None, None
 
 

@@ -1,9 +1,9 @@
-"""The image tower: any open_clip vision tower, built from a configuration that travels in the model file.
+"""The image encoder: any open_clip vision encoder, built from a configuration that travels in the model file.
 
 Plain vision transformers, the bundled model's and the authors' among them, are built by `vision_transformer`, so that
-open_clip and timm need not be imported to score; any other tower by open_clip. The parameters' names are the same.
+open_clip and timm need not be imported to score; any other encoder by open_clip. The parameters' names are the same.
 
-No text tower is built. The tower's output is the pooled, projected, **un-normalised** embedding (B, D), which is
+No text tower is built. The encoder's output is the pooled, projected, **un-normalised** embedding (B, D), which is
 what RALI's head takes.
 """
 
@@ -19,12 +19,12 @@ from .vision_transformer import build_plain
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """An open_clip vision tower.
+    """An open_clip vision encoder.
 
     Attributes:
         embed_dim: Dimension D of the embedding.
         vision_cfg: open_clip's `vision_cfg`, such as `{"image_size": 336, "layers": 24, "width": 1024, ...}`, or a
-            timm tower, `{"timm_model_name": "vit_small_patch14_dinov2", "image_size": 224, ...}`.
+            timm encoder, `{"timm_model_name": "vit_small_patch14_dinov2", "image_size": 224, ...}`.
         quick_gelu: True for the QuickGELU activation of OpenAI's CLIP.
     """
 
@@ -42,7 +42,7 @@ class EncoderConfig:
 
     @property
     def image_size(self) -> int:
-        """Side of the tower's square input, in pixels."""
+        """Side of the encoder's square input, in pixels."""
         size = self.vision_cfg.get("image_size", 224)
         if type(size) is not int:
             raise ValueError(f"vision_cfg's image_size must be one whole number (square input), got {size!r}")
@@ -86,21 +86,21 @@ class EncoderConfig:
 
 
 def build_encoder(config: EncoderConfig) -> nn.Module:
-    """Build the tower with random weights; the checkpoint fills them.
+    """Build the encoder with random weights; the checkpoint fills them.
 
     Args:
-        config: Which tower.
+        config: Which encoder.
 
     Returns:
         A module from (B, 3, S, S) normalised input to (B, D) embeddings, float32, in evaluation mode.
 
     Raises:
-        ValueError: open_clip or timm cannot build a tower from this configuration.
+        ValueError: open_clip or timm cannot build an encoder from this configuration.
     """
     plain = _build_plain(config)
     if plain is not None:
         return plain.eval()
-    # open_clip has no public builder for the vision tower alone; create_model would build a text tower too.
+    # open_clip has no public builder for the vision encoder alone; create_model would build a text tower too.
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
     settings = dict(config.vision_cfg)
@@ -113,13 +113,13 @@ def build_encoder(config: EncoderConfig) -> nn.Module:
             raise ValueError(f"timm has no model {timm_name!r}; a newer timm may be needed (pip install -U timm)")
         settings["timm_model_pretrained"] = False
     try:
-        tower = _build_vision_tower(config.embed_dim, CLIPVisionCfg(**settings), config.quick_gelu)
+        encoder = _build_vision_tower(config.embed_dim, CLIPVisionCfg(**settings), config.quick_gelu)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
-        raise ValueError(f"open_clip cannot build a vision tower from {config.vision_cfg!r}: {error}") from error
-    if timm_name and hasattr(tower.trunk, "set_input_size"):
+        raise ValueError(f"open_clip cannot build a vision encoder from {config.vision_cfg!r}: {error}") from error
+    if timm_name and hasattr(encoder.trunk, "set_input_size"):
         # open_clip does not hand its image_size on to timm, whose DINOv2 would insist on 518 pixels.
-        tower.trunk.set_input_size(img_size=(config.image_size, config.image_size))
-    module: nn.Module = tower.eval()
+        encoder.trunk.set_input_size(img_size=(config.image_size, config.image_size))
+    module: nn.Module = encoder.eval()
     return module
 
 
@@ -127,4 +127,4 @@ def _build_plain(config: EncoderConfig) -> nn.Module | None:
     try:
         return build_plain(config.embed_dim, config.vision_cfg, quick_gelu=config.quick_gelu)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"cannot build a vision tower from {config.vision_cfg!r}: {error}") from error
+        raise ValueError(f"cannot build a vision encoder from {config.vision_cfg!r}: {error}") from error

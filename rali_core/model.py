@@ -1,4 +1,4 @@
-"""Pixels to scores: preprocessing, image tower and head as one differentiable module."""
+"""Pixels to scores: preprocessing, image encoder and head as one differentiable module."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.nn import functional
 from .encoder import EncoderConfig, build_encoder
 from .head import PrototypeHead
 from .preprocess import Coverage, PreprocessConfig, preprocess
-from .vision_transformer import ClipTower, DinoTower
+from .vision_transformer import ClipEncoder, DinoEncoder
 
 
 class RaliModel(nn.Module):
-    """RALI (Zhao et al., ICLR 2026): image tower and prototype head.
+    """RALI (Zhao et al., ICLR 2026): image encoder and prototype head.
 
     Args:
-        encoder_config: Which image tower.
+        encoder_config: Which image encoder.
         preprocess_config: Size and normalisation of its input.
         pca_dim: P, dimension after PCA.
         prototypes: K, number of prototypes.
         coverage: What `forward` does with pictures that are not square, unless it is told otherwise.
 
     Raises:
-        ValueError: The tower cannot be built, or its input size differs from the preprocessing's.
+        ValueError: The encoder cannot be built, or its input size differs from the preprocessing's.
 
     Examples:
         >>> from rali_core import RaliScorer
@@ -49,7 +49,7 @@ class RaliModel(nn.Module):
         super().__init__()
         if encoder_config.image_size != preprocess_config.image_size:
             raise ValueError(
-                f"the tower takes {encoder_config.image_size} pixels, the preprocessing makes "
+                f"the encoder takes {encoder_config.image_size} pixels, the preprocessing makes "
                 f"{preprocess_config.image_size}"
             )
         self.encoder_config = encoder_config
@@ -65,12 +65,12 @@ class RaliModel(nn.Module):
     def embed(self, inputs: Tensor) -> Tensor:
         """(N, 3, S, S) encoder input to (N, D) un-normalised embeddings, in the encoder's dtype.
 
-        On a CPU a plain tower gets as many at a time as are fastest there, `Shape.inputs_per_pass`.
+        On a CPU a plain encoder gets as many at a time as are fastest there, `ViTConfig.max_batch`.
         """
         dtype = next(self.encoder.parameters()).dtype
         passes = 1
-        if inputs.device.type == "cpu" and isinstance(self.encoder, ClipTower | DinoTower):
-            passes = max(1, math.ceil(len(inputs) / self.encoder.shape.inputs_per_pass(dtype.itemsize)))
+        if inputs.device.type == "cpu" and isinstance(self.encoder, ClipEncoder | DinoEncoder):
+            passes = max(1, math.ceil(len(inputs) / self.encoder.shape.max_batch(dtype.itemsize)))
         return torch.cat([self._embed_once(part.to(dtype)) for part in inputs.tensor_split(passes)])
 
     def _embed_once(self, inputs: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Embeddings of single patches, in the space in which the head scores whole pictures.
 
-Not part of the paper: RALI scores the pooled embedding only. Each patch token goes through what the tower does to its
+Not part of the paper: RALI scores the pooled embedding only. Each patch token goes through what the encoder does to its
 class token (norm, projection), and so through the same head. The head never saw patch tokens in training: such scores
 tell where in a picture the evidence lies, they are not calibrated.
 """
@@ -15,26 +15,26 @@ from torch import Tensor, nn
 
 
 def embed_patches(encoder: nn.Module, inputs: Tensor) -> Tensor:
-    """Patch embeddings of a tower.
+    """Patch embeddings of an encoder.
 
     Args:
-        encoder: A tower from `encoder.build_encoder` with a class token.
-        inputs: (N, 3, S, S) normalised encoder input in the tower's dtype.
+        encoder: An encoder from `encoder.build_encoder` with a class token.
+        inputs: (N, 3, S, S) normalised encoder input in the encoder's dtype.
 
     Returns:
         (N, g, g, D) un-normalised embeddings, rows from top to bottom.
 
     Raises:
-        ValueError: The tower has no class token, or its tokens form no square.
+        ValueError: The encoder has no class token, or its tokens form no square.
     """
-    tower: Any = encoder
-    trunk = getattr(tower, "trunk", None)
+    module: Any = encoder
+    trunk = getattr(module, "trunk", None)
     if trunk is not None:
         tokens = _timm_tokens(trunk, inputs)
-        embedded: Tensor = tower.head(trunk.forward_head(tokens.reshape(-1, 1, tokens.shape[-1])))
+        embedded: Tensor = module.head(trunk.forward_head(tokens.reshape(-1, 1, tokens.shape[-1])))
         embedded = embedded.view(*tokens.shape[:2], -1)
     else:
-        embedded = _open_clip_tokens(tower, inputs)
+        embedded = _open_clip_tokens(module, inputs)
     side = math.isqrt(embedded.shape[1])
     if side * side != embedded.shape[1]:
         raise ValueError(f"expected a square of patches, got {embedded.shape[1]} tokens")
@@ -43,20 +43,20 @@ def embed_patches(encoder: nn.Module, inputs: Tensor) -> Tensor:
 
 def _timm_tokens(trunk: Any, inputs: Tensor) -> Tensor:
     if getattr(trunk, "global_pool", None) != "token":
-        raise ValueError("this tower pools its patches without a class token: use tiles instead of patch tokens")
+        raise ValueError("this encoder pools its patches without a class token: use tiles instead of patch tokens")
     tokens: Tensor = trunk.forward_features(inputs)
     patches: Tensor = tokens[:, trunk.num_prefix_tokens :]
     return patches
 
 
-def _open_clip_tokens(tower: Any, inputs: Tensor) -> Tensor:
-    if getattr(tower, "pool_type", None) != "tok" or getattr(tower, "attn_pool", None) is not None:
-        raise ValueError("this tower pools its patches without a class token: use tiles instead of patch tokens")
-    before = tower.output_tokens
-    tower.output_tokens = True
+def _open_clip_tokens(encoder: Any, inputs: Tensor) -> Tensor:
+    if getattr(encoder, "pool_type", None) != "tok" or getattr(encoder, "attn_pool", None) is not None:
+        raise ValueError("this encoder pools its patches without a class token: use tiles instead of patch tokens")
+    before = encoder.output_tokens
+    encoder.output_tokens = True
     try:
-        _, tokens = tower(inputs)
+        _, tokens = encoder(inputs)
     finally:
-        tower.output_tokens = before
-    projected: Tensor = tokens if tower.proj is None else torch.matmul(tokens, tower.proj)
+        encoder.output_tokens = before
+    projected: Tensor = tokens if encoder.proj is None else torch.matmul(tokens, encoder.proj)
     return projected

@@ -65,7 +65,7 @@ class RaliScorer:
         model: A model, in evaluation mode.
         info: What its file says about it.
         device: Where to compute; by default the GPU where there is one (CUDA, then Apple's), else the CPU.
-        dtype: Arithmetic of the image tower; the head always computes in float32. `"auto"` takes 16 bits where this
+        dtype: Arithmetic of the image encoder; the head always computes in float32. `"auto"` takes 16 bits where this
             machine is faster in them, see `devices.fastest_precision`, so that scores differ between machines by
             their rounding.
         batch_size: Crops per forward pass.

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import attention
+from .lazy import renamed
+
+__getattr__ = renamed(__name__, {"ClipTower": "ClipEncoder", "DinoTower": "DinoEncoder", "Shape": "ViTConfig"})
 
 PatchPattern = Literal["all", "checkerboard"]
-"""Which patches a tower looks at: half of a fine grid costs little more than all of a coarse one."""
+"""Which patches the encoder sees: half of a fine grid costs little more than all of a coarse one."""
 
 
 CPU_PASS_BYTES = 24 * 2**20
@@ -30,7 +33,7 @@ CPU_PASS_BYTES = 24 * 2**20
 
 
 @dataclass(frozen=True)
-class Shape:
+class ViTConfig:
     """What a plain vision transformer is made of.
 
     Attributes:
@@ -39,7 +42,7 @@ class Shape:
         width: Length of a token.
         layers: Number of blocks.
         heads: Attention heads of a block.
-        hidden: Width between the two layers of a block's perceptron.
+        hidden: Width between the two layers of a block's MLP.
         pattern: Which patches the blocks see.
     """
 
@@ -78,11 +81,11 @@ class Shape:
         """Those of them that the blocks see."""
         return self.tokens if self.pattern == "all" else self.tokens // 2 + 1
 
-    def inputs_per_pass(self, element_bytes: int) -> int:
+    def max_batch(self, element_bytes: int) -> int:
         """How many inputs at a time suit a CPU: the widest intermediate result stays within `CPU_PASS_BYTES`.
 
         Args:
-            element_bytes: Size of a number of the tower's dtype.
+            element_bytes: Size of a number of the encoder's dtype.
         """
         return max(1, CPU_PASS_BYTES // (self.seen_tokens * max(self.hidden, 3 * self.width) * element_bytes))
 
@@ -92,7 +95,7 @@ DINOV2 = {
     "vit_base_patch14_dinov2": (768, 12, 12),
     "vit_large_patch14_dinov2": (1024, 24, 16),
 }
-"""timm's names of DINOv2's towers without registers: width, layers, heads. The giant's perceptron is another one."""
+"""timm's names of DINOv2's encoders without registers: width, layers, heads. The giant's MLP is another one."""
 
 CLIP_SETTINGS = frozenset({"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size"})
 DINOV2_SETTINGS = {
@@ -103,7 +106,7 @@ DINOV2_SETTINGS = {
 
 
 def build_plain(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -> nn.Module | None:
-    """The tower of an open_clip configuration where it is a plain one; None for any other, which open_clip builds.
+    """The encoder of an open_clip configuration where it is a plain one; None for any other, which open_clip builds.
 
     Args:
         embed_dim: Dimension D of the embedding.
@@ -111,7 +114,7 @@ def build_plain(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -
         quick_gelu: Activation of OpenAI's CLIP.
 
     Raises:
-        ValueError: A plain tower, of an impossible shape.
+        ValueError: A plain encoder, of an impossible shape.
     """
     name = settings.get("timm_model_name")
     if name is None:
@@ -124,7 +127,7 @@ def build_plain(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -
         return None
     width, layers, heads = DINOV2[name]
     pattern = settings.get("patch_pattern", "all")
-    return DinoTower(Shape(settings.get("image_size", 224), 14, width, layers, heads, 4 * width, pattern))
+    return DinoEncoder(ViTConfig(settings.get("image_size", 224), 14, width, layers, heads, 4 * width, pattern))
 
 
 def _build_clip(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -> nn.Module | None:
@@ -132,7 +135,7 @@ def _build_clip(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -
     if settings.keys() - CLIP_SETTINGS or isinstance(layers, tuple | list):
         return None
     width = settings.get("width", 768)
-    shape = Shape(
+    shape = ViTConfig(
         settings.get("image_size", 224),
         settings.get("patch_size", 16),
         width,
@@ -140,7 +143,7 @@ def _build_clip(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -
         width // settings.get("head_width", 64),
         int(width * settings.get("mlp_ratio", 4.0)),
     )
-    return ClipTower(shape, embed_dim, quick_gelu=quick_gelu)
+    return ClipEncoder(shape, embed_dim, quick_gelu=quick_gelu)
 
 
 def draw(parameter: nn.Parameter, deviation: float) -> None:
@@ -152,19 +155,19 @@ def draw(parameter: nn.Parameter, deviation: float) -> None:
         nn.init.normal_(parameter, std=deviation)
 
 
-def attend(tokens: Tensor, project: Any, heads: int, *, first_only: bool) -> Tensor:
+def attend(tokens: Tensor, project: Any, heads: int, *, class_token_only: bool) -> Tensor:
     """Multi-head self-attention without its last layer.
 
     Args:
         tokens: (B, N, W).
         project: From (tokens, part) to the projected tokens; part is "qkv" (B, N, 3 W), "q" or "kv".
         heads: How many heads share W.
-        first_only: Ask with the first token only.
+        class_token_only: Ask with the first token only.
 
     Returns:
-        (B, N, W), with `first_only` (B, 1, W).
+        (B, N, W), with `class_token_only` (B, 1, W).
     """
-    if first_only:
+    if class_token_only:
         parts = [project(tokens[:, :1], "q"), *project(tokens, "kv").chunk(2, dim=-1)]
     else:
         parts = list(project(tokens, "qkv").chunk(3, dim=-1))
@@ -199,21 +202,21 @@ class ClipAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, tokens: Tensor, *, first_only: bool = False) -> Tensor:
-        """(B, N, W) to (B, N, W), with `first_only` to (B, 1, W)."""
+    def forward(self, tokens: Tensor, *, class_token_only: bool = False) -> Tensor:
+        """(B, N, W) to (B, N, W), with `class_token_only` to (B, 1, W)."""
 
         def project(part_of: Tensor, part: str) -> Tensor:
             rows = _rows(part, tokens.shape[-1])
             return functional.linear(part_of, self.in_proj_weight[rows], self.in_proj_bias[rows])
 
-        attended: Tensor = self.out_proj(attend(tokens, project, self.heads, first_only=first_only))
+        attended: Tensor = self.out_proj(attend(tokens, project, self.heads, class_token_only=class_token_only))
         return attended
 
 
 class ClipBlock(nn.Module):
-    """Pre-normalised attention and perceptron with open_clip's names."""
+    """Pre-normalised attention and MLP with open_clip's names."""
 
-    def __init__(self, shape: Shape, *, quick_gelu: bool) -> None:
+    def __init__(self, shape: ViTConfig, *, quick_gelu: bool) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(shape.width)
         self.attn = ClipAttention(shape.width, shape.heads)
@@ -226,10 +229,10 @@ class ClipBlock(nn.Module):
             )
         )
 
-    def forward(self, tokens: Tensor, *, first_only: bool = False) -> Tensor:
-        """(B, N, W) to (B, N, W), with `first_only` to (B, 1, W)."""
-        kept = tokens[:, :1] if first_only else tokens
-        kept = kept + self.attn(self.ln_1(tokens), first_only=first_only)
+    def forward(self, tokens: Tensor, *, class_token_only: bool = False) -> Tensor:
+        """(B, N, W) to (B, N, W), with `class_token_only` to (B, 1, W)."""
+        kept = tokens[:, :1] if class_token_only else tokens
+        kept = kept + self.attn(self.ln_1(tokens), class_token_only=class_token_only)
         result: Tensor = kept + self.mlp(self.ln_2(kept))
         return result
 
@@ -242,7 +245,7 @@ class _Transformer(nn.Module):
         self.resblocks = nn.ModuleList(blocks)
 
 
-class ClipTower(nn.Module):
+class ClipEncoder(nn.Module):
     """CLIP's vision transformer with open_clip's names.
 
     Args:
@@ -257,7 +260,7 @@ class ClipTower(nn.Module):
     pool_type = "tok"
     attn_pool = None
 
-    def __init__(self, shape: Shape, embed_dim: int, *, quick_gelu: bool) -> None:
+    def __init__(self, shape: ViTConfig, embed_dim: int, *, quick_gelu: bool) -> None:
         super().__init__()
         self.shape = shape
         self.output_tokens = False
@@ -287,7 +290,7 @@ class ClipTower(nn.Module):
         blocks = self.transformer.resblocks
         for block in blocks[:-1]:
             tokens = block(tokens)
-        tokens = self.ln_post(blocks[-1](tokens, first_only=not self.output_tokens))
+        tokens = self.ln_post(blocks[-1](tokens, class_token_only=not self.output_tokens))
         embedding: Tensor = tokens[:, 0] @ self.proj
         return (embedding, tokens[:, 1:]) if self.output_tokens else embedding
 
@@ -301,14 +304,14 @@ class DinoAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, *, first_only: bool = False) -> Tensor:
-        """(B, N, W) to (B, N, W), with `first_only` to (B, 1, W)."""
+    def forward(self, tokens: Tensor, *, class_token_only: bool = False) -> Tensor:
+        """(B, N, W) to (B, N, W), with `class_token_only` to (B, 1, W)."""
 
         def project(part_of: Tensor, part: str) -> Tensor:
             rows = _rows(part, tokens.shape[-1])
             return functional.linear(part_of, self.qkv.weight[rows], self.qkv.bias[rows])
 
-        attended: Tensor = self.proj(attend(tokens, project, self.num_heads, first_only=first_only))
+        attended: Tensor = self.proj(attend(tokens, project, self.num_heads, class_token_only=class_token_only))
         return attended
 
 
@@ -325,9 +328,9 @@ class LayerScale(nn.Module):
 
 
 class DinoBlock(nn.Module):
-    """Pre-normalised attention and perceptron with layer scale and timm's names."""
+    """Pre-normalised attention and MLP with layer scale and timm's names."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ViTConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(shape.width, eps=1e-6)
         self.attn = DinoAttention(shape.width, shape.heads)
@@ -340,18 +343,18 @@ class DinoBlock(nn.Module):
         )
         self.ls2 = LayerScale(shape.width)
 
-    def forward(self, tokens: Tensor, *, first_only: bool = False) -> Tensor:
-        """(B, N, W) to (B, N, W), with `first_only` to (B, 1, W)."""
-        kept = tokens[:, :1] if first_only else tokens
+    def forward(self, tokens: Tensor, *, class_token_only: bool = False) -> Tensor:
+        """(B, N, W) to (B, N, W), with `class_token_only` to (B, 1, W)."""
+        kept = tokens[:, :1] if class_token_only else tokens
         # One pass over memory for the factor and the sum.
-        kept = torch.addcmul(kept, self.attn(self.norm1(tokens), first_only=first_only), self.ls1.gamma)
+        kept = torch.addcmul(kept, self.attn(self.norm1(tokens), class_token_only=class_token_only), self.ls1.gamma)
         return torch.addcmul(kept, self.mlp(self.norm2(kept)), self.ls2.gamma)
 
 
 class PatchEmbedding(nn.Module):
     """Patches to tokens, with timm's name of the convolution."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ViTConfig) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, shape.width, shape.patch, stride=shape.patch)
 
@@ -367,7 +370,7 @@ class DinoTrunk(nn.Module):
     global_pool = "token"
     num_prefix_tokens = 1
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ViTConfig) -> None:
         super().__init__()
         self.pattern = shape.pattern
         self.cls_token = nn.Parameter(torch.empty(1, 1, shape.width))
@@ -383,8 +386,8 @@ class DinoTrunk(nn.Module):
     def _pos_embed(self, patches: Tensor) -> Tensor:
         return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
 
-    def keep_own(self, tokens: Tensor) -> Tensor:
-        """(B, N, W) tokens with the class token first to those of them that the tower looks at."""
+    def select_patches(self, tokens: Tensor) -> Tensor:
+        """(B, N, W) tokens with the class token first to the visible ones."""
         if self.pattern == "all":
             return tokens
         return torch.cat([tokens[:, :1], tokens[:, 1::2]], dim=1)  # every second of an odd grid is a checkerboard
@@ -400,21 +403,21 @@ class DinoTrunk(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) normalised input to (B, W) embeddings."""
-        tokens = self.patch_drop(self.keep_own(self._pos_embed(self.patch_embed(inputs))))
+        tokens = self.patch_drop(self.select_patches(self._pos_embed(self.patch_embed(inputs))))
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         last = cast(DinoBlock, self.blocks[-1])
-        return self.forward_head(self.norm(last(tokens, first_only=True)))
+        return self.forward_head(self.norm(last(tokens, class_token_only=True)))
 
 
-class DinoTower(nn.Module):
+class DinoEncoder(nn.Module):
     """`DinoTrunk` under open_clip's names.
 
     Args:
         shape: Its shape.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ViTConfig) -> None:
         super().__init__()
         self.shape = shape
         self.trunk = DinoTrunk(shape)

@@ -11,7 +11,7 @@ HEADS = 3
 
 
 def split(stacked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, N, 3 W) to query, key and value (B, H, N, D), as the towers do: views with gaps, not copies."""
+    """(B, N, 3 W) to query, key and value (B, H, N, D), as the encoders do: views with gaps, not copies."""
     query, key, value = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in stacked.chunk(3, dim=-1))
     return query, key, value
 

@@ -7,28 +7,28 @@ from rali_core.constants import CLIP_MEAN, CLIP_STD, OFFICIAL_OPEN_CLIP_NAME
 from rali_core.encoder import EncoderConfig, build_encoder
 from rali_core.model import RaliModel
 from rali_core.preprocess import PreprocessConfig
-from rali_core.vision_transformer import ClipTower, DinoTower, Shape
+from rali_core.vision_transformer import ClipEncoder, DinoEncoder, ViTConfig
 
 
-def test_the_official_tower_has_the_published_shape_and_no_text_tower() -> None:
+def test_the_official_encoder_has_the_published_shape_and_no_text_tower() -> None:
     config = EncoderConfig.from_open_clip(OFFICIAL_OPEN_CLIP_NAME)
     assert (config.embed_dim, config.image_size, config.quick_gelu) == (768, 336, True)
     with torch.device("meta"):
-        tower = build_encoder(config)
-    # CLIP ViT-L/14-336's vision tower with projection: 304.3 million weights (OpenAI's model card rounds to 304 M).
-    assert sum(parameter.numel() for parameter in tower.parameters()) == 304_293_888
-    assert not any("token_embedding" in name for name, _ in tower.named_parameters())
-    assert type(tower.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+        encoder = build_encoder(config)
+    # CLIP ViT-L/14-336's vision encoder with projection: 304.3 million weights (OpenAI's model card rounds to 304 M).
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 304_293_888
+    assert not any("token_embedding" in name for name, _ in encoder.named_parameters())
+    assert type(encoder.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
 
 
-def test_a_timm_tower_takes_the_configured_input_size() -> None:
+def test_a_timm_encoder_takes_the_configured_input_size() -> None:
     config = EncoderConfig(
         384,
         {"timm_model_name": "vit_small_patch14_dinov2", "timm_pool": "token", "timm_proj": "none", "image_size": 112},
     )
-    tower = build_encoder(config)
+    encoder = build_encoder(config)
     with torch.inference_mode():
-        assert tower(torch.rand(2, 3, 112, 112)).shape == (2, 384)
+        assert encoder(torch.rand(2, 3, 112, 112)).shape == (2, 384)
 
 
 @pytest.mark.parametrize(
@@ -74,31 +74,34 @@ def test_the_score_is_the_weighted_sum_of_the_prototypes_scores(tiny_model: Rali
         assert torch.allclose(weights @ tiny_model.head.scores, scores, atol=1e-6)
 
 
-def test_tower_and_preprocessing_must_agree_on_the_size() -> None:
+def test_encoder_and_preprocessing_must_agree_on_the_size() -> None:
     config = EncoderConfig(16, {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8})
-    with pytest.raises(ValueError, match="the tower takes 32 pixels, the preprocessing makes 64"):
+    with pytest.raises(ValueError, match="the encoder takes 32 pixels, the preprocessing makes 64"):
         RaliModel(config, PreprocessConfig(64, CLIP_MEAN, CLIP_STD), pca_dim=4, prototypes=3)
 
 
-def test_on_a_cpu_a_plain_tower_gets_a_few_inputs_at_a_time(
+def test_on_a_cpu_a_plain_encoder_gets_a_few_inputs_at_a_time(
     tiny_model: RaliModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tower = tiny_model.encoder
-    assert isinstance(tower, ClipTower)
+    encoder = tiny_model.encoder
+    assert isinstance(encoder, ClipEncoder)
     size = tiny_model.preprocess_config.image_size
     inputs = torch.randn(7, 3, size, size, generator=torch.Generator().manual_seed(0))
     seen: list[int] = []
-    tower.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     whole = tiny_model.embed(inputs)
-    widest = tower.shape.seen_tokens * max(tower.shape.hidden, 3 * tower.shape.width) * 4
+    widest = encoder.shape.seen_tokens * max(encoder.shape.hidden, 3 * encoder.shape.width) * 4
     monkeypatch.setattr("rali_core.vision_transformer.CPU_PASS_BYTES", 3 * widest)
     torch.testing.assert_close(tiny_model.embed(inputs), whole, atol=1e-6, rtol=1e-6)
     assert seen == [7, 3, 2, 2]
 
 
-def test_the_bundled_towers_batch_of_eight_is_cut_in_two_in_float32_only() -> None:
-    shape = Shape(518, 14, 384, 12, 6, 1536, "checkerboard")
-    tower = DinoTower(shape)
+def test_the_bundled_encoders_batch_of_eight_is_cut_in_two_in_float32_only() -> None:
+    shape = ViTConfig(518, 14, 384, 12, 6, 1536, "checkerboard")
+    encoder = DinoEncoder(shape)
     inputs = torch.zeros(1, 3, 518, 518)
-    assert shape.seen_tokens == tower.trunk.keep_own(tower.trunk._pos_embed(tower.trunk.patch_embed(inputs))).shape[1]
-    assert (shape.inputs_per_pass(4), shape.inputs_per_pass(2)) == (5, 11)
+    assert (
+        shape.seen_tokens
+        == encoder.trunk.select_patches(encoder.trunk._pos_embed(encoder.trunk.patch_embed(inputs))).shape[1]
+    )
+    assert (shape.max_batch(4), shape.max_batch(2)) == (5, 11)

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from rali_core import encoder as encoder_module
 from rali_core.encoder import EncoderConfig, build_encoder
 from rali_core.patch_tokens import embed_patches
-from rali_core.vision_transformer import ClipTower, DinoTower
+from rali_core.vision_transformer import ClipEncoder, DinoEncoder
 
 DINO = {"timm_model_name": "vit_small_patch14_dinov2", "timm_pool": "token", "timm_proj": "none", "image_size": 60}
 CLIP = {"image_size": 36, "layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "mlp_ratio": 3.0}
-TOWERS = [
-    pytest.param(EncoderConfig(384, DINO), DinoTower, id="dinov2"),
-    pytest.param(EncoderConfig(20, CLIP, quick_gelu=True), ClipTower, id="clip, quick gelu"),
-    pytest.param(EncoderConfig(20, CLIP), ClipTower, id="clip, gelu"),
+ENCODERS = [
+    pytest.param(EncoderConfig(384, DINO), DinoEncoder, id="dinov2"),
+    pytest.param(EncoderConfig(20, CLIP, quick_gelu=True), ClipEncoder, id="clip, quick gelu"),
+    pytest.param(EncoderConfig(20, CLIP), ClipEncoder, id="clip, gelu"),
 ]
 
 
 def both(config: EncoderConfig, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module]:
-    """Our tower and open_clip's with the same weights, none of them near 0 or 1."""
+    """Our encoder and open_clip's with the same weights, none of them near 0 or 1."""
     ours = build_encoder(config)
     monkeypatch.setattr(encoder_module, "build_plain", lambda *_, **__: None)
     theirs = build_encoder(config)
@@ -33,27 +33,29 @@ def both(config: EncoderConfig, kind: type[nn.Module], monkeypatch: pytest.Monke
     assert type(theirs) is not kind
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(value.shape, generator=generator) * 0.2 for name, value in theirs.state_dict().items()}
-    for tower in (ours, theirs):
-        tower.load_state_dict(state)
+    for encoder in (ours, theirs):
+        encoder.load_state_dict(state)
     return ours, theirs
 
 
-@pytest.mark.parametrize(("config", "kind"), TOWERS)
-def test_the_tower_has_the_names_values_and_gradients_of_open_clips(
+@pytest.mark.parametrize(("config", "kind"), ENCODERS)
+def test_the_encoder_has_the_names_values_and_gradients_of_open_clips(
     config: EncoderConfig, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = []
-    for tower in both(config, kind, monkeypatch):
-        tower.double()
+    for encoder in both(config, kind, monkeypatch):
+        encoder.double()
         pixels = torch.randn(2, 3, config.image_size, config.image_size, dtype=torch.float64,
                              generator=torch.Generator().manual_seed(1)).requires_grad_()  # fmt: skip
-        embedding = tower(pixels)
+        embedding = encoder(pixels)
         embedding.square().sum().backward()
         with torch.no_grad():
-            assert torch.allclose(tower(pixels), embedding, rtol=1e-12)
+            assert torch.allclose(encoder(pixels), embedding, rtol=1e-12)
         assert pixels.grad is not None
-        gradients = {name: parameter.grad for name, parameter in tower.named_parameters()}
-        results.append({"": embedding.detach(), "pixels": pixels.grad, "patches": patches(tower, pixels), **gradients})
+        gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+        results.append(
+            {"": embedding.detach(), "pixels": pixels.grad, "patches": patches(encoder, pixels), **gradients}
+        )
     ours, theirs = results
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -62,9 +64,9 @@ def test_the_tower_has_the_names_values_and_gradients_of_open_clips(
         assert torch.allclose(ours[name], value, rtol=1e-9, atol=1e-9 * float(value.abs().max())), name  # type: ignore[arg-type]
 
 
-def patches(tower: nn.Module, pixels: Tensor) -> Tensor:
+def patches(encoder: nn.Module, pixels: Tensor) -> Tensor:
     with torch.no_grad():
-        return embed_patches(tower, pixels)
+        return embed_patches(encoder, pixels)
 
 
 @pytest.mark.parametrize(
@@ -76,16 +78,16 @@ def patches(tower: nn.Module, pixels: Tensor) -> Tensor:
         {**CLIP, "ls_init_value": 0.1},
     ],
 )
-def test_a_tower_of_another_kind_is_left_to_open_clip(settings: dict[str, Any]) -> None:
+def test_a_encoder_of_another_kind_is_left_to_open_clip(settings: dict[str, Any]) -> None:
     with torch.device("meta"):
-        assert type(build_encoder(EncoderConfig(384, settings))) not in (ClipTower, DinoTower)
+        assert type(build_encoder(EncoderConfig(384, settings))) not in (ClipEncoder, DinoEncoder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"width": 50}, "a width of 50 cannot be shared by 3 heads"),
-        ({"head_width": 0}, "cannot build a vision tower"),
+        ({"head_width": 0}, "cannot build a vision encoder"),
         ({"layers": 0}, "expected positive whole numbers"),
         ({"patch_size": 40}, "an image of 36 pixels has no patch of 40"),
     ],
@@ -122,7 +124,7 @@ def test_a_checkerboard_sees_every_second_patch_and_nothing_of_the_others() -> N
             "a checkerboard needs an odd number of patches a side, got 4: image_size 60",
         ),
         ({"patch_pattern": "stripes"}, "patch_pattern must be one of all, checkerboard, got 'stripes'"),
-        ({"patch_pattern": "checkerboard", "timm_pool": "avg"}, "open_clip cannot build a vision tower"),
+        ({"patch_pattern": "checkerboard", "timm_pool": "avg"}, "open_clip cannot build a vision encoder"),
     ],
 )
 def test_a_pattern_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
