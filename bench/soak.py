@@ -38,7 +38,7 @@ from dataset_run import flatness, make_tiny_model
 from image_formats import sound_files
 from PIL import Image
 
-from rali_core.benchmark.memory import current_memory
+from rali_core.benchmark import current_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("score", "comfy", "best_of_n")
