@@ -66,7 +66,10 @@ def content_key(image: Tensor) -> bytes:
         order = list(range(values.ndim))
         ordered = values.contiguous()
     digest = xxhash.xxh3_128(repr((tuple(values.shape), str(values.dtype), order)).encode())
-    digest.update(ordered.flatten().view(torch.uint8).numpy().data)
+    flat = ordered.flatten()
+    if flat.stride(0) != 1:  # a single value may have any
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    digest.update(flat.view(torch.uint8).numpy().data)
     made: bytes = digest.digest()
     return made
 

@@ -4,9 +4,7 @@ The score's gradient is taken at the denoised preview and applied to the latents
 out, as in universal guidance's cheap form (Bansal et al. 2023, section 3.1, and FreeDoM, Yu et al. 2023, differ here:
 they differentiate through the denoiser). One decoder and one scorer pass, forward and backward, per guided step.
 
-A warning: a score is not quality. Pushed hard, any scorer is given patterns that please it and nobody else. What is
-here against it: a window of steps, a limit per step, and a pull back to the unguided path. Look at the images, and
-judge the result by another measure than the one it was guided by.
+How far each step is nudged, and what is against pleasing the scorer at the image's cost, is in `guidance` of the core.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guidance import GuidanceSettings, Guide
 from ..rewards.loss import RaliLoss
 from .step_callback import StepHook
 
@@ -64,26 +63,17 @@ class RaliGuidance(StepHook):
         width: int | None = None,
     ) -> None:
         super().__init__(pipe, height=height, width=width)
-        if not 0.0 <= start < stop <= 1.0:
-            raise ValueError(f"expected 0 <= start < stop <= 1, got start = {start} and stop = {stop}")
-        if not scale >= 0.0 or not 0.0 < clip <= 1.0 or not 0.0 <= regularisation <= 1.0:
-            raise ValueError(
-                f"expected scale >= 0, clip in (0, 1] and regularisation in [0, 1], got {scale}, {clip} and "
-                f"{regularisation}"
-            )
+        self._guide = Guide(GuidanceSettings(scale, clip, start, stop, regularisation))
         self._loss = loss
-        self._scale, self._clip, self._regularisation = scale, clip, regularisation
-        self._start, self._stop = start, stop
-        self._moved: Tensor | None = None
         self.losses: list[float] = []
 
     def on_step(self, pipe: Any, step: int, timestep: Any, latents: Tensor, predicted: Tensor) -> dict[str, Any]:
         """Nudge, inside the window."""
         del timestep
         if step == 0:
-            self._moved = None
+            self._guide.reset()
             self.losses.clear()
-        if not self._start <= step / pipe.num_timesteps < self._stop:
+        if not self._guide.settings.covers(step / pipe.num_timesteps):
             return {}
         if torch.is_inference_mode_enabled():
             raise RuntimeError("guidance needs gradients: call the pipeline outside torch.inference_mode()")
@@ -92,19 +82,4 @@ class RaliGuidance(StepHook):
             losses = self._loss.per_image(self.decode(pipe, point))
             (gradient,) = torch.autograd.grad(losses.sum(), point)
         self.losses.append(float(losses.detach().mean()))
-        nudge = limit(-self._scale * gradient, self._clip * rms(latents.float()))
-        if self._moved is not None:
-            nudge = nudge - self._regularisation * self._moved
-        self._moved = nudge if self._moved is None else self._moved + nudge
-        return {"latents": (latents.float() + nudge).to(latents.dtype)}
-
-
-def rms(values: Tensor) -> Tensor:
-    """Root mean square of each sample: (B, ...) to (B, 1, ...)."""
-    return values.square().mean(dim=tuple(range(1, values.ndim)), keepdim=True).sqrt()
-
-
-def limit(values: Tensor, largest: Tensor) -> Tensor:
-    """Scale each sample down to an RMS of at most `largest`; smaller ones stay as they are."""
-    size = rms(values)
-    return values * torch.where(size > largest, largest / size.clamp_min(torch.finfo(size.dtype).tiny), 1.0)
+        return {"latents": (latents.float() + self._guide.nudge(gradient, latents)).to(latents.dtype)}

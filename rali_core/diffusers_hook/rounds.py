@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..content import NO_CONTENT
-from ..selection import top_k
 from .arguments import UserCallback, complete_call, isolate, takes_callback
 from .latents import latents_to_pixels, watch_latents
 from .pruning import DenoiserCounter, SuccessiveHalving
@@ -189,7 +188,7 @@ def make_pruned(
                 yield []
             if not standing:
                 return
-            kept = _choose(standing, halving.survivors(len(standing), keep))
+            kept = _by_call(standing, halving.choose([score for _, _, score in standing], keep))
             job.pruned |= {call.seeds[i] for call, i, _ in standing if i not in (kept.get(call) or ())}
             for call in calls:
                 if call not in kept:
@@ -207,10 +206,12 @@ def _score_previews(job: Job, previews: list[Tensor]) -> list[float]:
     return [next(scores) if fine else math.nan for fine in finite]
 
 
-def _choose(standing: list[tuple[SuspendedCall, int, float]], count: int) -> dict[SuspendedCall, list[int] | None]:
-    """The best `count` candidates by call, the call with the best one first; positions ascend inside a call."""
+def _by_call(
+    standing: list[tuple[SuspendedCall, int, float]], indexes: list[int]
+) -> dict[SuspendedCall, list[int] | None]:
+    """The chosen candidates by call, the call with the best one first; positions ascend inside a call."""
     chosen: dict[SuspendedCall, list[int] | None] = {}
-    for index in top_k([score if math.isfinite(score) else -math.inf for _, _, score in standing], count):
+    for index in indexes:
         call, position, _ = standing[index]
         positions = chosen.setdefault(call, [])
         if positions is not None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rali_core.diffusers_hook import RaliGuidance, RaliStepCallback, best_of_n
-from rali_core.diffusers_hook.guidance import limit, rms
+from rali_core.guidance import limit, rms
 from rali_core.rewards import RaliLoss
 
 
