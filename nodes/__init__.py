@@ -7,8 +7,10 @@ from comfy_api.latest import ComfyExtension, io
 from ._models import register_model_folder
 from .combine import RaliCombineScores
 from .gate import RaliGate
+from .guide import RaliGuidance
 from .load import RaliLoadModel
-from .sample import RaliBestOfNSampler
+from .retry import RaliRetryEnd, RaliRetryStart
+from .sample import RaliBestOfNCustom, RaliBestOfNSampler
 from .save import RaliSaveImage
 from .score import RaliScore
 from .select import RaliBestOfN, RaliFilter
@@ -21,6 +23,10 @@ NODES: list[type[io.ComfyNode]] = [
     RaliFilter,
     RaliGate,
     RaliBestOfNSampler,
+    RaliBestOfNCustom,
+    RaliRetryStart,
+    RaliRetryEnd,
+    RaliGuidance,
     RaliQualityMap,
     RaliContactSheet,
     RaliCombineScores,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..rali_core.attachments import flat_numbers
 from ..rali_core.images import to_pixels
 
 OVERSHOOT = 0.5
@@ -65,73 +66,23 @@ def from_core(pixels: Tensor) -> Tensor:
     return pixels.permute(1, 2, 0).unsqueeze(0).contiguous()
 
 
-def split_masks(batches: list[Tensor] | None, count: int) -> list[Tensor] | None:
-    """MASKs to `count` masks (1, H, W); None where there is none."""
-    if not batches:
-        return None
-    masks = [mask for batch in batches for mask in (batch if batch.ndim == 3 else batch.unsqueeze(0)).split(1)]
-    return _counted(masks, count, "masks")
-
-
 def join_masks(masks: list[Tensor]) -> list[Tensor]:
     """Single masks to one batch where they all have one size, else to a list."""
     return [torch.cat(masks)] if len({tuple(mask.shape) for mask in masks}) == 1 else masks
 
 
-def split_latents(latents: list[dict[str, Any]] | None, count: int) -> list[dict[str, Any]] | None:
-    """LATENTs to `count` latents of one; what belongs to the batch (noise mask, batch index) is split with it."""
-    if not latents:
-        return None
-    single = []
-    for latent in latents:
-        samples = latent["samples"]
-        if not isinstance(samples, Tensor):
-            raise ValueError(f"latents: expected one tensor of samples, got {type(samples).__name__}")
-        mask = latent.get("noise_mask")
-        of_frames = mask is not None and _is_of_frames(latent)
-        for index in range(len(samples)):
-            one = {**latent, "samples": samples[index : index + 1]}
-            if mask is not None and len(mask) > 1 and not of_frames:
-                place = index % len(mask)  # a shorter one is repeated, as the host does it
-                one["noise_mask"] = mask[place : place + 1]
-            if "batch_index" in latent:
-                one["batch_index"] = [latent["batch_index"][index]]
-            single.append(one)
-    return _counted(single, count, "latents")
-
-
-def _is_of_frames(latent: dict[str, Any]) -> bool:
-    """A video's mask without a batch axis is one mask per frame, the same for the whole batch."""
-    return bool(latent["samples"].ndim == 5 and latent["noise_mask"].ndim < 5)
-
-
-def join_latents(latents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Single latents to one where their shapes and their other entries allow it, else to a list."""
-    first = latents[0]
-    if len({tuple(latent["samples"].shape) for latent in latents}) > 1 or len({tuple(sorted(x)) for x in latents}) > 1:
-        return latents
-    joined = {**first, "samples": torch.cat([latent["samples"] for latent in latents])}
-    if "noise_mask" in first and _is_of_frames(first):
-        if any(latent["noise_mask"] is not first["noise_mask"] for latent in latents):
-            return latents
-    elif "noise_mask" in first:
-        if len({tuple(latent["noise_mask"].shape) for latent in latents}) > 1:
-            return latents
-        joined["noise_mask"] = torch.cat([latent["noise_mask"] for latent in latents])
-    if "batch_index" in first:
-        joined["batch_index"] = [index for latent in latents for index in latent["batch_index"]]
-    return [joined]
-
-
 def check_numbers(values: list[Any] | None, count: int, name: str) -> list[Any] | None:
-    """A list with one number per image; None where nothing is wired."""
-    return _counted(list(values), count, name) if values else None
+    """One number per image out of lists, lists of lists and tensors; None where nothing is wired.
 
-
-def _counted(items: list[Any], count: int, name: str) -> list[Any]:
-    if len(items) != count:
+    Raises:
+        ValueError: There are more or fewer.
+    """
+    if not values:
+        return None
+    numbers = flat_numbers(values)
+    if len(numbers) != count:
         raise ValueError(
-            f"{name}: expected one for each of the {count} images, got {len(items)}; "
+            f"{name}: expected one for each of the {count} images, got {len(numbers)}; "
             "they must come from the same batch, in the same order"
         )
-    return items
+    return numbers

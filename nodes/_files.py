@@ -24,13 +24,19 @@ LONGEST_SIDE = {"webp": 16383, "jpeg": 65500}
 """What the formats' encoders take; PNG takes all."""
 
 
-def both_scales(score: float | None) -> tuple[float | None, float | None]:
-    """A score's values under `SCORE_KEYS`."""
-    return (None, None) if score is None else (score, 10.0 * score)
+def both_scales(score: float | None) -> dict[str, float | None]:
+    """A score of RALI's under `SCORE_KEYS`."""
+    return dict(zip(SCORE_KEYS, (None, None) if score is None else (score, 10.0 * score), strict=True))
 
 
 def encode(
-    image: Image.Image, file_format: str, *, quality: int, score: float | None, prompt: Any, extra: Any
+    image: Image.Image,
+    file_format: str,
+    *,
+    quality: int,
+    scores: dict[str, float | None],
+    prompt: Any,
+    extra: Any,
 ) -> tuple[bytes, str]:
     """One image file.
 
@@ -38,7 +44,7 @@ def encode(
         image: RGB or RGBA.
         file_format: A key of `FORMATS`.
         quality: 1..100, for webp and jpeg; webp at 100 is lossless.
-        score: Written under `SCORE_KEYS`, with four decimals; nothing where it is None.
+        scores: Key to number, written with four decimals; nothing where it is None.
         prompt: ComfyUI's prompt, or None.
         extra: ComfyUI's extra metadata (the workflow), or None.
 
@@ -50,20 +56,18 @@ def encode(
         if prompt is not None:
             texts["prompt"] = dump_json(prompt)
         texts |= {key: dump_json(value) for key, value in (extra or {}).items()}
-    scores = {
-        key: f"{value:.4f}" for key, value in zip(SCORE_KEYS, both_scales(score), strict=True) if value is not None
-    }
+    numbers = {key: f"{value:.4f}" for key, value in scores.items() if value is not None}
     if max(image.size) > LONGEST_SIDE.get(file_format, max(image.size)):
         limit = f"{file_format} holds at most {LONGEST_SIDE[file_format]:,} pixels a side"
         log.warning("RALI Save Image: %s, this image has %d x %d: saved as png", limit, *image.size)
         file_format = "png"
     try:
-        return _encode(image, file_format, quality, texts, scores), FORMATS[file_format]
+        return _encode(image, file_format, quality, texts, numbers), FORMATS[file_format]
     except (OSError, ValueError) as error:
         if file_format == "png":
             raise
         log.warning("RALI Save Image: %s failed (%s): saved as png", file_format, error)
-        return _encode(image, "png", quality, texts, scores), FORMATS["png"]
+        return _encode(image, "png", quality, texts, numbers), FORMATS["png"]
 
 
 def dump_json(value: Any) -> str:

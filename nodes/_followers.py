@@ -1,4 +1,4 @@
-"""Latents, masks and seeds that belong to images and go where these go."""
+"""Latents, masks, seeds and anything else that belongs to images and goes where these go."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ._convert import check_numbers, join_latents, join_masks, split_latents, split_masks
+from ..rali_core.attachments import Attachment, attach, flat_numbers, join_latents
+from ._convert import join_masks
+
+ATTACHMENTS = ("attachment_1", "attachment_2", "attachment_3")
+"""Inputs and outputs for anything."""
 
 
 def nothing() -> ExecutionBlocker:
-    """Silently keeps whatever hangs on an output from running."""
+    """Silently keeps whatever is connected to an output from running."""
     return ExecutionBlocker(None)
 
 
@@ -20,24 +24,27 @@ def nothing() -> ExecutionBlocker:
 class Followers:
     """What belongs to N images and is selected with them; None where nothing is wired."""
 
-    latents: list[Any] | None
-    masks: list[Tensor] | None
-    seeds: list[int] | None
+    attached: tuple[Attachment | None, ...]
 
     @classmethod
     def split(
-        cls, count: int, latents: list[Any] | None, masks: list[Tensor] | None, seeds: list[int] | None
+        cls,
+        count: int,
+        latents: list[Any] | None = None,
+        masks: list[Tensor] | None = None,
+        seeds: list[Any] | None = None,
+        **attachments: list[Any] | None,
     ) -> Followers:
-        """One latent, mask and seed for each of `count` images; another number is an error."""
-        return cls(split_latents(latents, count), split_masks(masks, count), check_numbers(seeds, count, "seeds"))
+        """One latent, mask, seed and anything for each of `count` images, or one for all; else it is an error."""
+        wide = [mask if mask.ndim > 2 else mask.unsqueeze(0) for mask in masks or []]
+        wired = {"latents": latents, "masks": wide, "seeds": flat_numbers(seeds or [])}
+        wired |= {name: attachments.get(name) for name in ATTACHMENTS}
+        return cls(tuple(attach(values, count, name) if values else None for name, values in wired.items()))
 
-    def outputs(self, chosen: list[int]) -> tuple[Any, Any, Any]:
-        """Of the chosen images; nothing runs on an output without an input."""
-        latents, masks, seeds = (
-            [items[index] for index in chosen] if items else [] for items in (self.latents, self.masks, self.seeds)
-        )
-        return (
-            join_latents(latents) if latents else nothing(),
-            join_masks(masks) if masks else nothing(),
-            seeds or nothing(),
-        )
+    def outputs(self, chosen: list[int]) -> list[Any]:
+        """Of the chosen images, in the order of the inputs; nothing runs on an output without an input."""
+        selected = [each.select(chosen) if each and chosen else nothing() for each in self.attached]
+        for place, join in ((0, join_latents), (1, join_masks)):
+            if isinstance(selected[place], list) and len(selected[place]) > 1:
+                selected[place] = join(selected[place])
+        return selected

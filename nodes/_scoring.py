@@ -14,9 +14,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..rali_core.calibration import Calibration
-from ..rali_core.combine import Aggregation, aggregate_scores
+from ..rali_core.combine import Aggregation
 from ..rali_core.content import NO_CONTENT, has_content, is_no_content
 from ..rali_core.images import ImageError, to_pixels
+from ..rali_core.scales import Scale
 from ..rali_core.score_cache import Key, content_keys
 from ..rali_core.selection import rank
 from ._convert import to_core
@@ -25,6 +26,8 @@ from ._panel import SHOWN, Note, current_prompt, note_to_json, save_thumbnails
 
 AGGREGATIONS: list[Aggregation] = ["mean", "median", "minimum", "maximum"]
 COVERAGES = ["model's own", "center", "tiles"]
+UNIT = Scale()
+"""RALI's own."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Scores:
         values: N scores; NaN for an image that cannot be scored.
         reasons: For each image None, `NO_CONTENT`, or why it has no score.
         calibration: The model's bands and percentiles, where it has them.
+        scale: What the numbers mean, where another scorer gave them.
     """
 
     values: list[float]
     reasons: list[str | None]
     calibration: Calibration | None = None
+    scale: Scale = UNIT
 
     def blank(self) -> list[bool]:
         """Which of the images have no content."""
@@ -51,11 +56,25 @@ class Scores:
 
     def ranking(self) -> list[int]:
         """0-based indexes, best first: images without content after all others, images without a score last."""
-        return [*rank_with_content(self.values, self.blank()), *(i for i, x in enumerate(self.values) if isnan(x))]
+        return [*self.ranking_of_scored(), *(i for i, x in enumerate(self.values) if isnan(x))]
+
+    def ranking_of_scored(self) -> list[int]:
+        """As `ranking`, without the images that have no score."""
+        return rank_with_content(self.scale.upwards(self.values), self.blank())
 
     def aggregate(self, how: Aggregation) -> float:
-        """One number for all images; an image without a score counts as 0."""
-        return aggregate_scores([0.0 if isnan(value) else value for value in self.values], how)
+        """One number for all images; an image without a score counts as the worst one (0 for RALI)."""
+        return self.scale.aggregate(self.values, how)
+
+    def passing(self, threshold: float) -> list[int]:
+        """Indexes of the images that reach a threshold; one without content only where there is no other."""
+        blank = self.blank()
+        only_blank = all(blank[index] for index, value in enumerate(self.values) if not isnan(value))
+        return [
+            index
+            for index, value in enumerate(self.values)
+            if self.scale.reaches(value, threshold) and (only_blank or not blank[index])
+        ]
 
     def bands(self) -> list[str]:
         """N names of bands, `NO_CONTENT` for a blank image; empty texts without a score or a calibration."""
@@ -113,7 +132,7 @@ def rank_with_content(values: Sequence[float], blank: Sequence[bool]) -> list[in
     return sorted(rank(values), key=lambda index: blank[index])
 
 
-def judge_pixels(images: list[Tensor], values: list[float]) -> Scores:
+def judge_pixels(images: list[Tensor], values: list[float], scale: Scale = UNIT) -> Scores:
     """Scores from elsewhere, with what the images' own pixels say: blank, or not to be used at all.
 
     A score that is not RALI's knows nothing of content, and a picture that holds NaN is never a good one.
@@ -128,7 +147,21 @@ def judge_pixels(images: list[Tensor], values: list[float]) -> Scores:
                 reason, value = str(error), nan
         reasons.append(reason)
         kept.append(value)
-    return Scores(kept, reasons)
+    return Scores(kept, reasons, scale=scale)
+
+
+def check_threshold(threshold: float) -> float:
+    """A threshold for RALI's own scores.
+
+    Raises:
+        ValueError: It is one for another scorer.
+    """
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(
+            f"threshold: RALI's scores lie between 0 and 1, got {threshold:g}; connect the scores of the scorer that "
+            "it is meant for"
+        )
+    return threshold
 
 
 def progress_reporter(total: int) -> Any:
@@ -226,7 +259,7 @@ def show(
     values = scores.values
     shown = images if images and len(images) == len(values) else []
     if passed is None and threshold is not None:
-        passed = [value >= threshold for value in values]
+        passed = [scores.scale.reaches(value, threshold) for value in values]
     ranking = scores.ranking()
     order = sorted(ranking, key=lambda index: index not in (chosen or []))
     notes = [each for each in (note, *more, *scores.notes()) if each]
@@ -240,6 +273,8 @@ def show(
                 "bands": scores.bands(),
                 "percentiles": scores.percentiles(),
                 "reasons": scores.reasons,
+                "range": [scores.scale.low, scores.scale.high],
+                "lower_is_better": scores.scale.lower_is_better,
                 "threshold": threshold,
                 "passed": passed,
                 "chosen": chosen,

@@ -6,7 +6,9 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..rali_core.attachments import flat_numbers
 from ..rali_core.combine import Combination, Normalisation, combine_scores
+from ..rali_core.scales import share_a_scale
 from ..rali_core.selection import rank
 from ._inputs import KEEPS_ITS_PANEL
 from ._panel import Note
@@ -59,8 +61,8 @@ class RaliCombineScores(io.ComfyNode):
                     options=list(get_args(Normalisation)),
                     default="none",
                     tooltip=(
-                        "Applied to each list first. none: they share one scale already. min-max, z-score, rank: "
-                        "compare within this batch; the result is no longer absolute."
+                        "Applied to each list first. none: they share one scale already, and it is refused where they "
+                        "do not. min-max, z-score, rank: compare within this batch; the result is no longer absolute."
                     ),
                 ),
                 io.Combo.Input(
@@ -72,6 +74,13 @@ class RaliCombineScores(io.ComfyNode):
                         "score weighs more than in the mean."
                     ),
                 ),
+                io.String.Input(
+                    "lower_is_better",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip='Lists in which a lower score is better (NIQE, BRISQUE, LPIPS), such as "b" or "a,c".',
+                ),
             ],
             outputs=[
                 io.Float.Output("scores", is_output_list=True, tooltip="One combined score per image."),
@@ -81,17 +90,28 @@ class RaliCombineScores(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, normalisation: list[str], combination: list[str], **inputs: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        normalisation: list[str],
+        combination: list[str],
+        lower_is_better: list[str] | None = None,
+        **inputs: Any,
+    ) -> io.NodeOutput:
         wired = [letter for letter in LETTERS if inputs.get(f"scores_{letter}")]
-        lists = [[float(score) for score in inputs[f"scores_{letter}"]] for letter in wired]
         weights = [first(inputs[f"weight_{letter}"]) for letter in wired]
+        turned = _letters(first(lower_is_better, ""))
+        given = {letter: [float(x) for x in flat_numbers(inputs[f"scores_{letter}"])] for letter in wired}
+        used = [scores for scores, weight in zip(given.values(), weights, strict=True) if weight > 0]
+        if first(normalisation) == "none" and not share_a_scale(used):
+            raise ValueError(_different_scales(given))
+        lists = [[-score for score in scores] if letter in turned else scores for letter, scores in given.items()]
         scores = combine_scores(
             lists, weights=weights, normalisation=first(normalisation), combination=first(combination)
         ).tolist()
         order = rank(scores)
         lines = [
             f"image {index}: {scores[index]:.4f} from "
-            + ", ".join(f"{letter} {values[index]:.4f}" for letter, values in zip(wired, lists, strict=True))
+            + ", ".join(f"{letter} {values[index]:.4f}" for letter, values in given.items())
             for index in order
         ]
         return io.NodeOutput(
@@ -102,3 +122,23 @@ class RaliCombineScores(io.ComfyNode):
                 Scores(scores, [None] * len(scores)), note=Note.of("combined", how=first(combination), count=len(wired))
             ),
         )
+
+
+def _letters(text: str) -> set[str]:
+    """Letters of lists from "a, c".
+
+    Raises:
+        ValueError: There is another.
+    """
+    letters = {part.strip() for part in text.lower().split(",")} - {""}
+    if not letters <= set(LETTERS):
+        raise ValueError(f'lower_is_better: expected letters of lists such as "b" or "a,c", got {text!r}')
+    return letters
+
+
+def _different_scales(lists: dict[str, list[float]]) -> str:
+    ranges = ", ".join(f"scores_{letter} {min(scores):g} to {max(scores):g}" for letter, scores in lists.items())
+    return (
+        f"the lists have different scales ({ranges}), and a mean of them would be that of the largest: choose the "
+        "normalisation min-max, z-score or rank"
+    )

@@ -8,29 +8,48 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
+from ..rali_core.attachments import flat_numbers
 from ._convert import split_images
-from ._inputs import KEEPS_ITS_PANEL, coverage_input, images_input, model_input, threshold_input
+from ._inputs import (
+    KEEPS_ITS_PANEL,
+    coverage_input,
+    images_input,
+    model_input,
+    scale_inputs,
+    scale_of,
+    threshold_input,
+)
 from ._panel import Note
-from ._scoring import AGGREGATIONS, Scores, block_without_images, first, score_images, show
+from ._scoring import AGGREGATIONS, Scores, block_without_images, check_threshold, first, score_images, show
 
 MODES = ["block", "raise", "either-or"]
 
 
 def _judge(
-    images: Any, score: Any, threshold: Any, aggregation: Any, coverage: Any, model: Any
+    images: Any,
+    score: Any,
+    threshold: Any,
+    aggregation: Any,
+    coverage: Any,
+    model: Any,
+    scores_direction: Any = None,
+    scores_low: Any = None,
+    scores_high: Any = None,
 ) -> tuple[bool, float, Scores] | None:
     """Whether the gate is open, the number that decided, and the scores behind it; None where nothing came."""
     if images is None and score is None:
         raise ValueError("RALI Gate has nothing to judge: connect images, or a score")
     if score:
-        scores = Scores([float(value) for value in score], [None] * len(score))
+        values = [float(value) for value in flat_numbers(score)]
+        scores = Scores(values, [None] * len(values), scale=scale_of(scores_direction, scores_low, scores_high))
     else:
+        check_threshold(first(threshold))
         single = split_images(images)
         if not single:
             return None
         scores = score_images(single, first(model), first(coverage))
     number = scores.aggregate(first(aggregation))
-    return number >= first(threshold), number, scores
+    return scores.scale.reaches(number, first(threshold)), number, scores
 
 
 class RaliGate(io.ComfyNode):
@@ -59,7 +78,10 @@ class RaliGate(io.ComfyNode):
                     force_input=True,
                     tooltip="A score, or a list of scores, that decides instead of images.",
                 ),
-                threshold_input("The gate opens if the score is at least this."),
+                threshold_input(
+                    "The gate opens where the score is at least this; a connected score in its own scale.",
+                    any_scale=True,
+                ),
                 io.Combo.Input(
                     "mode",
                     options=MODES,
@@ -87,6 +109,7 @@ class RaliGate(io.ComfyNode):
                     tooltip="For mode switch: passed through if the gate stays shut; only then is it computed.",
                 ),
                 coverage_input(),
+                *scale_inputs(),
             ],
             outputs=[
                 io.AnyType.Output("value", is_output_list=True, tooltip="The value, unchanged, or otherwise."),
@@ -103,11 +126,15 @@ class RaliGate(io.ComfyNode):
         aggregation: list[str],
         coverage: list[str],
         images: list[Tensor] | None = None,
-        score: list[float] | None = None,
+        score: list[Any] | None = None,
         model: list[Any] | None = None,
+        scores_direction: list[str] | None = None,
+        scores_low: list[float] | None = None,
+        scores_high: list[float] | None = None,
         **lazy: Any,
     ) -> list[str]:
-        judged = _judge(images, score, threshold, aggregation, coverage, model)
+        scale = (scores_direction, scores_low, scores_high)
+        judged = _judge(images, score, threshold, aggregation, coverage, model, *scale)
         if judged is None:
             return []
         opened, _, _ = judged
@@ -124,26 +151,37 @@ class RaliGate(io.ComfyNode):
         coverage: list[str],
         value: list[Any] | None = None,
         images: list[Tensor] | None = None,
-        score: list[float] | None = None,
+        score: list[Any] | None = None,
         model: list[Any] | None = None,
         otherwise: list[Any] | None = None,
+        scores_direction: list[str] | None = None,
+        scores_low: list[float] | None = None,
+        scores_high: list[float] | None = None,
     ) -> io.NodeOutput:
-        judged = _judge(images, score, threshold, aggregation, coverage, model)
+        scale = (scores_direction, scores_low, scores_high)
+        judged = _judge(images, score, threshold, aggregation, coverage, model, *scale)
         if judged is None:
             return block_without_images(cls)
         opened, number, scores = judged
-        verdict = f"{number:.3f} {'>=' if opened else '<'} {first(threshold):.3f}"
+        signs = ("<=", ">") if scores.scale.lower_is_better else (">=", "<")
+        verdict = f"{number:.3f} {signs[0] if opened else signs[1]} {first(threshold):.3f}"
         if opened:
             result: Any = list(value or [])
         elif first(mode) == "raise":
             because = f" ({remarks})" if (remarks := scores.remarks()) else ""
-            raise ValueError(f"RALI Gate: the score is too low, {verdict}{because}. The run was stopped, as mode says.")
+            missed = "high" if scores.scale.lower_is_better else "low"
+            raise ValueError(
+                f"RALI Gate: the score is too {missed}, {verdict}{because}. The run was stopped, as mode says."
+            )
         elif first(mode) == "either-or":
             if otherwise is None:
                 raise ValueError("RALI Gate: mode switch (either-or) needs something connected to otherwise")
             result = list(otherwise)
         else:
             result = ExecutionBlocker(None)
-        note = Note.of("open" if opened else "shut", score=number, threshold=float(first(threshold)))
+        state = "open" if opened else "shut"
+        note: Note | str = Note.of(state, score=number, threshold=float(first(threshold)))
+        if scores.scale.lower_is_better:
+            note = f"{state}: {verdict}"
         ui = show(scores, threshold=first(threshold), note=note, headline=number, images=split_images(images))
         return io.NodeOutput(result, opened, number, ui=ui)

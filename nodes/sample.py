@@ -1,26 +1,93 @@
-"""RALI Best-of-N Sampler."""
+"""RALI Best-of-N Sampler, as KSampler, and RALI Best-of-N (custom sampling), as SamplerCustomAdvanced."""
 
 from __future__ import annotations
 
-import logging
-from functools import partial
-from math import isnan, nan
 from typing import Any
 
-import torch
 from comfy_api.latest import io
+from torch import Tensor
 
-from ..rali_core.images import ImageError
-from ._candidates import MAX_SEED, Candidate, Settings, StepReporter, decode, keep_best, sample
-from ._convert import join_latents
+from ..rali_core.seed_search import MAX_SEED, SEED_STEP
 from ._inputs import KEEPS_ITS_PANEL, coverage_input, model_input, threshold_input
-from ._scoring import Scores, score_what_can_be, show
+from ._sampling import CustomSampling, KSampling
+from ._seed_search import PRUNE_AT, Options, count_interrupts, run_search
 
-log = logging.getLogger("rali")
+HOW = (
+    "Samples n seeds, decodes and scores each, and keeps the best. Stops early once they are good enough. Memory grows "
+    "with keep, not with n. Interrupting keeps the best so far, and running again goes on from there; a try that fails "
+    "(NaN, out of memory) costs no other. "
+)
+
+
+def _seed_input(note: str) -> Any:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=True,
+        tooltip=(
+            f"Seed of the first try; each next one is {SEED_STEP:,} higher, so that with control after generate on "
+            f"increment no seed is tried twice.{note}"
+        ),
+    )
+
+
+def _search_inputs(same_node: str) -> list[Any]:
+    return [
+        io.Int.Input("n", default=4, min=1, max=4096, tooltip="How many seeds to try at most."),
+        io.Int.Input("keep", default=1, min=1, max=256, tooltip="How many of the best images to output, best first."),
+        threshold_input("Stop as soon as keep images have at least this score. 1 tries all n seeds.", default=1.0),
+        io.Int.Input(
+            "batch_per_try",
+            default=1,
+            min=1,
+            max=64,
+            advanced=True,
+            tooltip=(
+                f"Seeds sampled at once: quicker on a GPU, more memory. With 1, {same_node} repeats a winner "
+                "exactly; with more, rounding differs a little, and ancestral and SDE samplers differ."
+            ),
+        ),
+        model_input("rali_model"),
+        coverage_input(),
+    ]
+
+
+def _pruning_inputs() -> list[Any]:
+    """They come last: saved workflows hold the widgets' values in order."""
+    return [
+        io.Boolean.Input(
+            "early_pruning",
+            default=False,
+            optional=True,
+            tooltip=(
+                "Compare all tries early, by what the model expects them to become, and stop the weaker half, again "
+                "and again: from n = 4 on at most half of the work. The winner is the same image as without."
+            ),
+        ),
+        io.String.Input(
+            "prune_at",
+            default=PRUNE_AT,
+            optional=True,
+            advanced=True,
+            tooltip="Where early_pruning compares, as fractions of the steps. Earlier saves more and errs more often.",
+        ),
+    ]
+
+
+def _outputs(same_node: str) -> list[Any]:
+    return [
+        io.Image.Output("images", tooltip="The best images, best first."),
+        io.Latent.Output("latents", tooltip="Their latents."),
+        io.Int.Output("seeds", is_output_list=True, tooltip=f"Their seeds; each makes its image in {same_node}."),
+        io.Float.Output("scores", is_output_list=True, tooltip="Their scores."),
+        io.String.Output("report", tooltip="Every try with its seed and score."),
+    ]
 
 
 class RaliBestOfNSampler(io.ComfyNode):
-    """Tries seeds and keeps the best."""
+    """Tries seeds as KSampler samples them and keeps the best."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -30,23 +97,13 @@ class RaliBestOfNSampler(io.ComfyNode):
             node_id="RALI_BestOfNSampler",
             display_name="RALI Best-of-N Sampler",
             category="RALI",
-            description=(
-                "Samples n seeds (seed, seed + 1, ...), decodes and scores each, and keeps the best. Stops early once "
-                "they are good enough. Memory grows with keep, not with n. Interrupting keeps the best so far; a try "
-                "that fails (NaN, out of memory) costs no other. A winning seed makes the same image in KSampler."
-            ),
+            description=HOW + "A winning seed makes the same image in KSampler.",
             search_aliases=["best of n sampler", "ksampler", "seed search", "rejection sampling", "good seed"],
             **KEEPS_ITS_PANEL,
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that denoises the latent."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="Seed of the first try; the next ones count up from it.",
-                ),
+                _seed_input(""),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Denoising steps of each try."),
                 io.Float.Input(
                     "cfg",
@@ -72,44 +129,23 @@ class RaliBestOfNSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Less than 1 keeps some of the latent's content.",
+                    tooltip="Less than 1 keeps some of the latent's image.",
                 ),
                 io.Vae.Input("vae", tooltip="Decodes each try so that it can be scored."),
-                io.Int.Input("n", default=4, min=1, max=4096, tooltip="How many seeds to try at most."),
-                io.Int.Input(
-                    "keep", default=1, min=1, max=256, tooltip="How many of the best images to output, best first."
-                ),
-                threshold_input(
-                    "Stop as soon as keep images have at least this score. 1 tries all n seeds.", default=1.0
-                ),
-                io.Int.Input(
-                    "batch_per_try",
-                    default=1,
-                    min=1,
-                    max=64,
-                    advanced=True,
-                    tooltip=(
-                        "Seeds sampled at once: quicker on a GPU, more memory. With 1, KSampler repeats a winner "
-                        "exactly; with more, rounding differs a little, and ancestral and SDE samplers differ."
-                    ),
-                ),
-                model_input("rali_model"),
-                coverage_input(),
+                *_search_inputs("KSampler"),
+                *_pruning_inputs(),
             ],
-            outputs=[
-                io.Image.Output("images", tooltip="The best images, best first."),
-                io.Latent.Output("latents", tooltip="Their latents."),
-                io.Int.Output("seeds", is_output_list=True, tooltip="Their seeds; each makes its image in KSampler."),
-                io.Float.Output("scores", is_output_list=True, tooltip="Their scores."),
-                io.String.Output("report", tooltip="Every try with its seed and score."),
-            ],
+            outputs=_outputs("KSampler"),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **constants: Any) -> int:
+        return count_interrupts(cls.hidden.unique_id, constants)
 
     @classmethod
     def execute(
         cls,
         model: Any,
-        seed: int,
         steps: int,
         cfg: float,
         sampler_name: str,
@@ -119,84 +155,65 @@ class RaliBestOfNSampler(io.ComfyNode):
         latent_image: dict[str, Any],
         denoise: float,
         vae: Any,
-        n: int,
-        keep: int,
-        threshold: float,
-        batch_per_try: int,
-        coverage: str,
-        rali_model: Any = None,
+        **options: Any,
     ) -> io.NodeOutput:
-        from comfy.model_management import InterruptProcessingException, soft_empty_cache
+        sampling = KSampling(model, positive, negative, steps, cfg, sampler_name, scheduler, denoise)
+        return run_search(cls, sampling, latent_image, vae, Options.of(**options))
 
-        from ..rali_core.devices import is_out_of_memory
 
-        if len(latent_image["samples"]) != 1:
-            raise ValueError(
-                f"latent_image: expected one latent, got {len(latent_image['samples'])}; the sampler makes its own "
-                "tries: set the batch size to 1, and n (or batch_per_try) to what you want"
-            )
-        settings = Settings(model, positive, negative, steps, cfg, sampler_name, scheduler, denoise)
-        report_step = StepReporter(model, n * steps)
-        seeds = [(seed + index) % (MAX_SEED + 1) for index in range(n)]
-        kept: list[Candidate] = []
-        tried = Scores([], [])
-        ending = f"all {n} seeds tried"
-        for start in range(0, n, batch_per_try):
-            batch = seeds[start : start + batch_per_try]
-            report_step.done = start * steps
-            try:
-                latents = sample(settings, latent_image, batch, partial(report_step, len(batch)))
-                images = decode(vae, latents).cpu().split(1)
-                scored: Scores | None = score_what_can_be(list(images), rali_model, coverage)
-            except InterruptProcessingException:
-                if not kept:
-                    raise
-                ending = f"interrupted after {len(tried.values)} of {n} seeds; the best so far"
-                break
-            except (MemoryError, RuntimeError) as error:
-                if not kept or not is_out_of_memory(error):
-                    raise
-                scored = None
-            if scored is None:  # the error is gone, and with it what it held on to
-                log.warning("RALI Best-of-N Sampler: out of memory at seed %d, which is left out", batch[0])
-                soft_empty_cache()
-                tried = tried.and_then(Scores([nan] * len(batch), ["out of memory"] * len(batch)))
-                continue
-            new = [
-                # A clone: a slice would keep its whole batch in memory.
-                Candidate(
-                    number,
-                    score,
-                    blank,
-                    {**latents, "samples": latents["samples"][i : i + 1].cpu().clone()},
-                    images[i].clone(),
-                )
-                for i, (number, score, blank) in enumerate(zip(batch, scored.values, scored.blank(), strict=True))
-                if not isnan(score)
-            ]
-            tried = tried.and_then(scored)
-            kept = keep_best(kept, new, keep)
-            if threshold < 1.0 and sum(each.score >= threshold and not each.blank for each in kept) >= keep:
-                ending = f"stopped early: {keep} reached {threshold:g} after {len(tried.values)} of {n} seeds"
-                break
-        if not kept:
-            raise ImageError(f"none of the {n} seeds gave an image that can be scored; seed {seed}: {tried.reasons[0]}")
-        log.info("RALI Best-of-N Sampler: %s; best %.4f, seed %d", ending, kept[0].score, kept[0].seed)
-        lines = [
-            f"seed {number}: {'no score' if isnan(score) else f'{score:.4f}'}" + (f", {reason}" if reason else "")
-            for number, score, reason in zip(seeds, tried.values, tried.reasons, strict=False)
-        ]
-        winners = [candidate.seed for candidate in kept]
-        return io.NodeOutput(
-            torch.cat([candidate.image for candidate in kept]),
-            join_latents([candidate.latent for candidate in kept])[0],
-            winners,
-            [candidate.score for candidate in kept],
-            "\n".join([ending, *lines]),
-            ui=show(
-                tried,
-                threshold=threshold if threshold < 1.0 else None,
-                chosen=[index for index in range(len(tried.values)) if seeds[index] in winners],
-                note=f"best: seed {kept[0].seed}; {ending}",
+class RaliBestOfNCustom(io.ComfyNode):
+    """Tries seeds as SamplerCustomAdvanced samples them and keeps the best."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RALI_BestOfNCustom",
+            display_name="RALI Best-of-N (custom sampling)",
+            category="RALI",
+            description=HOW
+            + (
+                "Takes what SamplerCustomAdvanced takes (Flux, Qwen-Image, SD3, Wan stills, SplitSigmas, other packs' "
+                "guiders and samplers); a winning seed in RandomNoise makes the same image there."
             ),
-        )
+            search_aliases=[
+                "best of n custom sampler", "samplercustomadvanced", "flux best of n", "seed search", "guider",
+            ],
+            **KEEPS_ITS_PANEL,
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            inputs=[
+                _seed_input(" Not used where noise is connected."),
+                io.Guider.Input("guider", tooltip="Model and conditioning, from BasicGuider, CFGGuider or another."),
+                io.Sampler.Input("sampler", tooltip="The sampling algorithm, from KSamplerSelect or another."),
+                io.Sigmas.Input("sigmas", tooltip="The noise levels, from BasicScheduler or another."),
+                io.Latent.Input("latent_image", tooltip="The latent to denoise; one, every try starts from it."),
+                io.Vae.Input("vae", tooltip="Decodes each try so that it can be scored."),
+                *_search_inputs("SamplerCustomAdvanced"),
+                *_pruning_inputs(),
+                io.Noise.Input(
+                    "noise",
+                    optional=True,
+                    tooltip="The first try's noise, such as RandomNoise's; the others have its kind with other seeds.",
+                ),
+            ],
+            outputs=_outputs("SamplerCustomAdvanced (RandomNoise)"),
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **constants: Any) -> int:
+        return count_interrupts(cls.hidden.unique_id, constants)
+
+    @classmethod
+    def execute(
+        cls,
+        seed: int,
+        guider: Any,
+        sampler: Any,
+        sigmas: Tensor,
+        latent_image: dict[str, Any],
+        vae: Any,
+        noise: Any = None,
+        **options: Any,
+    ) -> io.NodeOutput:
+        first = seed if noise is None else getattr(noise, "seed", seed)
+        sampling = CustomSampling(noise, guider, sampler, sigmas)
+        return run_search(cls, sampling, latent_image, vae, Options.of(seed=first, **options))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import time
 from math import isnan
 from pathlib import Path
@@ -14,12 +16,36 @@ from torch import Tensor
 
 from ..rali_core.files import append_json_line
 from ._convert import check_numbers, split_images, to_pil
-from ._files import FORMATS, SCORE_KEYS, both_scales, encode, write_new
-from ._inputs import images_input, model_input, scores_input
+from ._files import FORMATS, both_scales, encode, write_new
+from ._inputs import direction_input, images_input, model_input, scale_of, scores_input
 from ._names import NameFields, check_template, make_prefix
 from ._scoring import Scores, block_without_images, first, score_what_can_be, show
 
+log = logging.getLogger("rali")
+
 SIDECAR = "rali_scores.jsonl"
+OTHER_KEY = "score"
+"""Of connected scores that cannot be RALI's and have no name."""
+TAKEN_KEYS = {"prompt", "workflow", "rali_score"}
+
+
+def check_name(name: str) -> str:
+    """A key for another scorer's scores.
+
+    Raises:
+        ValueError: It cannot be one.
+    """
+    if name and (name in TAKEN_KEYS or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name)):
+        raise ValueError(
+            f"scores_name: expected letters, digits, _, . or - such as pickscore, and none of "
+            f"{', '.join(sorted(TAKEN_KEYS))}, got {name!r}"
+        )
+    return name
+
+
+def score_keys(score: float | None, name: str) -> dict[str, float | None]:
+    """What is written for an image: RALI's score under its keys, another scorer's under its name."""
+    return {name: score} if name else both_scales(score)
 
 
 class RaliSaveImage(io.ComfyNode):
@@ -61,6 +87,17 @@ class RaliSaveImage(io.ComfyNode):
                 scores_input("One score per image; if not connected, the images are scored here."),
                 io.Int.Input("seeds", optional=True, force_input=True, tooltip="One seed per image, for {seed}."),
                 model_input(),
+                io.String.Input(
+                    "scores_name",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "For connected scores of another scorer: the key that they are saved under, such as pickscore, "
+                        "instead of rali_score and aesthetic_score."
+                    ),
+                ),
+                direction_input(),
             ],
             outputs=[
                 io.Image.Output("images", is_output_list=True, tooltip="The images, unchanged."),
@@ -89,16 +126,23 @@ class RaliSaveImage(io.ComfyNode):
         scores: list[float] | None = None,
         seeds: list[int] | None = None,
         model: list[Any] | None = None,
+        scores_name: list[str] | None = None,
+        scores_direction: list[str] | None = None,
     ) -> io.NodeOutput:
         single = split_images(images)
         if not single:
             return block_without_images(cls)
         template, count = first(filename_prefix), len(single)
         check_template(template, seeds=bool(seeds))  # before the work
+        key = check_name(first(scores_name, "")) if scores else ""
         wired = check_numbers(scores, count, "scores")
         numbers = check_numbers(seeds, count, "seeds") or [None] * count
         # An image that cannot be scored is saved without one: it may be all that is left of a long run.
-        scored = Scores(wired, [None] * count) if wired else score_what_can_be(single, first(model))
+        if wired and not key and not all(isnan(value) or 0.0 <= value <= 1.0 for value in wired):
+            log.warning("RALI Save Image: these scores are not RALI's: saved as %r, see scores_name", OTHER_KEY)
+            key = OTHER_KEY
+        scale = scale_of(scores_direction)
+        scored = Scores(wired, [None] * count, scale=scale) if wired else score_what_can_be(single, first(model))
         order = scored.ranking()
         files, shown = [], []
         for index, (image, value) in enumerate(zip(single, scored.values, strict=True)):
@@ -115,7 +159,7 @@ class RaliSaveImage(io.ComfyNode):
                 picture,
                 first(format),
                 quality=first(quality),
-                score=score,
+                scores=score_keys(score, key),
                 prompt=cls.hidden.prompt,
                 extra=cls.hidden.extra_pnginfo,
             )
@@ -125,7 +169,7 @@ class RaliSaveImage(io.ComfyNode):
             if first(sidecar):
                 record = {
                     "file": path.name,
-                    **dict(zip(SCORE_KEYS, both_scales(score), strict=True)),
+                    **score_keys(score, key),
                     "rank": place,
                     "of": count,
                     "seed": numbers[index],

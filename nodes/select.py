@@ -9,21 +9,34 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..rali_core.combine import combine_scores
-from ..rali_core.selection import at_least, rank
+from ..rali_core.scales import Scale
 from ._convert import check_numbers, join_images, split_images
 from ._followers import Followers, nothing
 from ._inputs import (
     KEEPS_ITS_PANEL,
+    attachment_inputs,
+    attachment_outputs,
     coverage_input,
     follower_inputs,
     follower_outputs,
     images_input,
     model_input,
+    scale_inputs,
+    scale_of,
     scores_input,
     threshold_input,
 )
 from ._panel import Note
-from ._scoring import block_without_images, first, indexes_text, judge_pixels, rank_with_content, score_images, show
+from ._scoring import (
+    Scores,
+    block_without_images,
+    check_threshold,
+    first,
+    indexes_text,
+    judge_pixels,
+    score_images,
+    show,
+)
 
 ORDERS = ["best first", "as they came", "worst first"]
 
@@ -61,7 +74,7 @@ class RaliBestOfN(io.ComfyNode):
                 ),
                 model_input(),
                 *follower_inputs(),
-                scores_input("Scores from another node, one per image, higher is better; see scores_weight."),
+                scores_input("Another scorer's scores, one per image; see scores_weight and scores_direction."),
                 io.Float.Input(
                     "scores_weight",
                     default=1.0,
@@ -75,12 +88,16 @@ class RaliBestOfN(io.ComfyNode):
                     ),
                 ),
                 coverage_input(),
+                *scale_inputs(),
+                *attachment_inputs(),
             ],
             outputs=[
                 io.Image.Output("best_images", is_output_list=True, tooltip="The chosen images."),
                 io.Float.Output("scores", is_output_list=True, tooltip="The chosen images' scores."),
                 io.String.Output("indexes", tooltip='Which ones they are, counted from 0: "5,2".'),
                 *follower_outputs("chosen"),
+                *attachment_outputs("chosen"),
+                io.Int.Output("index_list", is_output_list=True, tooltip="The same as indexes, as a list of numbers."),
             ],
         )
 
@@ -92,40 +109,50 @@ class RaliBestOfN(io.ComfyNode):
         order: list[str],
         coverage: list[str],
         model: list[Any] | None = None,
-        latents: list[Any] | None = None,
-        masks: list[Tensor] | None = None,
-        seeds: list[int] | None = None,
-        scores: list[float] | None = None,
+        scores: list[Any] | None = None,
         scores_weight: list[float] | None = None,
+        scores_direction: list[str] | None = None,
+        scores_low: list[float] | None = None,
+        scores_high: list[float] | None = None,
+        **attached: Any,
     ) -> io.NodeOutput:
         single = split_images(images)
         if not single:
             return block_without_images(cls)
-        followers = Followers.split(len(single), latents, masks, seeds)
-        others = check_numbers(scores, len(single), "scores")
-        weight = first(scores_weight, 1.0) if others else 0.0
-        if others is None or weight < 1.0:
-            scored = score_images(single, first(model), first(coverage))
-        if others is not None:
-            judged = judge_pixels(single, others)
-            if weight < 1.0:
-                values = combine_scores([scored.values, judged.values], weights=[1.0 - weight, weight]).tolist()
-                scored = replace(scored, values=values)
-            else:
-                scored = judged
-        values = scored.values
-        ranking = rank_with_content(values, scored.blank())  # what has no score is never chosen
-        if not ranking:
-            raise ValueError(f"scores: none of the images has a score: there is no best one ({scored.remarks()})")
-        chosen = (ranking[::-1] if first(order) == "worst first" else ranking)[: first(k)]
-        chosen = sorted(chosen) if first(order) == "as they came" else chosen
+        followers = Followers.split(len(single), **attached)
+        scale = scale_of(scores_direction, scores_low, scores_high)
+        wired = check_numbers(scores, len(single), "scores")
+        scored = _mix(single, wired, first(scores_weight, 1.0), scale, first(model), first(coverage))
+        chosen = _choose(scored, first(k), first(order))
         return io.NodeOutput(
             join_images([single[index] for index in chosen]),
-            [values[index] for index in chosen],
+            [scored.values[index] for index in chosen],
             indexes_text(chosen),
             *followers.outputs(chosen),
+            chosen,
             ui=show(scored, chosen=chosen, note=Note.of("kept", count=len(chosen), of=len(single)), images=single),
         )
+
+
+def _mix(
+    images: list[Tensor], wired: list[float] | None, weight: float, scale: Scale, model: Any, coverage: str
+) -> Scores:
+    """RALI's scores, the wired ones, or their weighted mean, for which these are brought to 0..1."""
+    if wired and weight >= 1.0:
+        return judge_pixels(images, wired, scale)
+    scored = score_images(images, model, coverage)
+    if not wired or weight <= 0.0:
+        return scored
+    unit = judge_pixels(images, scale.to_unit(wired)).values
+    return replace(scored, values=combine_scores([scored.values, unit], weights=[1.0 - weight, weight]).tolist())
+
+
+def _choose(scored: Scores, k: int, order: str) -> list[int]:
+    ranking = scored.ranking_of_scored()
+    if not ranking:
+        raise ValueError(f"scores: none of the images has a score: there is no best one ({scored.remarks()})")
+    chosen = (ranking[::-1] if order == "worst first" else ranking)[:k]
+    return sorted(chosen) if order == "as they came" else chosen
 
 
 class RaliFilter(io.ComfyNode):
@@ -154,11 +181,17 @@ class RaliFilter(io.ComfyNode):
             **KEEPS_ITS_PANEL,
             inputs=[
                 images_input(),
-                threshold_input("Images with at least this score pass. Changing this does not re-run scoring."),
+                threshold_input(
+                    "Images with at least this score pass; of connected scores in their own scale. Changing this does "
+                    "not re-run scoring.",
+                    any_scale=True,
+                ),
                 model_input(),
                 *follower_inputs(),
-                scores_input("Scores from another node, one per image; nothing is scored here then."),
+                scores_input("Another scorer's scores, one per image; then nothing is scored here."),
                 coverage_input(),
+                *scale_inputs(),
+                *attachment_inputs(),
             ],
             outputs=[
                 io.Image.Output("passed_images", is_output_list=True, tooltip="Images that reach the threshold."),
@@ -169,6 +202,8 @@ class RaliFilter(io.ComfyNode):
                 io.Float.Output("passed_scores", is_output_list=True, tooltip="The scores of the images that passed."),
                 io.String.Output("indexes", tooltip="Which images passed, counted from 0; empty for none."),
                 *follower_outputs("passed"),
+                *attachment_outputs("passed"),
+                io.Int.Output("index_list", is_output_list=True, tooltip="The same as indexes, as a list of numbers."),
             ],
         )
 
@@ -179,35 +214,36 @@ class RaliFilter(io.ComfyNode):
         threshold: list[float],
         coverage: list[str],
         model: list[Any] | None = None,
-        latents: list[Any] | None = None,
-        masks: list[Tensor] | None = None,
-        seeds: list[int] | None = None,
-        scores: list[float] | None = None,
+        scores: list[Any] | None = None,
+        scores_direction: list[str] | None = None,
+        scores_low: list[float] | None = None,
+        scores_high: list[float] | None = None,
+        **attached: Any,
     ) -> io.NodeOutput:
-        single = split_images(images)
+        single, limit = split_images(images), first(threshold)
         if not single:
             return block_without_images(cls)
-        followers = Followers.split(len(single), latents, masks, seeds)
-        others = check_numbers(scores, len(single), "scores")
-        scored = judge_pixels(single, others) if others else score_images(single, first(model), first(coverage))
-        values, blank = scored.values, scored.blank()
-        passed = at_least(values, first(threshold))
-        # An image without content passes only where there is no other.
-        if not all(blank[index] for index in rank(values)):
-            passed = [index for index in passed if not blank[index]]
+        followers = Followers.split(len(single), **attached)
+        if wired := check_numbers(scores, len(single), "scores"):
+            scored = judge_pixels(single, wired, scale_of(scores_direction, scores_low, scores_high))
+        else:
+            check_threshold(limit)
+            scored = score_images(single, first(model), first(coverage))
+        passed = scored.passing(limit)
         rejected = [index for index in range(len(single)) if index not in set(passed)]
         return io.NodeOutput(
             join_images([single[index] for index in passed]) if passed else nothing(),
             join_images([single[index] for index in rejected]) if rejected else nothing(),
             len(passed),
             not rejected,
-            values,
-            [values[index] for index in passed] if passed else nothing(),
+            scored.values,
+            [scored.values[index] for index in passed] if passed else nothing(),
             indexes_text(passed),
             *followers.outputs(passed),
+            passed if passed else nothing(),
             ui=show(
                 scored,
-                threshold=first(threshold),
+                threshold=limit,
                 passed=[index in set(passed) for index in range(len(single))],
                 note=Note.of("passed", count=len(passed), of=len(single)),
                 images=single,

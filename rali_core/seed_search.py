@@ -179,7 +179,7 @@ class SeedSearch:
         return True
 
     def _guard(self, make: Callable[[], list[Try]], seeds: list[int]) -> list[Try]:
-        from .scorer import is_out_of_memory
+        from .devices import is_out_of_memory
 
         try:
             return make()

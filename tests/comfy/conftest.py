@@ -271,6 +271,16 @@ def node(kind: str, /, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
+@pytest.fixture
+def judge(server: Any, tiny_file: Path) -> Iterator[str]:
+    """A tiny model's name in RALI Load Model: what these tests ask does not depend on who scores."""
+    file = server.folder / "models" / "rali" / "judge.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(tiny_file.read_bytes())
+    yield file.name
+    file.unlink()
+
+
 def degrade(image: Image.Image, level: int, seed: int = 0) -> Image.Image:
     """A damaged copy: blur, noise and coarse quantisation that grow with `level`."""
     from PIL import ImageFilter

@@ -6,7 +6,7 @@ import { findInHistory, graphChanged, isCurrent, lastRun, listen, locatorOf, roo
 import { choice, say } from "./texts.js";
 
 const OLD_PROPERTY = "rali_scores"; // where version 0.1 kept results
-const WITHOUT_PANEL = new Set(["RALI_LoadModel"]);
+const WITHOUT_PANEL = new Set(["RALI_LoadModel", "RALI_RetryStart", "RALI_Guidance"]);
 const NEVER = 2;
 const BYPASS = 4;
 

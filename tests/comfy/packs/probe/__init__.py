@@ -16,6 +16,8 @@ def describe(value):
         return {"shape": list(value.shape), "sha": digest, "each": each, "mean": float(value.float().mean())}
     if isinstance(value, dict):
         return {key: describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
     return value
 
 
@@ -197,6 +199,71 @@ class TinyDiffusion(io.ComfyNode):
         return io.NodeOutput(patcher, [[context, {}]], vae)
 
 
+class GradedDiffusion(io.ComfyNode):
+    """A diffusion model that makes one picture, more or less blurred as the seed has it, and knows the best denoiser.
+
+    For finitely many pictures that is their mean, weighted by how well each explains the noisy input.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_GradedDiffusion", category="test", inputs=[],
+            outputs=[io.Model.Output("model"), io.Conditioning.Output("conditioning"), io.Vae.Output("vae")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls):
+        tiny, conditioning, _ = TinyDiffusion.execute().result
+        side, apart = 16, 0.5
+        picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(4)).round()
+        levels = [picture]
+        for _ in range(31):
+            levels.append(
+                torch.nn.functional.avg_pool2d(levels[-1], 3, 1, 1, count_include_pad=False) * 0.2 + levels[-1] * 0.8
+            )
+        pixels = torch.cat(levels)
+        clean = torch.cat([pixels - 0.5, pixels[:, :1] * 0], dim=1) * apart
+
+        def denoise(_, args):
+            x, sigma = args["input"], args["timestep"].view(-1, 1)
+            fit = -(x.flatten(1)[:, None] - clean.flatten(1)).square().sum(dim=2) / (2 * sigma**2)
+            return (fit.softmax(dim=1) @ clean.flatten(1)).view_as(x)
+
+        model = tiny.clone()
+        model.set_model_unet_function_wrapper(denoise)
+
+        class Vae:
+            def decode(self, samples):
+                shown = (samples[:, :3] * 0.18215 / apart + 0.5).clamp(0, 1)
+                return torch.nn.functional.interpolate(shown, scale_factor=8).movedim(1, -1)
+
+        return io.NodeOutput(model, conditioning, Vae())
+
+
+class Bundle(io.ComfyNode):
+    """What other packs hand on for `count` images: one per image in several forms, and one for all."""
+
+    @classmethod
+    def define_schema(cls):
+        outputs = [io.String.Output("captions", is_output_list=True), io.Float.Output("list_in_float")]
+        return io.Schema(
+            node_id="Test_Bundle", category="test", inputs=[io.Int.Input("count")],
+            outputs=[*outputs, io.Custom("SEGS").Output("segs"), io.Conditioning.Output("conditioning"), io.String.Output("one")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, count):
+        numbers = torch.arange(count).float()
+        return io.NodeOutput(
+            [f"caption {i}" for i in range(count)],
+            [i / 10 for i in range(count)],
+            ((64, 64), [f"region {i}" for i in range(count)]),
+            [[numbers.view(-1, 1, 1), {"pooled_output": numbers.view(-1, 1) * 2}]],
+            "one for all",
+        )
+
+
 class CountingVae(io.ComfyNode):
     """A VAE that counts, before each decoding, how many pictures of its size are in memory."""
 
@@ -270,7 +337,10 @@ class Counts(io.ComfyNode):
 
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [Probe, Numbers, Collect, Odd, Latents, TinyDiffusion, CountingVae, Counts, NoImages, FaultyVae]
+        return [
+            Probe, Numbers, Collect, Odd, Latents, TinyDiffusion, GradedDiffusion, Bundle, CountingVae, Counts, NoImages,
+            FaultyVae,
+        ]  # fmt: skip
 
 
 async def comfy_entrypoint():
