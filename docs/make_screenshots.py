@@ -75,6 +75,9 @@ SCENES: dict[str, Scene] = {
     "RALI_Filter": scene("RALI_Filter", 1),
     "RALI_Gate": scene("RALI_Gate", 1, {"aggregation": "mean", "threshold": 0.3}, [(2, 0, 3, "value")]),
     "RALI_BestOfNSampler": ([("RALI_BestOfNSampler", 600, 0, {})], [], False, None),
+    "RALI_BestOfNCustom": ([("RALI_BestOfNCustom", 600, 0, {})], [], False, None),
+    "RALI_RetryStart": ([("RALI_RetryStart", 600, 0, {})], [], False, None),
+    "RALI_RetryEnd": ([("RALI_RetryEnd", 600, 0, {})], [], False, None),
     "RALI_QualityMap": scene("RALI_QualityMap", 2, {"tile_size": 128}),
     "RALI_ContactSheet": scene("RALI_ContactSheet", 1, {"columns": 2}),
     "RALI_CombineScores": (
