@@ -179,7 +179,7 @@ def test_pruning_says_what_it_cannot_do(server: Any, judge: str) -> None:
 def test_in_fifty_trials_pruning_halves_the_cost_and_keeps_one_of_the_best_two(server: Any, judge: str) -> None:
     good = 0
     for trial in range(50):
-        prompt = ksampler(judge, n=16, keep=2, seed=1000 + trial, steps=10)
+        prompt = ksampler(judge, n=8, keep=2, seed=1000 + trial, steps=10)
         prompt["d"] = plain("Test_GradedDiffusion")
         prompt["e"]["inputs"] |= {"width": 128, "height": 128}
         pruned = {**prompt["b"]["inputs"], "keep": 1, "early_pruning": True}
