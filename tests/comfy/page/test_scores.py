@@ -201,3 +201,26 @@ def test_a_running_node_says_what_it_does_and_lists_the_best_of_many(open_page: 
     assert shown == sorted(shown, reverse=True)
     rest = page.page.locator(f"{PANEL} .rali-rest").first.inner_text()
     assert re.fullmatch(r"16 of 24 shown · worst 0\.\d{3} \(image \d+\)", rest)
+
+
+@RENDERERS
+def test_a_searching_sampler_shows_its_tally_and_lists_the_winner_first(
+    open_page: Callable[..., Any], vue: bool
+) -> None:
+    page = open_page(vue=vue)
+    tiny, latent = page.add("Test_TinyDiffusion", 60, 80), page.add("EmptyLatentImage", 60, 300, width=64, height=64)
+    sampler = page.add("RALI_BestOfNSampler", 420, 80, seed=50 + 10 * vue, steps=2, n=4)
+    preview = page.add("PreviewImage", 900, 80)
+    for output, name in ((0, "model"), (1, "positive"), (1, "negative"), (2, "vae")):
+        page.wire(tiny, output, sampler, name)
+    page.wire(latent, 0, sampler, "latent_image")
+    page.wire(sampler, 0, preview, "images")
+    page.page.evaluate(WATCH)
+    page.run()
+    page.state("current")
+    said = page.page.evaluate("() => [...window.raliSaid]")
+    tally = rf"[1-4] of 4 tried; best so far 0\.\d{{3}}, seed {5 + vue}\d"
+    assert any(re.fullmatch(tally, text) for text in said), said
+    scores = page.numbers(4)
+    assert scores == sorted(scores, reverse=True)
+    assert page.page.locator(f"{PANEL} .rali-row").first.inner_text().startswith("★")
