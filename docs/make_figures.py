@@ -1,6 +1,7 @@
 """Make the README's picture: photographs of scikit-image and damaged copies of them, scored and sorted.
 
     python docs/make_figures.py        # needs the extra `test`, for scikit-image
+    python docs/make_figures.py video  # the picture of docs/video.md: a clip with a damaged second, scored over time
 
 The photographs are in the public domain or CC0 (astronaut: NASA; coffee, cat: CC0; rocket: SpaceX, CC0).
 """
@@ -15,11 +16,45 @@ from skimage import data
 
 from rali_core.training.distortions import distort
 
-TARGET = Path(__file__).resolve().parent / "images" / "scored.jpg"
+IMAGES = Path(__file__).resolve().parent / "images"
+RUN = [sys.executable, "-c", "import sys; from rali_core.cli import main; sys.exit(main())"]
+FPS = 10
+DAMAGED = range(52, 63)
+"""Frames: 5.2 to 6.3 seconds."""
+
+
+def write_clip(path: Path) -> None:
+    """Twelve seconds: a camera's way over three photographs, four seconds each; a part of the second is damaged."""
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "16"})
+        stream.width, stream.height, stream.pix_fmt = 480, 270, "yuv420p"
+        for number in range(12 * FPS):
+            scene, place = divmod(number, 4 * FPS)
+            photograph = Image.fromarray((data.rocket(), data.coffee(), data.astronaut())[scene])
+            across, down = place * (photograph.width - 480) // (4 * FPS), (photograph.height - 270) // 2
+            view = photograph.crop((across, down, across + 480, down + 270))
+            if number in DAMAGED:
+                view = distort(distort(view, "blur", 3), "noise", 3)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(view), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def draw_video() -> None:
+    """Draw the plot over time."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder, "clip.mp4")
+        write_clip(clip)
+        subprocess.run([*RUN, "score", str(clip), "--fps", "4", "--plot", str(IMAGES / "video-plot.png")], check=True)
 
 
 def main() -> None:
     """Draw the picture."""
+    if sys.argv[1:] == ["video"]:
+        draw_video()
+        return
     photographs = {
         "astronaut": data.astronaut(),
         "coffee": data.coffee(),
@@ -33,8 +68,7 @@ def main() -> None:
         for name, kind, level in damaged:
             changed = distort(Image.fromarray(photographs[name]), kind, level)
             changed.save(Path(folder, f"{name}, {kind} {level}.png".replace("_", " ")))
-        code = "import sys; from rali_core.cli import main; sys.exit(main())"
-        subprocess.run([sys.executable, "-c", code, "score", folder, "--sheet", str(TARGET)], check=True)
+        subprocess.run([*RUN, "score", folder, "--sheet", str(IMAGES / "scored.jpg")], check=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -65,6 +66,35 @@ def readable_formats() -> list[str]:
 def is_image_name(path: str | os.PathLike[str]) -> bool:
     """Whether a file in a folder or archive counts as an image, by its name alone."""
     return os.path.splitext(os.fspath(path))[1].lower() in IMAGE_SUFFIXES and not is_companion(path)
+
+
+VIDEO_SUFFIXES = frozenset({
+    ".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2ts", ".m2v", ".m4v", ".mkv",
+    ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mxf", ".ogm", ".ogv", ".qt", ".vob", ".webm", ".wmv", ".y4m",
+})  # fmt: skip
+"""File name endings that count as videos."""
+
+
+TRANSPORT_STREAMS = frozenset({".m2t", ".mts", ".ts"})
+"""Of videos, or of programs in TypeScript."""
+
+
+def is_video_name(path: str | os.PathLike[str], *, named: bool = False) -> bool:
+    """Whether a file counts as a video, by its name alone.
+
+    Args:
+        path: The file.
+        named: It was named by itself, and not found in a folder.
+    """
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    return (suffix in VIDEO_SUFFIXES or (named and suffix in TRANSPORT_STREAMS)) and not is_companion(path)
+
+
+def natural_key(path: str | os.PathLike[str]) -> tuple[list[tuple[str, int]], str]:
+    """For sorting names as people count: `a2` before `a10`; capitals make no difference but between equal names."""
+    parts = re.split(r"(\d+)", os.fspath(path).replace(os.sep, "/"))
+    texts, numbers = parts[::2], [*map(int, parts[1::2]), -1]
+    return [(text.casefold(), number) for text, number in zip(texts, numbers, strict=True)], os.fspath(path)
 
 
 TEMPORARY_PREFIX = ".writing-"
@@ -200,7 +230,11 @@ def is_companion(path: str | os.PathLike[str]) -> bool:
 
 
 def find_images(
-    paths: Iterable[str | os.PathLike[str]], *, recursive: bool = False, survey: Survey | None = None
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    recursive: bool = False,
+    survey: Survey | None = None,
+    videos: bool = False,
 ) -> list[Path]:
     """The image files under `paths`, in the order given, folders sorted by name, each file once.
 
@@ -210,6 +244,7 @@ def find_images(
         paths: Files and folders.
         recursive: Search folders inside folders as well.
         survey: Told what is left out, and which folders cannot be listed; these are otherwise passed over.
+        videos: Videos as well.
 
     Raises:
         FileNotFoundError: No image in any of the folders, and no file was named.
@@ -222,7 +257,7 @@ def find_images(
             for file in sorted(_walk(path, recursive, survey)):
                 if is_companion(file.relative_to(path)):
                     continue
-                if is_image_name(file.name):
+                if is_image_name(file.name) or (videos and is_video_name(file.name)):
                     found.setdefault(os.path.abspath(file), file)
                 elif not file.name.startswith("."):
                     survey.left_out[file.suffix.lower()] += 1
@@ -230,6 +265,8 @@ def find_images(
             found.setdefault(os.path.abspath(path), path)
     if not found:
         hint = "" if recursive else " (folders inside folders are searched with --recursive)"
+        there = sum(count for suffix, count in survey.left_out.items() if suffix in VIDEO_SUFFIXES)
+        hint += f" (videos: {there:,}, scored with --videos)" if there and not videos else ""
         raise FileNotFoundError(f"no images in {', '.join(map(str, given))}{hint}")
     return list(found.values())
 

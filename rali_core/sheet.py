@@ -15,6 +15,7 @@ BACKGROUND = (250, 250, 250)
 TEXT = (30, 30, 30)
 FAINT = (120, 120, 120)
 TRACK = (225, 225, 225)
+BANNER_POSITIONS = ("below", "above", "over the bottom", "over the top")
 # From red through yellow to green at the scale's five bands; distinguishable by lightness too.
 BAND_COLOURS = ((178, 40, 48), (217, 106, 45), (214, 170, 40), (120, 165, 60), (38, 128, 74))
 
@@ -79,16 +80,57 @@ def draw_contact_sheet(
         draw.text((left, bar + BAR_HEIGHT + 4), text, fill=TEXT, font=large)
         if names:
             draw.text(
-                (left, bar + BAR_HEIGHT + 8 + cell / 12), _shorten(names[index], small, cell), fill=FAINT, font=small
+                (left, bar + BAR_HEIGHT + 8 + cell / 12), shorten(names[index], small, cell), fill=FAINT, font=small
             )
     return sheet
 
 
-def _draw_bar(draw: ImageDraw.ImageDraw, left: float, top: float, width: int, score: float) -> None:
+def draw_banner(
+    image: Image.Image, text: str, score: float, *, position: str = "below", height: int | None = None
+) -> Image.Image:
+    """Write a score on an image, on a strip with a bar in its band's colour.
+
+    Args:
+        image: Any PIL image.
+        text: What is written; shortened from the left where it is too long.
+        score: In [0, 1], for the bar's length and colour; NaN draws none.
+        position: One of `BANNER_POSITIONS`: on a strip of its own, or over the image's pixels.
+        height: Of the strip in pixels, at least 12; by default a fifteenth of the image's shorter side.
+
+    Returns:
+        A new RGB image, higher by the strip where that stands above or below.
+
+    Raises:
+        ValueError: An unknown position, or a height that is too small.
+    """
+    if position not in BANNER_POSITIONS:
+        raise ValueError(f"position must be one of {', '.join(BANNER_POSITIONS)}, got {position!r}")
+    picture = to_picture(image)
+    height = max(12, min(picture.size) // 15) if height is None else height
+    if height < 12:
+        raise ValueError(f"expected a strip of at least 12 pixels, got {height}")
+    over, top = position.startswith("over"), position in ("above", "over the top")
+    canvas = Image.new("RGB", (picture.width, picture.height + (0 if over else height)), BACKGROUND)
+    canvas.paste(picture, (0, height if top and not over else 0))
+    strip = Image.new("RGB", (picture.width, height), BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    bar = max(2, height // 8)
+    if score == score:
+        _draw_bar(draw, 0, 0, picture.width, score, bar)
+    font = ImageFont.load_default(size=(height - bar) * 0.72)
+    middle = bar + (height - bar) / 2
+    draw.text((height / 4, middle), shorten(text, font, picture.width - height // 2), fill=TEXT, font=font, anchor="lm")
+    canvas.paste(strip, (0, 0 if top else canvas.height - height))
+    return canvas
+
+
+def _draw_bar(
+    draw: ImageDraw.ImageDraw, left: float, top: float, width: int, score: float, height: int = BAR_HEIGHT
+) -> None:
     share = min(max(score, 0.0), 1.0)
-    draw.rectangle((left, top, left + width - 1, top + BAR_HEIGHT - 1), fill=TRACK)
+    draw.rectangle((left, top, left + width - 1, top + height - 1), fill=TRACK)
     colour = BAND_COLOURS[min(int(share * 5), 4)]
-    draw.rectangle((left, top, left + max(round(share * width), 1) - 1, top + BAR_HEIGHT - 1), fill=colour)
+    draw.rectangle((left, top, left + max(round(share * width), 1) - 1, top + height - 1), fill=colour)
 
 
 def _thumbnail(image: Image.Image, cell: int, enlarge: bool) -> Image.Image:
@@ -100,7 +142,8 @@ def _thumbnail(image: Image.Image, cell: int, enlarge: bool) -> Image.Image:
     return thumbnail
 
 
-def _shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """A text without its beginning, as far as it does not fit; of what Pillow's own font can draw."""
     text = text.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font can draw
     if font.getlength(text) <= width:
         return text

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes, or another that they start, share the processors
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -166,3 +167,44 @@ def labels(photographs: dict[str, Image.Image], tmp_path: Path) -> Path:
         lines.append(f"{index}.png,{1 - level / LEVELS * 0.9:.3f},{split},{int(index == 95)}")
     (folder / "labels.csv").write_text("\n".join(lines))
     return folder / "labels.csv"
+
+
+@pytest.fixture(scope="session")
+def write_clip() -> Callable[..., Path]:
+    """Writes a video: a path, its frames as (H, W, 3) uint8 arrays, and when each of them begins in milliseconds."""
+
+    def write(
+        path: Path,
+        frames: Iterable[Any],
+        *,
+        fps: int = 10,
+        times: Sequence[int] | None = None,
+        codec: str = "libx264",
+        pixel_format: str = "yuv420p",
+        settings: dict[str, Any] | None = None,
+        **options: str,
+    ) -> Path:
+        from fractions import Fraction
+
+        import av
+
+        with av.open(str(path), "w") as container:
+            stream: Any = container.add_stream(codec, rate=fps, options={"crf": "12", **options})
+            stream.pix_fmt = pixel_format
+            for name, value in (settings or {}).items():
+                setattr(stream.codec_context, name, value)
+            if times is not None:
+                stream.codec_context.time_base = Fraction(1, 1000)
+            for number, array in enumerate(frames):
+                if number == 0:
+                    stream.height, stream.width = array.shape[:2]
+                frame = av.VideoFrame.from_ndarray(array, format="rgb24" if array.dtype == np.uint8 else "rgb48le")
+                if array.dtype == np.uint16:
+                    frame = frame.reformat(format=pixel_format, dst_colorspace=9)
+                if times is not None:
+                    frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return write

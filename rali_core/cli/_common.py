@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..files import is_video_name
+from ._clips import ClipOptions, add_clip_arguments, clip_of, score_clip
 from ._console import say, shown
 from ._inputs import Input, download
 
@@ -35,6 +38,7 @@ def add_path_arguments(parser: argparse.ArgumentParser) -> None:
         "-0", "--null", action="store_true", help="the list's names end with a zero byte (find -print0)"
     )
     parser.add_argument("-r", "--recursive", action="store_true", help="search folders inside folders as well")
+    add_clip_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +101,11 @@ class Interruption:
 
 
 def score_files(
-    scorer: RaliScorer, files: Sequence[Input], *, on_result: Callable[[ImageScore], None] | None = None
+    scorer: RaliScorer,
+    files: Sequence[Input],
+    clips: ClipOptions | None,
+    *,
+    on_result: Callable[[ImageScore], None] | None = None,
 ) -> tuple[list[ImageScore], bool]:
     """Score files, with a progress bar on standard error on long runs at a terminal.
 
@@ -105,6 +113,7 @@ def score_files(
         scorer: The scorer.
         files: What to score; errors are recorded in the results, and a batch that the device's memory is too small for
             is tried again image by image.
+        clips: How videos are scored, and which animations; None: all are images.
         on_result: Called with each result as it comes.
 
     Returns:
@@ -112,9 +121,12 @@ def score_files(
     """
     results: list[ImageScore] = []
     with Interruption() as interruption:
-        stream = _stream(scorer, files)
+        stream = _stream(scorer, files, clips, lambda: interruption.requested)
         for result in _with_bar(stream, len(files)):
             results.append(result)
+            video = clip_of(result)
+            if video is not None and video.problem:
+                say(shown(f"{files[result.index]}: {video.problem}"))
             if on_result is not None:
                 on_result(result)
             if interruption.requested:
@@ -125,21 +137,24 @@ def score_files(
     return results, interrupted
 
 
-def _stream(scorer: RaliScorer, files: Sequence[Input]) -> Iterator[ImageScore]:
+def _stream(
+    scorer: RaliScorer, files: Sequence[Input], clips: ClipOptions | None, stop: Callable[[], bool]
+) -> Iterator[ImageScore]:
     """Results in input order; URLs are read some at a time, into files that are removed again."""
     if not any(isinstance(file, str) for file in files):
-        yield from _stream_local(scorer, list(files), 0)
+        yield from _stream_mixed(scorer, list(files), clips, stop)
         return
     for start in range(0, len(files), URLS_AT_ONCE):
         part = files[start : start + URLS_AT_ONCE]
         with TemporaryDirectory(prefix="rali-") as folder:
             local, problems = _fetch(part, Path(folder))
-            results = _stream_local(scorer, [file for file in local if file is not None], 0)
+            results = _stream_mixed(scorer, [file for file in local if file is not None], clips, stop)
             for index, (given, file) in enumerate(zip(part, local, strict=True)):
                 if file is None:
                     yield _failed(start + index, problems[index])
                     continue
-                result = next(results)
+                if (result := next(results, None)) is None:  # stopped
+                    return
                 error = result.error and result.error.replace(str(file), str(given))
                 yield replace(result, index=start + index, error=error)
 
@@ -152,13 +167,34 @@ def _fetch(files: Sequence[Input], folder: Path) -> tuple[list[Path | None], dic
         if isinstance(file, Path):
             return file
         try:
-            return download(file, folder / str(index))
+            name = file.split("?")[0]
+            ending = os.path.splitext(name)[1] if is_video_name(name, named=True) else ""
+            return download(file, folder / f"{index}{ending}")
         except OSError as error:
             problems[index] = str(error)
             return None
 
     with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="rali-download") as pool:
         return list(pool.map(fetch, enumerate(files))), problems
+
+
+def _stream_mixed(
+    scorer: RaliScorer, files: list[Path], clips: ClipOptions | None, stop: Callable[[], bool]
+) -> Iterator[ImageScore]:
+    """Results of images and videos, in input order; images that follow each other are scored in batches."""
+    images: list[Path] = []
+    first = 0
+    for index, file in enumerate([*files, None]):
+        if file is not None and (clips is None or not clips.takes(file)):
+            images.append(file)
+            continue
+        yield from (replace(result, index=first + result.index) for result in _stream_local(scorer, images, 0))
+        images, first = [], index + 1
+        if file is not None and clips is not None:
+            result = score_clip(scorer, file, clips, stop=stop)
+            if result is None:
+                return
+            yield replace(result, index=index)
 
 
 def _stream_local(scorer: RaliScorer, files: list[Any], start: int) -> Iterator[ImageScore]:

@@ -69,7 +69,7 @@ def find_inputs(options: argparse.Namespace) -> Inputs:
             files.setdefault(name, name)
             continue
         try:
-            found = find_images([name], recursive=options.recursive, survey=survey)
+            found = find_images([name], recursive=options.recursive, survey=survey, videos=options.videos)
         except FileNotFoundError as error:
             problem = error
             continue

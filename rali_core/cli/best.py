@@ -18,6 +18,7 @@ from ..exports import (
     safe_name,
     sidecar_path,
 )
+from ._clips import check_clips, read_clip_options
 from ._common import (
     add_cache_argument,
     add_model_arguments,
@@ -89,11 +90,13 @@ def run(options: argparse.Namespace) -> int:
     if options.k is not None and options.k < 1:
         raise ValueError(f"-k must be at least 1, got {options.k}")
     target, mode = export_target(options, "--copy-to")
+    clips = read_clip_options(options)
     inputs = find_inputs(options)
     files = inputs.files
+    check_clips(files, clips)
     if mode == "move" and (url := next((file for file in files if isinstance(file, str)), None)):
         raise ValueError(f"{url} is no local file and cannot be moved: copy with --copy-to")
-    results, interrupted = score_files(load_scorer(options), files)
+    results, interrupted = score_files(load_scorer(options), files, clips)
     if interrupted:
         say("not all images were scored, so nothing was chosen")
         return 130

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ._clips import AGGREGATES, add_sampling_arguments, read_sampling
 from ._common import Interruption, add_model_arguments
 from ._console import emit, say, shown
 
@@ -38,6 +39,12 @@ def add_parser(subparsers: Any) -> None:
     source.add_argument("--plugin", metavar="MODULE", action="append", default=[],
                         help="import this, for formats that Pillow lacks (pillow_avif, pillow_jxl)")  # fmt: skip
     source.add_argument("--max-megapixels", type=float, metavar="N", help="larger images are errors (default: 179)")
+    source.add_argument("--videos", action="store_true", help="score videos as well (needs PyAV)")
+    source.add_argument("--frames", action="store_true",
+                        help="GIF, WebP, APNG and AVIF: score all of an animation, not its first frame")  # fmt: skip
+    add_sampling_arguments(source)
+    source.add_argument("--aggregate", choices=tuple(AGGREGATES), default="mean",
+                        help="which figure over its frames is a video's score (default: mean)")  # fmt: skip
     add_model_arguments(parser)
     work = parser.add_argument_group("work")
     work.add_argument("--engine", choices=("local", "ray"), default="local",
@@ -77,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
         "gpus_per_actor": options.gpus_per_actor,
         "cpus_per_actor": options.cpus_per_actor,
     }
+    sampling = read_sampling(options)
     with Interruption() as interruption, _ProgressBar() as bar:
 
         def show(done: int, total: int | None) -> bool:
@@ -93,6 +101,11 @@ def run(options: argparse.Namespace) -> int:
             carry=options.carry,
             plugins=options.plugin,
             retry_errors=options.retry_errors,
+            videos=options.videos,
+            animations=options.frames,
+            fps=sampling.fps,
+            max_frames=sampling.max_frames,
+            aggregate=AGGREGATES[options.aggregate],  # type: ignore[arg-type]
             model=options.model,
             device=options.device,
             dtype=options.dtype,

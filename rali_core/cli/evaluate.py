@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         rows = [row for row in rows if not row.near_duplicate]
     files = [row.path for row in rows]
     scorer = load_scorer(options)
-    results, interrupted = score_files(scorer, files)
+    results, interrupted = score_files(scorer, files, None)
     if interrupted:
         print("rali: figures on a part of the set would mislead, so none are printed", file=sys.stderr)
         return 130

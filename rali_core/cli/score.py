@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import IO, TYPE_CHECKING, Any
 
+from ._clips import CLIP_COLUMNS, check_clips, clip_of, clip_record, read_clip_options
 from ._common import (
     add_cache_argument,
     add_model_arguments,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("file", "score", "band", "percentile", "error", "reason")
 
+PLOT_LIMIT = 40
+"""More plots than this make one image too tall."""
+
 SHEET_LIMIT = 200
 """More images than this do not fit into one readable picture."""
 
@@ -39,10 +43,11 @@ THUMBNAIL = 480
 
 DESCRIPTION = """\
 Score images and print a table, best first: score (0 worst, 1 best), band, percentile among the model's reference
-images (of each kind, where it has several), file. An image that cannot be read is reported on standard error and the
-rest is scored; the exit status is then 1. Ctrl-C prints what was scored so far. Names that the console cannot show are
-shown with escapes; in CSV and JSON they are whole: bytes that are not UTF-8 are written as they are into CSV, and as
-\\udc80 to \\udcff into JSON, which is how Python reads file names."""
+images (of each kind, where it has several), file. A video's score is the mean of its frames' (see --aggregate); its
+worst passage and best frame are told below the table, and in CSV and JSON. An image that cannot be read is reported on
+standard error and the rest is scored; the exit status is then 1. Ctrl-C prints what was scored so far. Names that the
+console cannot show are shown with escapes; in CSV and JSON they are whole: bytes that are not UTF-8 are written as
+they are into CSV, and as \\udc80 to \\udcff into JSON, which is how Python reads file names."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -57,6 +62,8 @@ def add_parser(subparsers: Any) -> None:
                         help="write all results to a CSV file as they come; -: instead of the table")  # fmt: skip
     output.add_argument("--sheet", metavar="FILE",
                         help="draw the chosen images in a grid, best first (.png, .jpg ...; -: PNG)")  # fmt: skip
+    output.add_argument("--plot", metavar="FILE", help="draw the scores of videos over time (.png, .jpg ...; -: PNG)")
+    output.add_argument("--passage", type=float, metavar="S", help="seconds of the worst passage told (default: 1)")
     output.add_argument("--top-k", type=int, metavar="K", help="only the K best")
     output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
     output.add_argument("--max-score", type=float, metavar="S", help="only images that score at most S")
@@ -76,31 +83,39 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--jsonl prints results as they come, so the K best are not known yet: use --json")
     if options.explain and (options.json or options.jsonl):
         raise ValueError("--explain belongs to the table: leave out --json and --jsonl")
-    check_one_output(csv=options.csv, sheet=options.sheet, json=options.json, jsonl=options.jsonl,
+    clips = read_clip_options(options)
+    check_one_output(csv=options.csv, sheet=options.sheet, plot=options.plot, json=options.json, jsonl=options.jsonl,
                      explain=options.explain)  # fmt: skip
     check_file(options.csv, "--csv")
     check_file(options.sheet, "--sheet", save_suffixes() if options.sheet else ())
+    check_file(options.plot, "--plot", save_suffixes() if options.plot else ())
     inputs = find_inputs(options)
     files = inputs.files
+    videos = check_clips(files, clips)
+    if options.plot and not videos:
+        raise ValueError("--plot draws videos over time, and there is none (animations: with --frames)")
     scorer = load_scorer(options)
     calibration = scorer.info.calibration or Calibration()
 
-    with _CsvFile(options.csv, files) as table:
+    with _CsvFile(options.csv, files, clips.passage if videos else None) as table:
 
         def note(result: ImageScore) -> None:
             table.write(result)
             if options.jsonl and _is_wanted(result, options):
-                emit(json.dumps(_as_record(files, result, calibration)))
+                emit(json.dumps(_as_record(files, result, calibration, clips.passage)))
 
-        results, interrupted = score_files(scorer, files, on_result=note)
+        results, interrupted = score_files(scorer, files, clips, on_result=note)
     chosen = _choose(results, options)
     scored = [result for result in chosen if result.error is None]
     if options.sheet:  # before anything is printed, which may end early
         _draw_sheet(options.sheet, files, scored)
+    if options.plot:
+        _draw_plots(options.plot, files, scored, clips.passage)
     if options.json:
-        emit(json.dumps([_as_record(files, result, calibration) for result in chosen], indent=1))
-    elif not (options.jsonl or "-" in (options.csv, options.sheet)):
+        emit(json.dumps([_as_record(files, result, calibration, clips.passage) for result in chosen], indent=1))
+    elif not (options.jsonl or "-" in (options.csv, options.sheet, options.plot)):
         _print_table(files, scored, calibration)
+        _print_videos(files, scored, clips.passage)
         if options.explain:
             _print_explanations(scorer, files, scored)
     failed = report_errors(files, results) + inputs.report()
@@ -129,7 +144,7 @@ def _best_first(results: list[ImageScore]) -> list[ImageScore]:
     return sorted(results, key=lambda result: (result.reason is not None, -result.score))
 
 
-def _as_record(files: Sequence[Input], result: ImageScore, calibration: Calibration) -> dict[str, Any]:
+def _as_record(files: Sequence[Input], result: ImageScore, calibration: Calibration, passage: float) -> dict[str, Any]:
     name = display_name(files[result.index])
     if result.error is not None:
         return {"file": name, "error": result.error}
@@ -142,7 +157,10 @@ def _as_record(files: Sequence[Input], result: ImageScore, calibration: Calibrat
     }
     if len(calibration.populations) > 1:
         record["percentiles"] = {name: round(value, 2) for name, value in _percentiles(result, calibration).items()}
-    return record if result.reason is None else {**record, "reason": result.reason}
+    if result.reason is not None:
+        record["reason"] = result.reason
+    video = clip_of(result)
+    return record if video is None else {**record, **clip_record(video, passage)}
 
 
 def _percentiles(result: ImageScore, calibration: Calibration) -> dict[str, float]:
@@ -167,8 +185,16 @@ def _print_table(files: Sequence[Input], results: list[ImageScore], calibration:
         emit(f"{result.score:.4f}  {band:<10}  {'  '.join(columns)}  {shown(files[result.index])}")
 
 
+def _print_videos(files: Sequence[Input], results: list[ImageScore], passage: float) -> None:
+    for result in _best_first(results):
+        if (video := clip_of(result)) is not None:
+            emit("\n" + shown(files[result.index]) + ": " + video.describe(passage=passage).replace("\n", "\n  "))
+
+
 def _print_explanations(scorer: RaliScorer, files: Sequence[Input], results: list[ImageScore]) -> None:
     for result in _best_first(results):
+        if clip_of(result) is not None:
+            continue
         if result.reason is not None:
             emit(f"\n{shown(files[result.index])}: {result.score:.4f}, {result.reason}")
             continue
@@ -190,7 +216,7 @@ def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) 
 
     drawn: list[tuple[ImageScore, Image.Image]] = []
     for result in _best_first(results):
-        if len(drawn) < SHEET_LIMIT and (thumbnail := _thumbnail(files[result.index])) is not None:
+        if len(drawn) < SHEET_LIMIT and (thumbnail := _thumbnail(files[result.index], result)) is not None:
             drawn.append((result, thumbnail))
     if not drawn:
         say(f"no image reaches the sheet, so {shown(target)} is not written")
@@ -209,17 +235,41 @@ def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) 
     say(f"wrote {shown(target)}{left_out}")
 
 
+def _draw_plots(target: str, files: Sequence[Input], results: list[ImageScore], passage: float) -> None:
+    from ..plot import draw_time_plots
+
+    found = [(result, video) for result in _best_first(results) if (video := clip_of(result)) is not None]
+    if not found:
+        say(f"no video reaches the plot, so {shown(target)} is not written")
+        return
+    drawn = [(os.path.basename(shown(files[result.index])), video) for result, video in found[:PLOT_LIMIT]]
+    buffer = io.BytesIO()
+    draw_time_plots(drawn, passage=passage).save(buffer, "PNG" if target == "-" else _format(target))
+    with open_output(target) as file:
+        file.write(buffer.getvalue())
+    left_out = f", the best {len(drawn)} of {len(found)}" if len(found) > len(drawn) else ""
+    say(f"wrote {shown(target)}{left_out}")
+
+
 def _format(target: str) -> str:
     from PIL import Image
 
     return Image.registered_extensions()[os.path.splitext(target)[1].lower()]
 
 
-def _thumbnail(file: Input) -> Image.Image | None:
-    """A small copy; None where the image cannot be had any more."""
+def _thumbnail(file: Input, result: ImageScore) -> Image.Image | None:
+    """A small copy, of a video's best frame; None where the image cannot be had any more."""
     from PIL import Image
 
     try:
+        if (video := clip_of(result)) is not None:
+            from ..frames import FrameReader
+            from ..images import to_picture
+
+            with local_file(file) as path:
+                frame = to_picture(FrameReader(path, name=str(file)).at(float(video.times[video.best])))
+            frame.thumbnail((THUMBNAIL, THUMBNAIL))
+            return frame
         with local_file(file) as path, Image.open(path) as image:
             image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded small
             image.load()
@@ -237,10 +287,13 @@ class _CsvFile:
     Args:
         name: Of the file; `-` is standard output, None nothing at all.
         files: What the results' indexes mean.
+        passage: Seconds of the worst passage, where there are videos, which have columns of their own.
     """
 
-    def __init__(self, name: str | None, files: Sequence[Input]) -> None:
+    def __init__(self, name: str | None, files: Sequence[Input], passage: float | None) -> None:
         self._name, self._files, self._stack = name, files, ExitStack()
+        self._passage = passage
+        self._columns = COLUMNS if passage is None else (*COLUMNS, *CLIP_COLUMNS)
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> _CsvFile:
@@ -248,7 +301,7 @@ class _CsvFile:
             self._file = sys.stdout.buffer
         elif self._name is not None:
             self._file = self._stack.enter_context(open(self._name, "wb"))
-        self._write({name: name for name in COLUMNS})
+        self._write({name: name for name in self._columns})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -258,13 +311,14 @@ class _CsvFile:
         """Write a row."""
         from ..calibration import Calibration
 
-        self._write(_as_record(self._files, result, Calibration()))  # one percentile, in a column of its own
+        # Without the model's calibration there is one percentile, in a column of its own.
+        self._write(_as_record(self._files, result, Calibration(), self._passage or 1.0))
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file is None:
             return
         text = io.StringIO(newline="")
-        csv.DictWriter(text, COLUMNS, restval="").writerow(record)
+        csv.DictWriter(text, self._columns, restval="").writerow(record)
         try:
             # Names whose bytes are not UTF-8 come out as they are on the disk; Windows has none.
             self._file.write(text.getvalue().encode("utf-8", "surrogatepass" if os.name == "nt" else "surrogateescape"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import NamedTuple
 
@@ -11,12 +14,18 @@ import torch
 from torch import Tensor
 
 from ..content import has_content
-from ..images import DEFAULT_LIMITS, ReadLimits, read_pixels
+from ..files import is_video_name
+from ..frames import FrameReader, FrameSampling, is_animation
+from ..images import DEFAULT_LIMITS, ReadLimits, read_pixels, to_float
 from ..preprocess import Coverage, PreprocessConfig, preprocess
 from . import storage
-from .items import Item, Payload, readable
+from .items import ClipSettings, Item, Payload, readable
 
 DEFAULT_MAX_PIXELS = DEFAULT_LIMITS.max_pixels
+
+
+FRAMES_AT_ONCE = 4
+"""Of a video, in memory as crops."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class DecodeSettings:
         payload: Where the bytes are.
         max_pixels: Larger images are refused by their header, before they are decoded.
         plugins: Modules to import that teach Pillow further formats.
+        clips: How videos and animations are scored.
     """
 
     config: PreprocessConfig
@@ -36,13 +46,37 @@ class DecodeSettings:
     payload: Payload
     max_pixels: int = DEFAULT_MAX_PIXELS
     plugins: tuple[str, ...] = ()
+    clips: ClipSettings = field(default_factory=ClipSettings)
 
 
 class Task(NamedTuple):
-    """An image to decode: where it is, and its bytes or path where those were read with others."""
+    """An image to decode: where it is, and its bytes or path where those were read with others.
+
+    Attributes:
+        item: It.
+        content: Its bytes, or the path that stands in their place.
+        done: Of a video: points in time that are done.
+    """
 
     item: Item
     content: bytes | str | None = None
+    done: int = 0
+
+
+class ClipPart(NamedTuple):
+    """Some of a video's frames.
+
+    Attributes:
+        times: The points in time that each of them is for.
+        tiles: How many of `Decoded.crops` belong to each; 0 for a frame without content.
+        duration: Of the video in seconds, as far as it is known.
+        problem: What is wrong with the video, where it is known.
+    """
+
+    times: tuple[tuple[float, ...], ...]
+    tiles: tuple[int, ...]
+    duration: float
+    problem: str | None
 
 
 class Decoded(NamedTuple):
@@ -53,12 +87,16 @@ class Decoded(NamedTuple):
         width: Pixels after EXIF orientation.
         height: Likewise.
         error: None where the image could be decoded.
+        clip: What the crops are of, for a video or an animation that is scored frame by frame; else None.
+        more: There are more frames of it.
     """
 
     crops: Tensor | None
     width: int | None = None
     height: int | None = None
     error: str | None = None
+    clip: ClipPart | None = None
+    more: bool = False
 
 
 def prepare_process(settings: DecodeSettings) -> None:
@@ -68,44 +106,100 @@ def prepare_process(settings: DecodeSettings) -> None:
         import_module(plugin)
 
 
-def decode(task: Task, settings: DecodeSettings) -> Decoded:
-    """Read, decode and preprocess one image; whatever is wrong with it is in the result."""
+def decode(task: Task, settings: DecodeSettings) -> Iterator[Decoded]:
+    """Read, decode and preprocess one image; whatever is wrong with it is in the result.
+
+    Yields:
+        One result; of a video or an animation as many as it takes, `FRAMES_AT_ONCE` frames each.
+    """
     if task.item.problem is not None:
-        return Decoded(None, error=task.item.problem)
+        yield Decoded(None, error=task.item.problem)
+        return
     try:
-        pixels = _read_pixels(task, settings.payload, ReadLimits(max_pixels=settings.max_pixels))
-        if not has_content(pixels):
-            return Decoded(None, pixels.shape[2], pixels.shape[1])
-        with torch.inference_mode():
-            crops = preprocess(pixels.unsqueeze(0), settings.config, coverage=settings.coverage)[0]
-        return Decoded(crops, pixels.shape[2], pixels.shape[1])
+        limits = ReadLimits(max_pixels=settings.max_pixels)
+        name = _name(task, settings.payload)
+        if is_video_name(name, named=True) and not settings.clips.videos:
+            raise ValueError("a video; videos are scored with --videos")
+        source = _read_source(task, settings.payload)
+        if settings.clips.any and _is_clip(source, name, settings.clips):
+            yield from _decode_clip(source, task, settings, limits)
+            return
+        pixels = read_pixels(source, name=None if isinstance(source, str) else task.item.uri, limits=limits)
+        crops = _crops(pixels, settings)
+        yield Decoded(crops, pixels.shape[2], pixels.shape[1])
     except Exception as error:  # any one image may be odd in a way of its own, and must not end the others
         known = isinstance(error, OSError | ValueError)
         reason = readable(str(error) if known else f"{type(error).__name__}: {error}")
         uri = task.item.uri
-        return Decoded(None, error=reason if uri in reason else f"{uri}: {reason}")
+        yield Decoded(None, error=reason if uri in reason else f"{uri}: {reason}")
 
 
-def _read_pixels(task: Task, payload: Payload, limits: ReadLimits) -> Tensor:
+def _crops(pixels: Tensor, settings: DecodeSettings) -> Tensor | None:
+    """(T, 3, S, S); None for an image without content."""
+    if not has_content(pixels):
+        return None
+    with torch.inference_mode():
+        return preprocess(pixels.unsqueeze(0), settings.config, coverage=settings.coverage)[0]
+
+
+def _name(task: Task, payload: Payload) -> str:
+    """What tells videos from images by its ending."""
+    if isinstance(task.content, str):
+        return task.content
+    return task.item.path if payload == "file" else re.sub(r"#\d+$", "", task.item.uri)
+
+
+def _is_clip(source: str | bytes, name: str, clips: ClipSettings) -> bool:
+    if clips.videos and is_video_name(name, named=True):
+        return True
+    return clips.animations and is_animation(source)
+
+
+def _decode_clip(source: str | bytes, task: Task, settings: DecodeSettings, limits: ReadLimits) -> Iterator[Decoded]:
+    """A video's frames from `task.done` on; each part is handed out when it is known whether there are more."""
+    reader = FrameReader(source, name=_name(task, settings.payload), limits=limits)
+    sampling = FrameSampling(settings.clips.fps, settings.clips.max_frames)
+    frames = reader.frames(sampling, skip=task.done)
+    with closing(frames):
+        following = next(frames, None)
+        size: tuple[int | None, int | None] = (None, None)
+        while True:
+            times, crops, tiles = [], [], []
+            while following is not None and len(times) < FRAMES_AT_ONCE:
+                size = following.pixels.shape[2], following.pixels.shape[1]
+                made = _crops(to_float(following.pixels), settings)
+                times.append(following.times)
+                tiles.append(0 if made is None else len(made))
+                crops += [] if made is None else [made]
+                following = next(frames, None)
+            more = following is not None
+            part = ClipPart(tuple(times), tuple(tiles), reader.end or reader.duration, reader.problem)
+            yield Decoded(torch.cat(crops) if crops else None, *size, clip=part, more=more)
+            if not more:
+                return
+
+
+def _read_source(task: Task, payload: Payload) -> str | bytes:
+    """A local file's path, or a file's bytes."""
     item = task.item
     if payload == "parquet" and not isinstance(task.content, str):
         if task.content is None:
             raise ValueError("the image column is empty here")
-        return read_pixels(task.content, name=item.uri, limits=limits)
+        return task.content
     path = task.content if isinstance(task.content, str) else item.path
     if payload != "parquet":
         check_unchanged(item)
     if payload == "file" and not storage.is_url(path):
-        return read_pixels(path, limits=limits)  # seeks in the file, where the format allows it
+        return path  # to seek in the file, where the format allows it
     if payload == "tar":
         data = storage.read_bytes(path, item.offset, item.length)
         if len(data) != item.length:
             raise OSError(f"expected {item.length} bytes in the tar, got {len(data)}: it is shorter than when listed")
-        return read_pixels(data, name=item.uri, limits=limits)
+        return data
     data = storage.read_bytes(path)
     if payload == "file" and item.file_size not in (storage.UNKNOWN, len(data)):
         raise OSError(f"the file changed since it was listed, from {item.file_size} to {len(data)} bytes")
-    return read_pixels(data, name=item.uri, limits=limits)
+    return data
 
 
 def check_unchanged(item: Item) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from ..exports import FreeNames, Mode, find_sidecars, place_file, remove_moved_sidecars, safe_name, sidecar_path
-from ..files import atomic_write
+from ..files import atomic_write, is_video_name
 from ..images import IMAGE_SUFFIXES, open_image
 from . import storage
 from .filter import Selection
@@ -127,7 +127,7 @@ def _export(item: Item, folder: str, target: Path, names: FreeNames, mode: Mode,
         content = reader.read(item)
     except Exception as error:  # an expired URL is an error of its library's own
         raise _Unreadable(f"{item.uri}: {error}") from error
-    if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+    if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES and not is_video_name(name):
         name += _suffix(content)
     path = target / names.take(name)
     if path.exists():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from ..frames import DEFAULT_FPS, DEFAULT_MAX_FRAMES
 from .storage import UNKNOWN
 
 Kind = Literal["files", "list", "parquet", "webdataset"]
@@ -11,6 +13,30 @@ Kind = Literal["files", "list", "parquet", "webdataset"]
 
 Payload = Literal["file", "tar", "parquet"]
 """Where the bytes of all images of a source are: each in its own file, inside a tar, in a Parquet column."""
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How videos and animations of a data set are scored.
+
+    Attributes:
+        videos: The source's videos are part of it.
+        animations: GIF, WebP, APNG and AVIF are scored frame by frame, and not by their first frame.
+        fps: As for `frames.FrameSampling`.
+        max_frames: Likewise.
+        aggregate: Which figure of `video.AGGREGATES` is the score.
+    """
+
+    videos: bool = False
+    animations: bool = False
+    fps: float = DEFAULT_FPS
+    max_frames: int = DEFAULT_MAX_FRAMES
+    aggregate: str = "mean"
+
+    @property
+    def any(self) -> bool:
+        """Whether there may be videos or animations."""
+        return self.videos or self.animations
 
 
 class Item(NamedTuple):

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from ..files import atomic_write, remove_leftovers
 from ..preprocess import Coverage
 from ..scorer import DtypeName
-from .items import Payload
+from .items import ClipSettings, Payload
 from .listing import Listing
 from .shards import SHARD_GLOB, shard_path, shard_problem
 from .storage import LISTING, MANIFEST
@@ -41,6 +41,7 @@ class Settings:
         shard_size: Images per shard.
         max_pixels: Larger images are errors.
         plugins: Modules that teach Pillow further formats.
+        clips: How videos and animations are scored.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Settings:
     shard_size: int
     max_pixels: int
     plugins: tuple[str, ...]
+    clips: ClipSettings = field(default_factory=ClipSettings)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Manifest:
             for name in ("added", "revisions"):  # a version that does not know them reads results without
                 if not values[name]:
                     del values[name]
+            if not self.settings.clips.any:
+                del values["settings"]["clips"]
             text = json.dumps({"format": "rali-dataset", "format_version": FORMAT_VERSION, **values}, indent=1)
             temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -130,6 +134,7 @@ class Manifest:
                 raise ValueError(f"format {version!r}; this version reads {FORMAT_VERSION}")
             settings = values.pop("settings")
             settings |= {key: tuple(settings[key]) for key in ("carry", "plugins")}
+            settings["clips"] = ClipSettings(**settings.get("clips", {}))
             values["added"] = tuple(values.get("added", ()))
             return cls(settings=Settings(**settings), **values)
         except (ValueError, KeyError, TypeError) as error:
@@ -219,7 +224,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _option(key: str) -> str:
-    names = {"source": "SOURCE", "model_hash": "--model", "max_pixels": "--max-megapixels", "plugins": "--plugin"}
+    names = {"source": "SOURCE", "model_hash": "--model", "max_pixels": "--max-megapixels", "plugins": "--plugin",
+             "clips": "--videos, --frames, --fps, --max-frames, --aggregate"}  # fmt: skip
     return names.get(key, "--" + key.replace("_", "-"))
 
 
@@ -227,6 +233,8 @@ def _show(settings: Settings, key: str) -> str:
     if key == "model_hash":
         return f"{settings.model_name} ({settings.model_hash[:12]})"
     value = getattr(settings, key)
+    if key == "clips":
+        return ", ".join(f"{name} {value}" for name, value in asdict(value).items())
     if key == "max_pixels":
         return f"{value / 1e6:g}"
     return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)

@@ -31,6 +31,8 @@ START_TRIES = 3
 START_SECONDS = 300.0
 END_SECONDS = 5.0
 POLL_SECONDS = 1.0
+PARTS_AHEAD = 1
+"""Parts of a video that wait to be scored, besides the one that is decoded."""
 STARVED_SECONDS = 0.005
 """How often it is looked whether results were taken, while the workers may not go further ahead."""
 DEFAULT_TIMEOUT = 300.0
@@ -62,6 +64,7 @@ class DecodePool(Generic[Label]):
         self._stop = threading.Event()
         self._workers: list[_Worker] = []
         self._context = _context()
+        self._parts = threading.Semaphore(PARTS_AHEAD)
 
     def __enter__(self) -> DecodePool[Label]:
         return self
@@ -82,7 +85,7 @@ class DecodePool(Generic[Label]):
             tasks: What to decode, each with a label that comes back with it; read as it is needed.
 
         Yields:
-            Label and result, in the order of `tasks`.
+            Label and result, in the order of `tasks`; of a video all its parts, one after the other.
 
         Raises:
             ChildProcessError: The worker processes do not start.
@@ -91,6 +94,7 @@ class DecodePool(Generic[Label]):
         room = threading.Semaphore(self._ahead)
         results: queue.SimpleQueue[tuple[Label, Decoded] | BaseException | None] = queue.SimpleQueue()
         self._stop.clear()
+        self._parts = threading.Semaphore(PARTS_AHEAD)
         pump = threading.Thread(target=self._pump, args=(iter(tasks), room, results), name="rali-decode", daemon=True)
         pump.start()
         finished = False
@@ -98,7 +102,7 @@ class DecodePool(Generic[Label]):
             while (result := results.get()) is not None:
                 if isinstance(result, BaseException):
                     raise result
-                room.release()
+                (self._parts if result[1].more else room).release()
                 yield result
             finished = True
         finally:
@@ -120,7 +124,7 @@ class DecodePool(Generic[Label]):
         numbers = itertools.count()
         waiting: deque[_Job] = deque()
         labels: dict[int, Label] = {}
-        done: dict[int, Decoded] = {}
+        done: dict[int, deque[Decoded]] = {}
         emitted, exhausted = 0, False
         while not self._stop.is_set():
             starved = False
@@ -140,12 +144,24 @@ class DecodePool(Generic[Label]):
                         waiting.append(_Job(number, entry[1]))
                 if waiting:
                     worker.give(waiting.popleft())
-            done.update(self._collect(waiting, STARVED_SECONDS if starved else POLL_SECONDS))
-            while emitted in done:
-                results.put((labels.pop(emitted), done.pop(emitted)))
-                emitted += 1
+            paused = any(worker.paused and worker.number == emitted for worker in self._workers)
+            for number, decoded in self._collect(waiting, STARVED_SECONDS if starved or paused else POLL_SECONDS):
+                done.setdefault(number, deque()).append(decoded)
+            while done.get(emitted):
+                decoded = done[emitted].popleft()
+                results.put((labels[emitted], decoded))
+                if not decoded.more:
+                    del labels[emitted], done[emitted]
+                    emitted += 1
+            self._resume(emitted)
             if exhausted and not waiting and not labels:
                 return
+
+    def _resume(self, number: int) -> None:
+        """Let the worker go on that has more of the video whose turn it is; others wait, so that memory is bounded."""
+        for worker in self._workers:
+            if worker.paused and worker.number == number and self._parts.acquire(blocking=False):
+                worker.go_on()
 
     def _collect(self, waiting: deque[_Job], seconds: float) -> Iterator[tuple[int, Decoded]]:
         """Results that have come, after waiting for the first one at most this long."""
@@ -166,7 +182,7 @@ class DecodePool(Generic[Label]):
                     continue
                 if decoded is not None and job is not None:
                     yield job.number, decoded
-            elif job is not None and time.monotonic() - worker.since > self._timeout:
+            elif job is not None and not worker.paused and time.monotonic() - worker.since > self._timeout:
                 worker.end()
                 self._workers[place] = _Worker(self._context, self._settings)
                 yield job.number, _failed(job, f"not decoded within {self._timeout:g} seconds")
@@ -199,10 +215,22 @@ class _Worker:
         self.generation, self.started, self.since = generation, False, time.monotonic()
         self.problem: str | None = None
         self.job: _Job | None = None
+        self.paused = False
 
     @property
     def idle(self) -> bool:
         return self.started and self.job is None
+
+    @property
+    def number(self) -> int | None:
+        """Of its image."""
+        return None if self.job is None else self.job.number
+
+    def go_on(self) -> None:
+        """Have the next part of its video decoded."""
+        self.paused, self.since = False, time.monotonic()
+        with suppress(OSError):
+            self._tasks.send(None)
 
     def give(self, job: _Job) -> None:
         job.tries += 1
@@ -212,7 +240,7 @@ class _Worker:
 
     def take(self) -> Decoded | None:
         """What it sent; None where it said that it has started."""
-        shape, width, height, error = self.results.recv()
+        shape, width, height, error, clip, more = self.results.recv()
         if not self.started:
             if error is not None:
                 self.problem = error
@@ -224,8 +252,12 @@ class _Worker:
             values = np.empty(shape, dtype=np.float32)
             self.results.recv_bytes_into(values.data.cast("B"))
             crops = torch.from_numpy(values)
-        self.job = None
-        return Decoded(crops, width, height, error)
+        if more and self.job is not None:
+            self.paused = True
+            self.job.task = self.job.task._replace(done=self.job.task.done + sum(map(len, clip.times)))
+        else:
+            self.job = None
+        return Decoded(crops, width, height, error, clip, more)
 
     def end(self) -> None:
         """Kill it where it still runs."""
@@ -262,13 +294,15 @@ def _work(tasks: Connection, results: Connection, settings: DecodeSettings) -> N
     try:
         prepare_process(settings)
     except Exception as error:
-        results.send((None, None, None, f"{type(error).__name__}: {error}"))
+        results.send((None, None, None, f"{type(error).__name__}: {error}", None, False))
         return
-    results.send((None, None, None, None))
+    results.send((None, None, None, None, None, False))
     with suppress(EOFError, OSError):
         while True:
-            decoded = decode(tasks.recv(), settings)
-            crops = decoded.crops
-            results.send((None if crops is None else tuple(crops.shape), *decoded[1:]))
-            if crops is not None:
-                results.send_bytes(crops.contiguous().numpy().data.cast("B"))
+            for decoded in decode(tasks.recv(), settings):
+                crops = decoded.crops
+                results.send((None if crops is None else tuple(crops.shape), *decoded[1:]))
+                if crops is not None:
+                    results.send_bytes(crops.contiguous().numpy().data.cast("B"))
+                if decoded.more:
+                    tasks.recv()  # until it is wanted

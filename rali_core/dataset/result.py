@@ -71,8 +71,15 @@ class ScoredDataset:
 
     def scores(self) -> NDArray[np.float32]:
         """(N,) scores of all rows in order, NaN for errors; 4 bytes per image."""
+        return self._numbers("score")
+
+    def best_times(self) -> NDArray[np.float32]:
+        """(N,) seconds of the best frame of all rows in order, NaN for what is no video; 4 bytes per image."""
+        return self._numbers("best_time") if self.manifest.settings.clips.any else np.full(self.images, np.nan, "f4")
+
+    def _numbers(self, column: str) -> NDArray[np.float32]:
         parts = [
-            table.column("score").to_numpy().astype(np.float32, copy=False) for table in self.tables(["score"])
+            table.column(column).to_numpy().astype(np.float32, copy=False) for table in self.tables([column])
         ]  # pyarrow gives NaN for null
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 

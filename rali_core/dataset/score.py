@@ -16,12 +16,14 @@ import torch
 from ..checkpoint import read_metadata
 from ..devices import DtypeName
 from ..files import hash_file
+from ..frames import DEFAULT_FPS, DEFAULT_MAX_FRAMES, FrameSampling, check_pyav
 from ..hub import find_model
 from ..preprocess import Coverage
 from ..scorer import ProgressCallback, RaliScorer
+from ..video import AGGREGATES, Aggregate
 from . import storage
 from .decode import DEFAULT_MAX_PIXELS
-from .items import Kind
+from .items import ClipSettings, Kind
 from .listing import write_listing
 from .manifest import Manifest, Settings, locked, missing_shards
 from .pool import DEFAULT_TIMEOUT
@@ -83,6 +85,11 @@ def score_dataset(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     plugins: Iterable[str] = (),
     retry_errors: bool = False,
+    videos: bool = False,
+    animations: bool = False,
+    fps: float = DEFAULT_FPS,
+    max_frames: int = DEFAULT_MAX_FRAMES,
+    aggregate: Aggregate = "mean",
     progress: ProgressCallback | None = None,
     **ray_options: Any,
 ) -> DatasetResult:
@@ -111,6 +118,11 @@ def score_dataset(
         max_pixels: Larger images are errors; by default Pillow's limit of 179 megapixels.
         plugins: Modules that register further image formats with Pillow when they are imported.
         retry_errors: Try the images again that have an error, as they are now; the other rows stay as they are.
+        videos: Score the source's videos as well (PyAV, the extra `video`).
+        animations: Score GIF, WebP, APNG and AVIF frame by frame, and not by their first frame.
+        fps: Frames of a video that are scored per second; 0: all.
+        max_frames: At most so many of a video, spread over all of it.
+        aggregate: Which figure over its frames is a video's score.
         progress: Called after each batch with (done, total); returning False stops.
         **ray_options: See `engine_ray.run_ray`.
 
@@ -134,6 +146,12 @@ def score_dataset(
         raise ValueError(
             f"shard_size, max_pixels and batch_size must be at least 1, got {shard_size}, {max_pixels}, {batch_size}"
         )
+    if aggregate not in AGGREGATES:
+        raise ValueError(f"aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}")
+    FrameSampling(fps, max_frames)  # checks them
+    clips = ClipSettings(videos, animations, fps, max_frames, aggregate) if videos or animations else ClipSettings()
+    if videos:
+        check_pyav()
     if storage.is_url(os.fspath(folder)):
         raise ValueError(f"the result needs a local folder (a mounted one will do), got {os.fspath(folder)}")
     folder = Path(folder).expanduser().absolute()
@@ -143,6 +161,7 @@ def score_dataset(
         source=storage.normalise(os.fspath(source)), kind=kind, image_column=image_column, id_column=id_column,
         carry=tuple(carry), model_name=metadata["name"], model_hash=hash_file(model_file), dtype=dtype,
         coverage=coverage or metadata["coverage"], shard_size=shard_size, max_pixels=max_pixels, plugins=tuple(plugins),
+        clips=clips,
     )  # fmt: skip
     with locked(folder):
         manifest, added = _begin_or_go_on(folder, settings, retry_errors)

@@ -13,12 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ..scorer import RaliScorer
-from .decode import Decoded, DecodeSettings
+from ..video import VideoScore, as_image_score
+from .decode import ClipPart, Decoded, DecodeSettings
 from .manifest import Manifest, missing_shards
 from .pool import DEFAULT_TIMEOUT, DecodePool
 from .shards import Row, failed_rows, shard_path, shard_problem, write_shard
@@ -90,8 +92,9 @@ def open_pool(job: ScoringJob, scorers: Sequence[RaliScorer]) -> DecodePool[Plac
     """The decoding processes for these models."""
     settings, first = job.manifest.settings, scorers[0]
     decoding = DecodeSettings(
-        first.model.preprocess_config, first.coverage, job.manifest.payload, settings.max_pixels, settings.plugins
-    )
+        first.model.preprocess_config, first.coverage, job.manifest.payload, settings.max_pixels, settings.plugins,
+        settings.clips,
+    )  # fmt: skip
     ahead = 2 * first.batch_size * len(scorers) + 2 * job.workers
     return DecodePool(decoding, workers=job.workers, ahead=ahead, timeout=job.timeout)
 
@@ -125,16 +128,66 @@ def score_shards(
 
     tasks = read_tasks(listing, places(), job.manifest.payload, job.manifest.image_column)
     rows: list[Row] = []
-    for batch, scored in _score_ordered(_batches(pool.map(tasks), scorers[0].batch_size), scorers):
+    parts: list[ScoredPart] = []  # of the video whose turn it is
+    for batch, results in _score_ordered(_batches(pool.map(tasks), scorers[0].batch_size), scorers):
+        scored: list[Row] = []
+        for image, result in zip(batch.images, results, strict=True):
+            if isinstance(result, Row):  # where a video's next part has an error, what was before is given up
+                scored.append(result)
+                parts = []
+                continue
+            parts.append(result)
+            if not image.more:
+                scored.append(_clip_row(scorers[0], parts, image, settings.clips.aggregate))
+                parts = []
         rows += scored
         if batch.last:
             write_shard(
                 job.folder, batch.shard, listing.batch(batch.shard), rows,
                 model_hash=settings.model_hash, run=job.manifest.run, attempt=job.attempt,
-                kept=_kept_rows(job.folder, batch.shard, wanted.pop(batch.shard)),
+                kept=_kept_rows(job.folder, batch.shard, wanted.pop(batch.shard)), clips=settings.clips.any,
             )  # fmt: skip
             rows = []
         yield BatchDone(batch.shard, len(scored), sum(row.error is not None for row in scored), batch.last)
+
+
+class ScoredPart(NamedTuple):
+    """Scores of some of a video's points in time, with why there is none, or that there is no content."""
+
+    times: list[float]
+    scores: list[float]
+    reasons: list[str | None]
+
+
+def _score_part(scorer: RaliScorer, image: Decoded, part: ClipPart) -> ScoredPart:
+    crops = iter([] if image.crops is None else image.crops.split([count for count in part.tiles if count]))
+    results = scorer.score_crops([next(crops) if count else None for count in part.tiles])
+    made = ScoredPart([], [], [])
+    for times, result in zip(part.times, results, strict=True):
+        made.times.extend(times)
+        made.scores.extend([result.score] * len(times))
+        made.reasons.extend([result.error or result.reason] * len(times))
+    return made
+
+
+def _clip_row(scorer: RaliScorer, parts: list[ScoredPart], last: Decoded, aggregate: Any) -> Row:
+    assert last.clip is not None
+    times = np.array([time for part in parts for time in part.times])
+    scores = np.array([score for part in parts for score in part.scores], dtype=np.float32)
+    reasons = tuple(reason for part in parts for reason in part.reasons)
+    if np.isnan(scores).all():
+        return Row(None, None, None, last.width, last.height, reasons[0] if reasons else "no frame could be decoded")
+    video = VideoScore(times, scores, reasons, max(last.clip.duration, float(times[-1])), last.clip.problem)
+    result = as_image_score(video, scorer, aggregate)
+    worst = video.worst_passage()
+    percentile = None if result.percentile != result.percentile else result.percentile
+    return Row(
+        result.score, result.band or None, percentile, last.width, last.height, None, result.reason,
+        (
+            len(video), video.duration, video.mean, video.worst_tenth, video.minimum, float(times[video.best]),
+            worst.start, worst.end, video.problem,
+        ),
+    )  # fmt: skip
 
 
 def _kept_rows(folder: Path, shard: int, tried: list[int] | None) -> tuple[pa.Table, list[int]] | None:
@@ -182,6 +235,12 @@ def _batches(images: Generator[tuple[Place, Decoded], None, None], size: int) ->
     batch: list[Decoded] = []
     with closing(images):  # it ends with this one, and does not wait for the garbage collector
         for place, image in images:
+            if image.clip is not None:  # alone, since it may be of several frames
+                if batch:
+                    yield _Batch(place.shard, batch, False)
+                    batch = []
+                yield _Batch(place.shard, [image], place.last and not image.more)
+                continue
             batch.append(image)
             if len(batch) == size or place.last:
                 yield _Batch(place.shard, batch, place.last)
@@ -190,20 +249,23 @@ def _batches(images: Generator[tuple[Place, Decoded], None, None], size: int) ->
 
 def _score_ordered(
     batches: Generator[_Batch, None, None], scorers: Sequence[RaliScorer]
-) -> Generator[tuple[_Batch, list[Row]], None, None]:
+) -> Generator[tuple[_Batch, list[Row | ScoredPart]], None, None]:
     """Score batches on whichever device is free; results come in the order of the batches."""
     free: queue.SimpleQueue[RaliScorer] = queue.SimpleQueue()
     for scorer in scorers:
         free.put(scorer)
 
-    def work(batch: _Batch) -> list[Row]:
+    def work(batch: _Batch) -> list[Row | ScoredPart]:
         scorer = free.get()
         try:
-            return score_batch(scorer, batch.images)
+            first = batch.images[0]
+            if first.clip is not None:
+                return [_score_part(scorer, first, first.clip)]
+            return [*score_batch(scorer, batch.images)]
         finally:
             free.put(scorer)
 
-    running: deque[tuple[_Batch, Future[list[Row]]]] = deque()
+    running: deque[tuple[_Batch, Future[list[Row | ScoredPart]]]] = deque()
     with ThreadPoolExecutor(len(scorers), thread_name_prefix="rali-model") as executor:
         try:
             for batch in batches:

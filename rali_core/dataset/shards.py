@@ -31,6 +31,7 @@ class Row(NamedTuple):
         height: Likewise.
         error: Why there is no score; None with one.
         reason: "no content" where the score is not the model's because the image is blank; else None.
+        clip: Of a video the values of `CLIP_FIELDS`; empty for an image.
     """
 
     score: float | None
@@ -40,10 +41,19 @@ class Row(NamedTuple):
     height: int | None
     error: str | None
     reason: str | None = None
+    clip: tuple[int | float | str | None, ...] = ()
 
 
-def shard_schema(carried: Iterable[pa.Field] = ()) -> pa.Schema:
-    """Columns of every shard; carried columns come last."""
+CLIP_FIELDS = (
+    ("frames", "int32"), ("duration", "float32"), ("mean", "float32"), ("worst_tenth", "float32"),
+    ("minimum", "float32"), ("best_time", "float32"), ("worst_start", "float32"), ("worst_end", "float32"),
+    ("problem", "string"),
+)  # fmt: skip
+"""Columns of data sets with videos or animations; null for images."""
+
+
+def shard_schema(carried: Iterable[pa.Field] = (), *, clips: bool = False) -> pa.Schema:
+    """Columns of every shard; those of videos, where there may be any, and carried columns come last."""
     import pyarrow as pa
 
     return pa.schema(
@@ -59,6 +69,7 @@ def shard_schema(carried: Iterable[pa.Field] = ()) -> pa.Schema:
             pa.field("reason", pa.string()),
             pa.field("model_hash", pa.string(), nullable=False),
             pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
+            *(pa.field(name, getattr(pa, kind)()) for name, kind in CLIP_FIELDS if clips),
             *carried,
         ]
     )
@@ -79,6 +90,7 @@ def write_shard(
     run: str,
     kept: tuple[pa.Table, Sequence[int]] | None = None,
     attempt: str = "",
+    clips: bool = False,
 ) -> None:
     """Write one shard: under a temporary name, flushed to the disk, renamed.
 
@@ -91,6 +103,7 @@ def write_shard(
         run: Identifier of the result that the shard belongs to.
         kept: Rows that are there already, and their 0-based places among `images`; `rows` are then of the others.
         attempt: Identifier of the run that tried failed rows again.
+        clips: With the columns of videos.
 
     Raises:
         OSError: It cannot be written; nothing is left of it then.
@@ -99,7 +112,7 @@ def write_shard(
     import pyarrow.parquet as pq
 
     carried = list(images.schema)[ITEM_COLUMNS:]
-    schema = shard_schema(carried)
+    schema = shard_schema(carried, clips=clips)
     count, now = len(rows), datetime.now(timezone.utc)
     places = [] if kept is None else list(kept[1])
     there = set(places)
@@ -107,9 +120,12 @@ def write_shard(
     new = images if kept is None else images.take(pa.array(others, pa.int64()))
     columns = [new.column("id"), new.column("uri")]
     columns += [
-        pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), list(schema)[2:9], strict=True)
+        pa.array(values, field.type)
+        for values, field in zip(list(zip(*rows, strict=True))[:-1], list(schema)[2:9], strict=True)
     ]
     columns += [pa.array([model_hash] * count, pa.string()), pa.array([now] * count, schema.field("scored_at").type)]
+    for place, (name, _) in enumerate(CLIP_FIELDS if clips else ()):
+        columns.append(pa.array([row.clip[place] if row.clip else None for row in rows], schema.field(name).type))
     columns += [new.column(field.name) for field in carried]
     metadata = {RUN_KEY: run.encode(), **({ATTEMPT_KEY: attempt.encode()} if attempt else {})}
     table = pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))

@@ -7,19 +7,20 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 
-from ..files import is_companion
+from ..files import VIDEO_SUFFIXES, is_companion
 from ..images import IMAGE_SUFFIXES
 from . import storage
 from .items import Item, readable
 from .storage import FoundFile
 
 
-def list_tar(root: str, file: FoundFile) -> Iterator[Item]:
+def list_tar(root: str, file: FoundFile, videos: bool = False) -> Iterator[Item]:
     """The images of one uncompressed tar, by its headers.
 
     Args:
         root: Folder that names are relative to.
         file: The tar.
+        videos: Its videos as well.
 
     Yields:
         One item per image; where the tar is damaged, one with a problem after those that could be listed.
@@ -44,7 +45,8 @@ def list_tar(root: str, file: FoundFile) -> Iterator[Item]:
                 end = member.offset_data + member.size
                 if not member.isreg() or is_companion(member.name):
                     continue
-                if os.path.splitext(member.name)[1].lower() in IMAGE_SUFFIXES:
+                ending = os.path.splitext(member.name)[1].lower()
+                if ending in IMAGE_SUFFIXES or (videos and ending in VIDEO_SUFFIXES):
                     seen[member.name] += 1
                     again = f"#{seen[member.name]}" if seen[member.name] > 1 else ""  # a tar may hold a name twice
                     yield whole._replace(

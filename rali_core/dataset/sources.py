@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
-from ..files import is_companion
+from ..files import VIDEO_SUFFIXES, is_companion
 from ..images import IMAGE_SUFFIXES
 from ..text_files import read_list
 from . import storage
@@ -50,6 +50,7 @@ def open_source(
     image_column: str | None = None,
     id_column: str | None = None,
     carry: Iterable[str] = (),
+    videos: bool = False,
 ) -> Source:
     """Find out what a source is.
 
@@ -60,6 +61,7 @@ def open_source(
         image_column: Parquet: column of the images' bytes, or of their paths.
         id_column: Parquet: column of unique names.
         carry: Parquet: columns that are copied into the result.
+        videos: A folder's and a tar's videos as well.
 
     Raises:
         ValueError: An unknown kind, or options that this kind of source does not have.
@@ -69,17 +71,17 @@ def open_source(
     if kind is not None and kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
     root, files = _find_files(source)
-    kind = kind or _guess_kind(source, files)
+    kind = kind or _guess_kind(source, files, videos)
     if kind == "parquet":
         table = ParquetSource(root, _only(files, ".parquet"), image_column, id_column, tuple(carry))
         return Source(kind, table.payload, table.items(), table.carried, table.image_column)
     if image_column or id_column or tuple(carry):
         raise ValueError(f"--image-column, --id-column and --carry belong to Parquet sources; {source} is {kind}")
     if kind == "webdataset":
-        return Source(kind, "tar", (item for file in _only(files, ".tar") for item in list_tar(root, file)))
+        return Source(kind, "tar", (item for file in _only(files, ".tar") for item in list_tar(root, file, videos)))
     if kind == "list":
         return Source(kind, "file", (item for file in files for item in _read_list(file.path)))
-    return Source(kind, "file", _image_files(root, files))
+    return Source(kind, "file", _image_files(root, files, videos))
 
 
 def _find_files(source: str) -> tuple[str, _Files]:
@@ -105,14 +107,14 @@ class _Files:
         return storage.walk(self.path) if self.folder else storage.expand_glob(self.path)
 
 
-def _guess_kind(source: str, files: _Files) -> Kind:
+def _guess_kind(source: str, files: _Files, videos: bool) -> Kind:
     """By the names of what is there: images before anything else, so that a list among images changes nothing."""
     seen: set[Kind] = set()
     for file in files:
         ending = _ending(file.path)
         if files.folder and is_companion(storage.relative(file.path, files.path)):
             continue
-        if file.problem is not None or ending in IMAGE_SUFFIXES:
+        if file.problem is not None or ending in IMAGE_SUFFIXES or (videos and ending in VIDEO_SUFFIXES):
             return "files"
         if ending in ENDINGS and not (files.folder and ENDINGS[ending] == "list"):
             seen.add(ENDINGS[ending])
@@ -121,7 +123,9 @@ def _guess_kind(source: str, files: _Files) -> Kind:
     if seen:
         raise ValueError(f"{source} holds {' and '.join(sorted(seen))} files: say which with --kind, or name them")
     if files.folder:
-        raise FileNotFoundError(f"no images, Parquet files or tars in {source}")
+        there = any(_ending(file.path) in VIDEO_SUFFIXES for file in files)
+        hint = " (there are videos, which are scored with --videos)" if there else ""
+        raise FileNotFoundError(f"no images, Parquet files or tars in {source}{hint}")
     return "files"
 
 
@@ -133,10 +137,10 @@ def _only(files: Iterable[FoundFile], ending: str) -> Iterator[FoundFile]:
     )
 
 
-def _image_files(root: str, files: _Files) -> Iterator[Item]:
+def _image_files(root: str, files: _Files, videos: bool) -> Iterator[Item]:
     """A folder's images by their endings; what a glob or a name picked, whatever its ending."""
     for file in files:
-        if file.problem is None and files.folder and not _is_image(file.path, root):
+        if file.problem is None and files.folder and not _is_wanted(file.path, root, videos):
             continue
         yield Item(
             readable(storage.relative(file.path, root)),
@@ -148,8 +152,9 @@ def _image_files(root: str, files: _Files) -> Iterator[Item]:
         )
 
 
-def _is_image(path: str, root: str) -> bool:
-    return _ending(path) in IMAGE_SUFFIXES and not is_companion(storage.relative(path, root))
+def _is_wanted(path: str, root: str, videos: bool) -> bool:
+    known = _ending(path) in IMAGE_SUFFIXES or (videos and _ending(path) in VIDEO_SUFFIXES)
+    return known and not is_companion(storage.relative(path, root))
 
 
 def _read_list(path: str) -> Iterator[Item]:

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..files import atomic_write
-from ..images import open_image
+from ..frames import FrameReader
+from ..images import open_image, to_picture
 from ..sheet import draw_contact_sheet
 from .items import Item
 from .result import ContentReader, ScoredDataset
@@ -88,10 +89,10 @@ def draw_extremes(dataset: ScoredDataset) -> Image.Image | None:
     for name, positions in rows.items():
         for position in positions.tolist():
             chosen.setdefault(position, name)
-    images, values, names = [], [], []
+    images, values, names, times = [], [], [], dataset.best_times()
     with ContentReader(dataset.manifest) as reader:
         for position, item in zip(chosen, dataset.items(list(chosen)), strict=True):
-            image = _thumbnail(reader, item)
+            image = _thumbnail(reader, item, float(times[position]))
             if image is not None:
                 images.append(image)
                 values.append(float(scores[position]))
@@ -99,8 +100,13 @@ def draw_extremes(dataset: ScoredDataset) -> Image.Image | None:
     return draw_contact_sheet(images, values, names=names, columns=SHEET_COLUMNS) if images else None
 
 
-def _thumbnail(reader: ContentReader, item: Item) -> Image.Image | None:
+def _thumbnail(reader: ContentReader, item: Item, seconds: float) -> Image.Image | None:
+    """A small copy, of a video's frame at that time; NaN for an image."""
     try:
+        if seconds == seconds:
+            frame = to_picture(FrameReader(reader.read(item), name=item.uri).at(seconds))
+            frame.thumbnail((THUMBNAIL, THUMBNAIL))
+            return frame
         with open_image(reader.read(item)) as image:
             image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded small
             image.load()

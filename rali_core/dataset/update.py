@@ -27,6 +27,7 @@ def open_settings(settings: Settings) -> Source:
         image_column=settings.image_column,
         id_column=settings.id_column,
         carry=settings.carry,
+        videos=settings.clips.videos,
     )
 
 

@@ -1,0 +1,157 @@
+"""Videos and animations among the inputs: their options, scoring one of them, and what is told about it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..files import is_image_name, is_video_name
+from ._console import shown
+from ._inputs import Input
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..frames import FrameSampling
+    from ..scorer import ImageScore, RaliScorer
+    from ..video import Aggregate, VideoScore
+
+AGGREGATES = {"mean": "mean", "worst-tenth": "worst tenth", "minimum": "minimum"}
+
+CLIP_COLUMNS = (
+    "duration", "frames", "mean", "worst_tenth", "minimum", "best_time", "worst_start", "worst_end", "problem"
+)  # fmt: skip
+"""Of CSV and JSON."""
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """What the options say about videos.
+
+    Attributes:
+        animations: GIF, WebP, APNG and AVIF are scored frame by frame.
+        sampling: Which frames.
+        aggregate: Which figure is a video's score.
+        passage: Seconds of the worst passage.
+    """
+
+    animations: bool
+    sampling: FrameSampling
+    aggregate: Aggregate
+    passage: float
+
+    def takes(self, file: Input) -> bool:
+        """Whether a file is scored frame by frame."""
+        name = os.fspath(file).split("?")[0] if isinstance(file, str) else file
+        if is_video_name(name, named=True):
+            return True
+        if not self.animations or isinstance(file, str):
+            return False
+        from ..frames import is_animation
+
+        return is_image_name(file) and is_animation(file)
+
+
+def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--videos`, `--frames`, `--fps`, `--max-frames`, `--aggregate` and `--passage`."""
+    group = parser.add_argument_group("videos and animations (videos need PyAV)")
+    group.add_argument("--videos", action="store_true", help="score the videos in folders as well")
+    group.add_argument("--frames", action="store_true",
+                       help="GIF, WebP, APNG and AVIF: score all of an animation, not its first frame")  # fmt: skip
+    add_sampling_arguments(group)
+    group.add_argument("--aggregate", choices=tuple(AGGREGATES), default="mean",
+                       help="which figure over its frames is a video's score (default: mean)")  # fmt: skip
+
+
+def add_sampling_arguments(group: Any) -> None:
+    """`--fps` and `--max-frames`."""
+    group.add_argument("--fps", type=float, metavar="R", help="frames scored per second; 0: all (default: 2)")
+    group.add_argument("--max-frames", type=int, metavar="N",
+                       help="at most N frames of a video, spread over all of it (default: 600)")  # fmt: skip
+
+
+def read_sampling(options: argparse.Namespace) -> FrameSampling:
+    """What `add_sampling_arguments` got.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    from ..frames import DEFAULT_FPS, DEFAULT_MAX_FRAMES, FrameSampling
+
+    return FrameSampling(
+        DEFAULT_FPS if options.fps is None else options.fps,
+        DEFAULT_MAX_FRAMES if options.max_frames is None else options.max_frames,
+    )
+
+
+def read_clip_options(options: argparse.Namespace) -> ClipOptions:
+    """What `add_clip_arguments` got.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    from ..video import PASSAGE_SECONDS
+
+    passage = getattr(options, "passage", None)
+    passage = PASSAGE_SECONDS if passage is None else passage
+    if not passage > 0:
+        raise ValueError(f"--passage must be more than 0 seconds, got {passage}")
+    aggregate: Any = AGGREGATES[options.aggregate]
+    return ClipOptions(options.frames, read_sampling(options), aggregate, passage)
+
+
+def check_clips(files: list[Input], clips: ClipOptions) -> list[Input]:
+    """The files that are scored frame by frame; seen to be readable here, before the work.
+
+    Raises:
+        ModuleNotFoundError: There are videos, and PyAV is missing.
+    """
+    found = [file for file in files if clips.takes(file)]
+    if any(is_video_name(str(file).split("?")[0], named=True) for file in found):
+        from ..frames import check_pyav
+
+        check_pyav()
+    return found
+
+
+def score_clip(scorer: RaliScorer, path: Path, clips: ClipOptions, *, stop: Callable[[], bool]) -> ImageScore | None:
+    """A video's or animation's result; None where `stop` ended it."""
+    from ..video import ClipScore, as_image_score, score_video
+    from ._common import show_progress
+
+    with show_progress(shown(path.name)) as show:
+
+        def report(done: int, total: int | None) -> bool:
+            if total is not None:
+                show(min(done, total), total)
+            return not stop()
+
+        try:
+            video = score_video(scorer, path, sampling=clips.sampling, progress=report)
+        except (OSError, ValueError) as error:
+            return ClipScore(0, float("nan"), "", float("nan"), str(error))
+    return None if video.stopped else as_image_score(video, scorer, clips.aggregate)
+
+
+def clip_of(result: ImageScore) -> VideoScore | None:
+    """The scores over time of a result; None for an image, and with an error."""
+    return getattr(result, "video", None)
+
+
+def clip_record(video: VideoScore, passage: float) -> dict[str, Any]:
+    """A video's figures as JSON types, under `CLIP_COLUMNS`."""
+    worst = video.worst_passage(passage)
+    values = {
+        "duration": round(video.duration, 3),
+        "frames": len(video),
+        "mean": round(video.mean, 6),
+        "worst_tenth": round(video.worst_tenth, 6),
+        "minimum": round(video.minimum, 6),
+        "best_time": round(float(video.times[video.best]), 3),
+        "worst_start": round(worst.start, 3),
+        "worst_end": round(worst.end, 3),
+    }
+    return {**values, "problem": video.problem} if video.problem else values

@@ -1,0 +1,554 @@
+"""Frames of videos (PyAV, the extra `video`) and of animations (GIF, WebP, APNG, AVIF; Pillow), one at a time.
+
+A video is sampled in time: at each multiple of an interval, the frame that is shown then. So a variable frame rate, or
+a frame that stands for minutes, counts as long as a viewer sees it; a frame that is shown at several of these times is
+handed out once. At most one undecoded frame is held, whatever the length; between points far apart the file is seeked.
+
+As for images, the pixels are what a viewer sees: the rotation in the file is applied, transparency is composited on
+white, and HDR (PQ and HLG) is tone-mapped to SDR: reference white (203 cd/m2) becomes white, and what is brighter is
+compressed into the upper quarter. Left alone are interlacing and pixels that are not square.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from math import ceil
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .files import IMAGE_SUFFIXES, is_video_name
+from .images import DEFAULT_LIMITS, ImageError, ReadLimits, decode_pil, open_image, read_pixels, read_stream, to_float
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DEFAULT_FPS = 2.0
+DEFAULT_MAX_FRAMES = 600
+ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
+"""Pillow's names of the formats whose frames follow each other in time; a TIFF's are pages."""
+
+SHORTEST = 0.01
+"""Seconds; browsers show an animation's frame that says less for `UNTIMED`."""
+
+UNTIMED = 0.1
+SEEK_SECONDS = 10.0
+"""Points in time further apart than this are seeked; nearer ones are reached by decoding what lies between."""
+
+CUT_SECONDS = 1.0
+"""A video that ends so much earlier than it says is damaged."""
+
+MAX_THREADS = 4
+EPSILON = 1e-6
+HD_HEIGHT = 720
+"""From this height on a video that does not name its colour matrix has BT.709's, as players take it."""
+
+UNSPECIFIED, PQ, HLG = 2, 16, 18
+"""Values of ITU-T H.273."""
+
+REFERENCE_WHITE = 203.0
+"""cd/m2 of diffuse white in HDR, ITU-R BT.2408."""
+
+HLG_PEAK = 1000.0
+KNEE = 0.75
+"""Share of white up to which tone mapping changes nothing."""
+
+BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
+BT2020_TO_709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], dtype=np.float32
+)
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+
+
+class VideoError(ImageError):
+    """A video cannot be read or holds no frames; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class FrameSampling:
+    """Which frames are looked at.
+
+    Attributes:
+        fps: Frames per second of playing time; 0 means every frame.
+        max_frames: At most so many points in time, spread evenly where the video is longer.
+    """
+
+    fps: float = DEFAULT_FPS
+    max_frames: int = DEFAULT_MAX_FRAMES
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fps < float("inf"):
+            raise ValueError(f"fps must be 0 (every frame) or more, got {self.fps}")
+        if self.max_frames < 1:
+            raise ValueError(f"max_frames must be at least 1, got {self.max_frames}")
+
+    def interval(self, duration: float, step: float) -> float:
+        """Seconds from one point in time to the next; 0: every frame.
+
+        Args:
+            duration: Of the video, seconds.
+            step: From one of its frames to the next, seconds.
+        """
+        capped = duration / self.max_frames
+        return capped if capped > (1.0 / self.fps if self.fps else step) else 1.0 / self.fps if self.fps else 0.0
+
+
+class Frame(NamedTuple):
+    """A frame that is shown at one or several of the points in time.
+
+    Attributes:
+        times: These, in seconds from the start, ascending.
+        pixels: (3, H, W), uint8, or float32 in [0, 1] where an animation has more than 8 bits.
+    """
+
+    times: tuple[float, ...]
+    pixels: Tensor
+
+
+class FrameReader:
+    """A video, an animation or (one frame) a still image; nothing is open but while frames are read.
+
+    Args:
+        source: A path, the bytes of a file, or an open binary file.
+        name: What errors call it; its ending tells videos from images where the source is no path.
+        limits: What a frame may take.
+        start: Seconds of a video that are left out; times count from there.
+        length: Seconds that are looked at; by default all.
+
+    Attributes:
+        duration: Seconds that it says it has; 0 for a still image. Known from the first frame on, as `expected` is.
+        expected: At about how many points in time it is looked at; None where every frame is.
+        end: Seconds up to which there are frames; known after the last one.
+        problem: Why these are fewer than there should be; None where all is well.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        name: str | None = None,
+        limits: ReadLimits = DEFAULT_LIMITS,
+        start: float = 0.0,
+        length: float | None = None,
+    ) -> None:
+        if isinstance(source, str | os.PathLike):
+            self.name = name or str(source)
+            if not os.path.exists(source):
+                raise FileNotFoundError(f"no such file: {self.name}")
+            self.source: Path | bytes = Path(source)
+        else:
+            self.name = name or str(getattr(source, "name", None) or "video data")
+            self.source = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else read_stream(source)
+        self.limits, self.start, self.length = limits, start, length
+        self.duration = self.end = 0.0
+        self.expected: int | None = None
+        self.problem: str | None = None
+
+    def frames(self, sampling: FrameSampling, *, skip: int = 0) -> Generator[Frame, None, None]:
+        """The frames at the sampling's points in time.
+
+        Args:
+            sampling: Which.
+            skip: How many points in time were done before.
+
+        Raises:
+            VideoError: It is no video, is damaged, has no frames or only sound.
+            ImageError: It is an animation that is damaged.
+            ModuleNotFoundError: It is a video, and PyAV is not installed.
+        """
+        left = sampling.max_frames - skip
+
+        def begin(duration: float, step: float) -> _Clock:
+            self.duration = duration
+            interval = sampling.interval(duration, step)
+            self.expected = max(1, min(sampling.max_frames, ceil(duration / interval))) if interval else None
+            return _Clock(interval, skip)
+
+        with closing(self._read(begin)) as found:
+            for frame in found:
+                times = frame.times[:left]
+                left -= len(times)
+                yield frame._replace(times=times)
+                if not left:
+                    return
+
+    def at(self, seconds: float) -> Tensor:
+        """The frame that is shown at a point in time, or the last one: (3, H, W), as `Frame.pixels`.
+
+        Raises:
+            VideoError, ImageError, ModuleNotFoundError: As for `frames`.
+        """
+        for point in (seconds, None):
+            point = max(self.end - 2 * EPSILON, 0.0) if point is None else point
+
+            def begin(duration: float, step: float, point: float = point) -> _Clock:  # noqa: ARG001
+                return _Clock(0.0, start=point)
+
+            with closing(self._read(begin)) as found:
+                for frame in found:
+                    return frame.pixels
+        raise VideoError(f"{self.name}: no frame at {seconds:.2f} seconds could be decoded")
+
+    def _read(self, begin: Begin) -> Generator[Frame, None, None]:
+        self.end, self.problem = 0.0, None
+        if is_video_name(self.name) or not _is_image(self):
+            return _read_video(self, begin)
+        return _read_animation(self, begin)
+
+
+Begin = Callable[[float, float], "_Clock"]
+"""From a duration and the seconds between frames to the points in time that are wanted."""
+
+
+def sample_batch(count: int, rate: float, sampling: FrameSampling) -> list[tuple[int, tuple[float, ...]]]:
+    """Which of so many frames are looked at, and when each of them is shown.
+
+    Args:
+        count: Frames.
+        rate: Of them, per second.
+        sampling: Which are wanted.
+
+    Returns:
+        0-based indexes with their points in time, in seconds.
+
+    Raises:
+        ValueError: `rate` is not more than 0.
+    """
+    if not rate > 0:
+        raise ValueError(f"expected more than 0 frames per second, got {rate}")
+    clock = _Clock(sampling.interval(count / rate, 1.0 / rate))
+    taken = [(index, clock.take(index / rate, (index + 1) / rate)) for index in range(count)]
+    return [(index, times) for index, times in taken if times]
+
+
+def is_animation(source: str | os.PathLike[str] | bytes) -> bool:
+    """Whether an image file holds several frames that follow each other in time; False where it cannot be read."""
+    try:
+        with open_image(source) as image:
+            return image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
+    except (OSError, ImageError):
+        return False
+
+
+def check_pyav() -> None:
+    """See whether videos can be read here, before the work.
+
+    Raises:
+        ModuleNotFoundError: PyAV is not installed.
+    """
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f'reading videos needs PyAV ({error}): pip install "rali-score[video]", or pip install av'
+        ) from None
+
+
+def _is_image(reader: FrameReader) -> bool:
+    if os.path.splitext(reader.name)[1].lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with open_image(reader.source, name=reader.name, limits=reader.limits):
+            return True
+    except ImageError as error:
+        return not str(error).startswith("not an image")
+
+
+def _read_animation(reader: FrameReader, begin: Begin) -> Generator[Frame, None, None]:
+    with open_image(reader.source, name=reader.name, limits=reader.limits) as image:
+        count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+        step = _frame_seconds(image)
+        free, clock = begin(0.0, step), begin(step * count if count > 1 else 0.0, step)
+        if clock.interval != free.interval:  # it depends on the length, which only all frames together tell
+            clock = begin(sum(_walk(image, count, reader, lambda: _frame_seconds(image))), step)
+        for seconds, pixels in _walk(image, count, reader, lambda: (_frame_seconds(image), decode_pil(image))):
+            since, reader.end = reader.end, round(reader.end + seconds, 6)
+            if times := clock.take(since, reader.end):
+                yield Frame(times, pixels)
+    if count == 1:
+        reader.end = 0.0
+    reader.duration = reader.end
+
+
+def _walk(image: Image.Image, count: int, reader: FrameReader, make: Callable[[], Any]) -> Iterator[Any]:
+    for index in range(count):
+        try:
+            image.seek(index)
+            made = make()
+        except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+            if index == 0:
+                raise
+            reader.problem = f"damaged from frame {index} of {count} on: {error}"
+            return
+        yield made
+
+
+def _frame_seconds(image: Image.Image) -> float:
+    image.load()  # WebP says it only then
+    seconds = float(image.info.get("duration", 0) or 0) / 1000.0
+    return seconds if seconds > SHORTEST else UNTIMED
+
+
+class _Clock:
+    """The points in time that are still to come.
+
+    Args:
+        interval: Seconds between them; 0: whenever a frame begins.
+        skip: How many of them are left out; without an interval, frames.
+        start: Without an interval: frames that end before are left out.
+    """
+
+    def __init__(self, interval: float, skip: int = 0, start: float = 0.0) -> None:
+        self.interval, self._number, self._start = interval, skip, start
+
+    @property
+    def next(self) -> float:
+        """Seconds of the next one, as far as it is known."""
+        return self._number * self.interval if self.interval else self._start
+
+    def take(self, since: float, until: float) -> tuple[float, ...]:
+        """Those at which a frame is shown that is there from `since` until `until`; what is before falls to it too."""
+        if not self.interval:
+            if until <= self._start + EPSILON:
+                return ()
+            self._number -= 1
+            return (since,) if self._number < 0 else ()
+        last = max(self._number, ceil(until / self.interval - EPSILON))  # not included: it is the next frame's
+        times = tuple(number * self.interval for number in range(self._number, last))
+        self._number = last
+        return times
+
+
+def _read_video(reader: FrameReader, begin: Begin) -> Generator[Frame, None, None]:
+    check_pyav()
+    import av
+
+    source = reader.source
+    try:
+        # A file may name others, which are read only where they are files.
+        with av.open(
+            BytesIO(source) if isinstance(source, bytes) else str(source),
+            options={"protocol_whitelist": "file,crypto,data"},
+            metadata_errors="replace",
+        ) as container:
+            found = False
+            for frame in _Video(container, reader, av).read(begin):
+                found = True
+                yield frame
+            if not found and not reader.end:
+                raise VideoError(f"no frame could be decoded{f': {reader.problem}' if reader.problem else ''}")
+    except VideoError as error:
+        raise VideoError(f"{reader.name}: {error}") from error
+    except PermissionError as error:
+        raise VideoError(f"no permission to read {reader.name}") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+        why = getattr(error, "strerror", None) or error
+        reason = f"damaged, or no video that FFmpeg can read ({why})" if size else "the file is empty"
+        raise VideoError(f"{reader.name}: {reason}") from error
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether it is the picture in a sound file."""
+    disposition = getattr(stream, "disposition", None)
+    return "attached_pic" in str(disposition).lower() if disposition is not None else False
+
+
+class _Video:
+    """The video stream of an open container.
+
+    Args:
+        container: PyAV's, open.
+        reader: Told of the duration, the end and problems.
+        av: The package.
+
+    Raises:
+        VideoError: There is no stream that can be decoded.
+    """
+
+    def __init__(self, container: Any, reader: FrameReader, av: Any) -> None:
+        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+        if not streams:
+            raise VideoError(
+                "it holds no video, only sound" if container.streams.audio else "it holds no video, or is damaged"
+            )
+        self._container, self._stream, self._reader, self._av = container, streams[0], reader, av
+        context = self._stream.codec_context
+        if context is None:
+            raise VideoError("FFmpeg has no decoder for it here")
+        if context.width * context.height > reader.limits.max_pixels:
+            raise VideoError(
+                f"{context.width} x {context.height} pixels are more than the limit of {reader.limits.max_pixels}"
+            )
+        self._stream.thread_type = "AUTO"
+        context.thread_count = min(torch.get_num_threads(), MAX_THREADS)
+        self._base = float(self._stream.time_base) if self._stream.time_base else 0.0
+        self._zero = (self._stream.start_time or 0) * self._base + reader.start
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._step = 1.0 / float(rate) if rate else UNTIMED
+        self._time = -self._step
+        self._faulty = 0
+        self._seekable = True
+        # Where only the whole file says its duration, that may be the sound's.
+        self._knows_end = bool(self._stream.duration) or not container.streams.audio
+
+    def _said_duration(self) -> float:
+        """Seconds by the file's own account, else by looking at all its packets without decoding them."""
+        if self._stream.duration and self._base:
+            return float(self._stream.duration) * self._base
+        if self._container.duration:
+            return float(self._container.duration) / float(self._av.time_base)
+        packets, last = 0, 0.0
+        with suppress(self._av.error.FFmpegError):
+            for packet in self._container.demux(self._stream):
+                packets += packet.size > 0
+                if packet.pts is not None:
+                    last = max(last, packet.pts * self._base - self._zero)
+        self._container.seek(0)
+        return max(last + self._step, packets * self._step if not last else 0.0)
+
+    def read(self, begin: Begin) -> Iterator[Frame]:
+        """The frames at the points in time that `begin` asks for."""
+        reader = self._reader
+        length = max(self._said_duration() - reader.start, 0.0)
+        length = min(length, reader.length or length)
+        until = reader.length or float("inf")
+        clock = begin(length, self._step)
+        shown: tuple[float, Any] | None = None  # the frame on the screen, and since when
+        if clock.next + reader.start > SEEK_SECONDS:
+            self._seek(clock.next)
+        packets = self._frames()
+        before: float | None = None  # where a jump began
+        while (following := next(packets, None)) is not None:
+            since, frame = following
+            reader.end = max(reader.end, min(since, until))
+            if before is not None:
+                self._seekable = since > before  # else the next key frame is further away than the next point in time
+                before = None
+            if since >= until - EPSILON:
+                break
+            if shown is not None and since > shown[0] and (times := clock.take(shown[0], since)):
+                yield Frame(times, _pixels(shown[1], self._stream))
+                if self._seekable and clock.interval and clock.next - since > SEEK_SECONDS:
+                    packets.close()
+                    before, self._seekable = since, self._seek(clock.next)
+                    packets = self._frames()
+                    if self._seekable:
+                        shown = None
+                        continue
+            shown = (since, frame)
+        if shown is not None:
+            reader.end = min(max(shown[0] + self._step, 0.0), until)
+            if times := clock.take(shown[0], reader.end):
+                yield Frame(times, _pixels(shown[1], self._stream))
+        if reader.problem is None and self._knows_end and reader.duration - reader.end > CUT_SECONDS:
+            reader.problem = f"the file ends early: {reader.end:.1f} of {reader.duration:.1f} seconds could be read"
+        if reader.problem is None and self._faulty:
+            reader.problem = f"{self._faulty} damaged packets were left out"
+
+    def _seek(self, seconds: float) -> bool:
+        """Go to the last key frame before a point in time; False where the file cannot be seeked."""
+        try:
+            self._container.seek(int((seconds + self._zero) / self._base), stream=self._stream)
+        except (self._av.error.FFmpegError, OSError, ValueError, ZeroDivisionError):
+            return False
+        self._time = seconds  # for frames that do not say theirs
+        return True
+
+    def _frames(self) -> Generator[tuple[float, Any], None, None]:
+        """Decoded frames with the seconds at which they begin; a damaged packet costs its own frames only."""
+        FFmpegError = self._av.error.FFmpegError
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except (FFmpegError, OSError) as error:
+                self._reader.problem = f"it cannot be read beyond {max(self._time, 0.0):.1f} seconds: {error}"
+                return
+            try:
+                frames = packet.decode()
+            except (FFmpegError, ValueError):
+                self._faulty += 1
+                continue
+            for frame in frames:
+                known = frame.pts is not None and self._base
+                self._time = frame.pts * self._base - self._zero if known else self._time + self._step
+                yield self._time, frame
+
+
+def _pixels(frame: Any, stream: Any) -> Tensor:
+    """(3, H, W) uint8 of a decoded frame."""
+    context = stream.codec_context
+    matrix = getattr(frame, "colorspace", UNSPECIFIED)
+    guessed = {"src_colorspace": "ITU709"} if int(matrix) == UNSPECIFIED and frame.height >= HD_HEIGHT else {}
+    transfer = int(getattr(context, "color_trc", 0) or 0)
+    if transfer in (PQ, HLG):
+        array = hdr_to_sdr(frame.to_ndarray(format="rgb48le", **guessed), hlg=transfer == HLG)
+    elif any(component.is_alpha for component in frame.format.components):
+        pixels = read_pixels(frame.to_ndarray(format="rgba", **guessed))
+        array = to_float(pixels).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    else:
+        array = frame.to_ndarray(format="rgb24", **guessed)
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    if turns:
+        array = np.rot90(array, turns)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def hdr_to_sdr(codes: NDArray[np.uint16], *, hlg: bool = False) -> NDArray[np.uint8]:
+    """Tone-map HDR to SDR.
+
+    Args:
+        codes: (H, W, 3) full-range BT.2020 code values, 0..65535.
+        hlg: Their transfer is HLG (ARIB STD-B67), else PQ (SMPTE ST 2084).
+
+    Returns:
+        (H, W, 3) sRGB; `REFERENCE_WHITE` becomes 255 but for the knee.
+    """
+    light = _decode_table(hlg)[codes]
+    if hlg:  # from the scene's light to the display's
+        light *= (np.maximum(light @ BT2020_LUMA, 1e-6) ** 0.2)[..., None] * np.float32(HLG_PEAK / REFERENCE_WHITE)
+    light = np.maximum(light @ BT2020_TO_709.T, 0.0)
+    brightest = light.max(axis=-1)
+    above = np.maximum(brightest - KNEE, 0.0)
+    mapped = np.minimum(brightest, KNEE) + (1 - KNEE) * above / (above + (1 - KNEE))
+    light *= (mapped / np.maximum(brightest, 1e-6))[..., None]
+    encoded: NDArray[np.uint8] = _srgb_table()[(light * 65535.0 + 0.5).astype(np.uint16)]
+    return encoded
+
+
+@lru_cache(2)
+def _decode_table(hlg: bool) -> NDArray[np.float32]:
+    """65,536 code values to light: of the display in units of reference white (PQ), of the scene in 0..1 (HLG)."""
+    code = np.linspace(0.0, 1.0, 65536)
+    if hlg:
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        light = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
+    else:
+        m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
+        power = code ** (1 / m2)
+        light = 10000.0 / REFERENCE_WHITE * (np.maximum(power - c1, 0.0) / (c2 - c3 * power)) ** (1 / m1)
+    return light.astype(np.float32)
+
+
+@lru_cache(1)
+def _srgb_table() -> NDArray[np.uint8]:
+    light = np.linspace(0.0, 1.0, 65536)
+    curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    table: NDArray[np.uint8] = np.round(curve * 255.0).astype(np.uint8)
+    return table

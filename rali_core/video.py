@@ -1,0 +1,303 @@
+"""Videos and animations to scores over time, and to one score: mean, worst tenth or minimum.
+
+A clip is as good as its frames: each frame that `frames.FrameSampling` asks for is scored as an image, in batches, and
+what is in memory does not grow with the length. Scores say nothing of motion: flicker and stutter are not seen.
+Frames without content (`content.NO_CONTENT`) count with the score that such images have; `VideoScore.blank` tells how
+many they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .content import NO_CONTENT
+from .frames import Frame, FrameReader, FrameSampling, VideoError
+from .images import ReadLimits
+from .scorer import ImageScore
+
+if TYPE_CHECKING:
+    from .frames import Source
+    from .preprocess import Coverage
+    from .scorer import RaliScorer
+
+Aggregate = Literal["mean", "worst tenth", "minimum"]
+AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
+
+PASSAGE_SECONDS = 1.0
+"""Length of the passage that `VideoScore.worst_passage` looks for."""
+
+DEFAULT_SAMPLING = FrameSampling()
+EPSILON = 1e-6
+
+VideoProgress = Callable[[int, "int | None"], "bool | None"]
+"""Called as progress(points in time done, about how many there are; None: not known). Returning False stops the run."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a video.
+
+    Attributes:
+        start: Seconds.
+        end: Seconds.
+        score: Mean over its points in time.
+    """
+
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True)
+class VideoScore:
+    """The scores of a video's points in time.
+
+    Attributes:
+        times: (N,) float64, seconds from the start, ascending.
+        scores: (N,) float32 in the model's range, by default 0..1, higher is better; NaN for a frame that could not be
+            scored.
+        reasons: N texts; "no content" for a blank frame, why there is no score, or None.
+        duration: Seconds; 0 for a still image.
+        problem: What is wrong with the file, such as that it ends early; None where all is well.
+        stopped: The progress callback ended the run; N then counts only what was done.
+    """
+
+    times: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    reasons: tuple[str | None, ...]
+    duration: float
+    problem: str | None = None
+    stopped: bool = False
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def mean(self) -> float:
+        """Mean score."""
+        return float(np.mean(self._known()))
+
+    @property
+    def worst_tenth(self) -> float:
+        """Mean of the lowest tenth of the scores, at least one of them."""
+        known = np.sort(self._known())
+        return float(np.mean(known[: ceil(len(known) / 10)]))
+
+    @property
+    def minimum(self) -> float:
+        """The lowest score."""
+        return float(np.min(self._known()))
+
+    @property
+    def blank(self) -> int:
+        """How many of the points in time show a frame without content."""
+        return sum(reason == NO_CONTENT for reason in self.reasons)
+
+    @property
+    def best(self) -> int:
+        """0-based index of the highest score, the first of equal ones; one with content where there is one."""
+        return max(self._scored(), key=lambda index: (self.reasons[index] is None, float(self.scores[index])))
+
+    @property
+    def worst(self) -> int:
+        """0-based index of the lowest score, the first of equal ones."""
+        return min(self._scored(), key=lambda index: float(self.scores[index]))
+
+    def aggregate(self, how: Aggregate = "mean") -> float:
+        """One number for the video.
+
+        Raises:
+            ValueError: `how` is none of `AGGREGATES`.
+        """
+        if how not in AGGREGATES:
+            raise ValueError(f"aggregate must be one of {', '.join(AGGREGATES)}, got {how!r}")
+        return {"mean": self.mean, "worst tenth": self.worst_tenth, "minimum": self.minimum}[how]
+
+    def worst_passage(self, seconds: float = PASSAGE_SECONDS) -> Passage:
+        """The passage of that length with the lowest mean score; the whole video where it is shorter.
+
+        Args:
+            seconds: Its length, more than 0; where the points in time lie further apart, one of them.
+
+        Raises:
+            ValueError: `seconds` is not more than 0.
+        """
+        if not seconds > 0:
+            raise ValueError(f"expected a passage of more than 0 seconds, got {seconds}")
+        times, scores = self.times, self.scores.astype(np.float64)
+        known = np.where(np.isnan(scores), 0.0, scores)
+        sums = np.concatenate([[0.0], np.cumsum(known)])
+        counts = np.concatenate([[0], np.cumsum(~np.isnan(scores))])
+        ends = np.searchsorted(times, times + seconds - EPSILON)
+        starts = np.arange(len(times))
+        found = counts[ends] - counts[starts]
+        whole = (times + seconds <= self.duration + EPSILON) | (starts == 0)
+        means = np.where(whole & (found > 0), (sums[ends] - sums[starts]) / np.maximum(found, 1), np.inf)
+        place = int(np.argmin(means))
+        if not np.isfinite(means[place]):  # the only scored frames are in the last, shorter part
+            place = self.worst
+            return Passage(float(times[place]), max(self.duration, float(times[place])), float(scores[place]))
+        return Passage(float(times[place]), min(float(times[place]) + seconds, self.duration), float(means[place]))
+
+    def describe(self, *, passage: float = PASSAGE_SECONDS) -> str:
+        """The figures in a line or two."""
+        worst = self.worst_passage(passage)
+        best = self.best
+        lines = [
+            f"mean {self.mean:.3f}, worst tenth {self.worst_tenth:.3f}, minimum {self.minimum:.3f} "
+            f"({len(self)} frames of {clock_text(self.duration)})",
+            f"worst passage {clock_text(worst.start)} to {clock_text(worst.end)}: {worst.score:.3f}; "
+            f"best frame at {clock_text(float(self.times[best]))}: {self.scores[best]:.3f}",
+        ]
+        if self.blank:
+            lines.append(f"no content: {self.blank} of {len(self)} frames")
+        if self.problem:
+            lines.append(self.problem)
+        return "\n".join(lines)
+
+    def _scored(self) -> list[int]:
+        return [int(index) for index in np.flatnonzero(~np.isnan(self.scores))]
+
+    def _known(self) -> NDArray[np.float64]:
+        return self.scores[~np.isnan(self.scores)].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class ClipScore(ImageScore):
+    """A video's result among those of images.
+
+    Attributes:
+        video: Its scores over time; None with an error.
+    """
+
+    video: VideoScore | None = None
+
+
+def score_video(
+    scorer: RaliScorer,
+    source: Source,
+    *,
+    sampling: FrameSampling = DEFAULT_SAMPLING,
+    coverage: Coverage | None = None,
+    name: str | None = None,
+    start: float = 0.0,
+    length: float | None = None,
+    limits: ReadLimits | None = None,
+    progress: VideoProgress | None = None,
+) -> VideoScore:
+    """Score a video or an animation over time.
+
+    Args:
+        scorer: The scorer; its cache, where it has one, knows frames by their pixels.
+        source: A path, the bytes of a file, or an open binary file: what PyAV reads, or a GIF, WebP, APNG or AVIF.
+        sampling: Which frames.
+        coverage: As for `RaliScorer.score`.
+        name: What errors call it.
+        start: Seconds of a video that are left out; times count from there.
+        length: Seconds that are looked at; by default all.
+        limits: What a frame may take; by default the scorer's.
+        progress: Called after each frame with (done, about how many); returning False stops.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        VideoError: It is no video, is damaged, has no frames or only sound, or no frame could be scored.
+        ImageError: It is an animation that is damaged.
+        ModuleNotFoundError: It is a video, and PyAV is not installed.
+
+    Example:
+        >>> result = score_video(scorer, "clip.mp4")  # doctest: +SKIP
+        >>> result.mean, result.worst_passage()  # doctest: +SKIP
+        (0.61, Passage(start=12.0, end=13.0, score=0.18))
+    """
+    reader = FrameReader(source, name=name, limits=limits or scorer.limits, start=start, length=length)
+    done = score_frames(
+        scorer,
+        reader.frames(sampling),
+        coverage=coverage,
+        progress=None if progress is None else lambda count, _: progress(count, reader.expected),
+    )
+    if not len(done.scores) or np.isnan(done.scores).all():
+        raise VideoError(f"{reader.name}: no frame could be scored{f': {done.reasons[0]}' if done.reasons else ''}")
+    last = float(done.times[-1])
+    return VideoScore(
+        done.times, done.scores, done.reasons, max(reader.end or reader.duration, last), reader.problem, done.stopped
+    )
+
+
+def score_frames(
+    scorer: RaliScorer,
+    frames: Iterable[Frame],
+    *,
+    coverage: Coverage | None = None,
+    progress: VideoProgress | None = None,
+) -> VideoScore:
+    """Score frames as they come; the duration is the last one's time.
+
+    Args:
+        scorer: The scorer.
+        frames: Each with its pixels and the points in time at which it is shown; held a batch at a time.
+        coverage: As for `RaliScorer.score`.
+        progress: Called after each frame with (points in time done, None); returning False stops.
+    """
+    pending: list[tuple[float, ...]] = []
+
+    def pixels() -> Iterator[Tensor]:
+        for frame in frames:
+            pending.append(frame.times)
+            yield frame.pixels
+
+    times: list[float] = []
+    scores: list[float] = []
+    reasons: list[str | None] = []
+    stopped = False
+    with closing(scorer.stream(pixels(), coverage=coverage, on_error="record")) as results:  # type: ignore[type-var]
+        for result in results:
+            at = pending[result.index]
+            times += at
+            scores += [result.score] * len(at)
+            reasons += [result.error or result.reason] * len(at)
+            if progress is not None and progress(len(times), None) is False:
+                stopped = True
+                break
+    return VideoScore(
+        np.array(times), np.array(scores, dtype=np.float32), tuple(reasons), max(times, default=0.0), stopped=stopped
+    )
+
+
+def as_image_score(video: VideoScore, scorer: RaliScorer, how: Aggregate = "mean", *, index: int = 0) -> ClipScore:
+    """A video's result as one of an image: the aggregate with its band and percentile.
+
+    Args:
+        video: Its scores.
+        scorer: Whose calibration gives band and percentile.
+        how: Which of its figures is the score.
+        index: 0-based position in the input.
+    """
+    score = video.aggregate(how)
+    calibration = scorer.info.calibration
+    return ClipScore(
+        index,
+        score,
+        calibration.bands([score])[0] if calibration else "",
+        float(calibration.percentiles([score])[0]) if calibration else float("nan"),
+        reason=NO_CONTENT if video.blank == len(video) else None,
+        video=video,
+    )
+
+
+def clock_text(seconds: float) -> str:
+    """Seconds as people write them: "4.5 s", "2:03.5", "1:02:03"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{int(minutes)}:{rest:04.1f}"
+    return f"{int(minutes // 60)}:{int(minutes % 60):02d}:{int(rest):02d}"
