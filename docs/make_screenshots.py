@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import make_figures
 import numpy as np
 from PIL import Image, ImageFilter
 from playwright.sync_api import sync_playwright
@@ -87,6 +88,25 @@ SCENES: dict[str, Scene] = {
         ["RALI_Score", "RALI_CombineScores"],
     ),
     "RALI_SaveImage": scene("RALI_SaveImage"),
+    "RALI_ScoreFolder": (
+        [("RALI_ScoreFolder", 600, 0, {"include": "*.png"}), ("PreviewImage", 960, 0, {})],
+        [(0, 3, 1, "images")],
+        True,
+        ["RALI_ScoreFolder", "PreviewImage"],
+    ),
+    "RALI_ScoreVideo": (
+        [("LoadVideo", 0, 0, {"file": "example.mp4"}), ("RALI_ScoreVideo", 360, 0, {}), ("PreviewImage", 720, 0, {})],
+        [(0, 0, 1, "video"), (1, 1, 2, "images")],
+        True,
+        ["RALI_ScoreVideo", "PreviewImage"],
+    ),
+    "RALI_LoadScore": (
+        [("RALI_LoadScore", 600, 0, {"file": "example.png [input]", "score_if_missing": True})],
+        [],
+        True,
+        None,
+    ),
+    "RALI_DrawScore": scene("RALI_DrawScore", 1),
 }
 BUILD = """([nodes, wires]) => {
     const made = nodes.map(([kind, x, y, widgets]) => {
@@ -154,6 +174,9 @@ class Camera:
         self.page.request.post("/api/settings", data=settings)
         for name, picture in pictures.items():
             self.upload(name, picture)
+        with tempfile.TemporaryDirectory() as folder:
+            make_figures.write_clip(Path(folder, "example.mp4"))
+            self.upload_file("example.mp4", "video/mp4", Path(folder, "example.mp4").read_bytes())
         self.page.goto("/")
         # The page opens its own first workflow while its spinner turns.
         self.page.wait_for_function("() => window.app?.extensionManager?.spinner === false")
@@ -163,7 +186,11 @@ class Camera:
         """Put a picture into ComfyUI's input folder, as the page's upload button does."""
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
-        file = {"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()}
+        self.upload_file(name, "image/png", buffer.getvalue())
+
+    def upload_file(self, name: str, kind: str, content: bytes) -> None:
+        """As `upload`, of any file."""
+        file = {"name": name, "mimeType": kind, "buffer": content}
         self.page.request.post("/upload/image", multipart={"image": file, "overwrite": "true"})
 
     def do(self, command: str) -> None:

@@ -39,6 +39,24 @@ WORKFLOWS: dict[str, Spec] = {
         "passed": ("PreviewImage", 3, {}, {"images": ("filter", 0)}),
         "rejected": ("PreviewImage", 3, {}, {"images": ("filter", 1)}),
     },
+    "RALI - rank a folder": {
+        "folder": ("RALI_ScoreFolder", 0, {"k": 4}, {}),
+        "sheet": ("PreviewImage", 1, {}, {"images": ("folder", 3)}),
+        "save": (
+            "RALI_SaveImage",
+            1,
+            {"filename_prefix": "RALI/best/{rank}_{score}"},
+            {"images": ("folder", 0), "scores": ("folder", 2)},
+        ),
+        "names": ("PreviewAny", 1, {}, {"source": ("folder", 1)}),
+    },
+    "RALI - best frame of a video": {
+        "video": ("LoadVideo", 0, {}, {}),
+        "score": ("RALI_ScoreVideo", 1, {}, {"video": ("video", 0)}),
+        "best": ("SaveImage", 2, {"filename_prefix": "thumbnail"}, {"images": ("score", 1)}),
+        "plot": ("PreviewImage", 2, {}, {"images": ("score", 3)}),
+        "report": ("PreviewAny", 2, {}, {"source": ("score", 8)}),
+    },
     "RALI - gate before upscale and save": {
         "image": ("LoadImage", 0, {}, {}),
         "gate": ("RALI_Gate", 1, {"threshold": 0.5}, {"value": ("image", 0), "images": ("image", 0)}),
@@ -140,7 +158,10 @@ WORKFLOWS: dict[str, Spec] = {
 
 GAP, TITLE, WIDTH = 60, 30, 300
 # What a node draws besides its slots and widgets: texts, pictures, our panel.
-EXTRA = {"CLIPTextEncode": 120, "LoadImage": 300, "PreviewImage": 300, "SaveImage": 300, "RALI_SaveImage": 300}
+EXTRA = {
+    "CLIPTextEncode": 120, "LoadImage": 300, "LoadVideo": 300, "PreviewAny": 100, "PreviewImage": 300,
+    "RALI_SaveImage": 300, "RALI_ScoreVideo": 160, "SaveImage": 300,
+}  # fmt: skip
 
 
 def is_widget(kind: Any, options: dict[str, Any]) -> bool:
@@ -185,9 +206,10 @@ def build(spec: Spec, info: dict[str, Any]) -> dict[str, Any]:
                 slot["widget"] = {"name": name}
                 if options.get("control_after_generate"):
                     widgets.append("randomize")
-                if options.get("image_upload"):
-                    widgets[-1] = "example.png"
-                    widgets.append("image")
+                for upload, example in (("image_upload", "example.png"), ("video_upload", "example.mp4")):
+                    if options.get(upload):
+                        widgets[-1] = example
+                        widgets.append("image")
             if name in wires:
                 source, output = wires[name]
                 origin_type = info[spec[source][0]]["output"][output]

@@ -6,6 +6,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from ._models import register_model_folder
 from .combine import RaliCombineScores
+from .draw import RaliDrawScore
+from .folder import RaliLoadScore, RaliScoreFolder
 from .gate import RaliGate
 from .guide import RaliGuidance
 from .load import RaliLoadModel
@@ -14,6 +16,7 @@ from .sample import RaliBestOfNCustom, RaliBestOfNSampler
 from .save import RaliSaveImage
 from .score import RaliScore
 from .select import RaliBestOfN, RaliFilter
+from .video import RaliScoreVideo
 from .view import RaliContactSheet, RaliQualityMap
 
 NODES: list[type[io.ComfyNode]] = [
@@ -31,6 +34,10 @@ NODES: list[type[io.ComfyNode]] = [
     RaliContactSheet,
     RaliCombineScores,
     RaliSaveImage,
+    RaliScoreFolder,
+    RaliScoreVideo,
+    RaliLoadScore,
+    RaliDrawScore,
 ]
 
 

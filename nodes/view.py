@@ -16,6 +16,7 @@ from ._inputs import KEEPS_ITS_PANEL, coverage_input, images_input, model_input,
 from ._models import get_model, load_on_device
 from ._panel import Note
 from ._scoring import Scores, block_without_images, first, judge_pixels, progress_reporter, score_images, show
+from .draw import split_labels
 
 MAP_MODES = ["tiles", "patch tokens"]
 WEAK_MODES = ["weakest share", "below score"]
@@ -180,6 +181,18 @@ class RaliContactSheet(io.ComfyNode):
                 io.Int.Input("cell", default=256, min=80, max=1024, step=8, tooltip="Side of an image in pixels."),
                 model_input(),
                 coverage_input(),
+                io.Boolean.Input(
+                    "ranked",
+                    default=True,
+                    advanced=True,
+                    tooltip="Best first and numbered; off: in the order of the input, as an XY plot needs it.",
+                ),
+                io.String.Input(
+                    "labels",
+                    optional=True,
+                    force_input=True,
+                    tooltip="One text per image (a list, or lines of one text) in place of its number, for XY plots.",
+                ),
             ],
             outputs=[io.Image.Output("sheet", tooltip="The ranked grid.")],
         )
@@ -193,24 +206,30 @@ class RaliContactSheet(io.ComfyNode):
         coverage: list[str],
         scores: list[float] | None = None,
         model: list[Any] | None = None,
+        ranked: list[bool] | None = None,
+        labels: list[str] | None = None,
     ) -> io.NodeOutput:
         from ..rali_core.sheet import draw_contact_sheet
 
         single = split_images(images)
         if not single:
             return block_without_images(cls)
+        texts = split_labels(labels, len(single)) if labels else [f"image {index}" for index in range(len(single))]
         wired = check_numbers(scores, len(single), "scores")
         scored = judge_pixels(single, wired) if wired else score_images(single, first(model), first(coverage))
         ranking = [index for index in scored.ranking() if not isnan(scored.values[index])]
+        by_score = first(ranked, True)
+        ranking = ranking if by_score else sorted(ranking)
         if not ranking:
             raise ValueError(f"scores: there is no scored image to draw ({scored.remarks()})")
         bands = scored.bands()
         sheet = draw_contact_sheet(
             [to_pil(single[index]) for index in ranking],
             [scored.values[index] for index in ranking],
-            names=[f"image {index}" for index in ranking],
+            names=[texts[index] for index in ranking],
             bands=[bands[index] for index in ranking],
             columns=first(columns),
             cell=first(cell),
+            ranked=by_score,
         )
         return io.NodeOutput(from_pil(sheet), ui=show(scored, images=single))

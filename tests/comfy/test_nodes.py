@@ -30,6 +30,16 @@ WIDGETS = {
         "mode": "tiles", "tile_size": 128, "weak_mode": "weakest share", "weak_limit": 0.25, "stretch_colours": True,
     },
     "RALI_ContactSheet": {"columns": 3, "cell": 128, "coverage": "model's own"},
+    "RALI_ScoreFolder": {
+        "folder": "", "recursive": False, "include": "", "exclude": "", "k": 2, "order": "best first",
+        "coverage": "model's own",
+    },
+    "RALI_ScoreVideo": {
+        "fps": 24.0, "sample_fps": 2.0, "max_frames": 600, "aggregation": "mean", "passage_seconds": 1.0,
+        "coverage": "model's own",
+    },
+    "RALI_LoadScore": {"file": "", "score_if_missing": False},
+    "RALI_DrawScore": {"position": "below", "height": 0},
     "RALI_SaveImage": {"filename_prefix": "RALI/{score}_{rank}", "format": "png", "quality": 90, "sidecar": True},
     "RALI_CombineScores": {
         "weight_a": 1.0, "weight_b": 1.0, "weight_c": 1.0, "weight_d": 1.0, "normalisation": "none",

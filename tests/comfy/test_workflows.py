@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -32,7 +34,9 @@ def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
             options = entry[1] if len(entry) > 1 else {}
             if (isinstance(entry[0], list) or entry[0] in WIDGET_TYPES) and not options.get("forceInput"):
                 inputs[name] = next(values)
-                if options.get("control_after_generate") or options.get("image_upload"):
+                if {"control_after_generate", "image_upload", "video_upload"} & {
+                    key for key in options if options[key]
+                }:
                     next(values)
         assert list(values) == [], node["type"]
         for slot in node["inputs"]:
@@ -52,8 +56,12 @@ def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.both_versions
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
-def test_a_workflow_runs(server: Any, photographs: dict[str, Image.Image], file: Path) -> None:
-    server.picture("example.png", photographs["coffee"].resize((320, 200)))
+def test_a_workflow_runs(
+    server: Any, photographs: dict[str, Image.Image], file: Path, write_clip: Callable[..., Path]
+) -> None:
+    small = photographs["coffee"].resize((320, 200))
+    server.picture("example.png", small)
+    write_clip(server.folder / "input" / "example.mp4", [np.asarray(small)] * 10)
     workflow = json.loads(file.read_text(encoding="utf-8"))
     ours = [node["type"] for node in workflow["nodes"] if node["type"].startswith("RALI_")]
     assert ours
