@@ -80,7 +80,7 @@ def output_fields(kind: type) -> tuple[str, ...] | None:
 
 
 def why_no_images(kind: type) -> str | None:
-    """Why a pipeline class makes no images that seeds could be chosen by, or None where it does."""
+    """Why a pipeline class makes no images or videos that seeds could be chosen by, or None where it does."""
     name = kind.__name__
     if name.startswith("LEditsPPPipeline"):
         return f"{name} edits an inverted image: its noise does not come from a seed"
@@ -91,9 +91,27 @@ def why_no_images(kind: type) -> str | None:
         return f"{name} makes embeddings, not images"
     if fields is None or {"images", "image"} & set(fields):
         return None
-    if {"frames", "video", "videos"} & set(fields):
-        return f"{name} makes videos, and best_of_n compares images: score its frames with RaliScorer"
+    if "frames" in fields:
+        return None
     return f"{name} gives {', '.join(fields)}, and best_of_n needs images"
+
+
+def makes_videos(kind: type) -> bool:
+    """Whether a pipeline class makes videos, as lists of frames."""
+    fields = set(output_fields(kind) or ())
+    return "frames" in fields and not {"images", "image"} & fields
+
+
+def check_video_arguments(arguments: dict[str, Any], batch_size: int) -> None:
+    """Refuse what best-of-N of videos does not do.
+
+    Raises:
+        ValueError: Several videos a call, or latents as output.
+    """
+    if batch_size != 1 or arguments.get("num_videos_per_prompt", 1) != 1:
+        raise ValueError("videos are made one a call: leave out batch_size and num_videos_per_prompt")
+    if arguments.get("output_type") == "latent":
+        raise ValueError("a video's frames are scored, and output_type='latent' gives none: take 'pil', 'np' or 'pt'")
 
 
 def check_makes_images(kind: type) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import makes_videos
 from .predicted_x0 import listen
 
 _OWN_LOOPS = {
@@ -32,6 +33,8 @@ def why_no_preview(kind: type) -> str | None:
 
     Pruning, `RaliStepCallback` and `RaliGuidance` need it; `best_of_n` without pruning does not.
     """
+    if makes_videos(kind):
+        return "makes videos"
     if kind.__name__ in _OWN_LOOPS:
         return _OWN_LOOPS[kind.__name__]
     if kind.__name__.endswith("CombinedPipeline"):

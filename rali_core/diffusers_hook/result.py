@@ -94,12 +94,13 @@ class BestOfN:
     """The best images, by prompt and then best first; entry i of each field belongs to image i.
 
     Attributes:
-        images: PIL images, arrays (H, W, 3), tensors (3, H, W) or latents, as `output_type` says.
+        images: PIL images, arrays (H, W, 3), tensors (3, H, W) or latents, as `output_type` says; of a video pipeline
+            lists of PIL images, arrays (F, H, W, 3) or tensors (F, 3, H, W).
         scores: Higher is better.
         seeds: `pipe(..., generator=torch.Generator("cpu").manual_seed(seeds[i]))` gives image i again (or with the
             `generator_device` that was asked for).
         prompts: 0-based index of each image's prompt; all 0 for a single prompt.
-        pictures: The images as 8-bit PIL pictures, also where `images` are something else.
+        pictures: The images as 8-bit PIL pictures, also where `images` are something else; of videos the best frames.
         latents: Final latents on the CPU; None unless asked for.
         report: What the run did and cost.
         settings: The pipeline's class and arguments as plain JSON types.

@@ -6,17 +6,21 @@ import logging
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..content import NO_CONTENT
+from ..selection import top_k
+from ..video import Aggregate, VideoScore
 from .arguments import UserCallback, complete_call, isolate, takes_callback
 from .latents import latents_to_pixels, watch_latents
 from .pruning import DenoiserCounter, SuccessiveHalving
-from .scoring import ScoreImages, shows_content, to_pil
+from .scoring import ScoreImages, frames_of, shows_content, to_pil
 from .suspended_call import SuspendedCall, are_finite, finite_latents
 
 _log = logging.getLogger("rali")
@@ -53,6 +57,8 @@ class Job:
         pruned: Seeds that were dropped.
         failed: Per seed whose call ended in an error, what the error said.
         size: Height and width in pixels, as the pipeline prepared its noise for.
+        aggregate: Which figure over a video's frames is its score.
+        video_frames: How many of a video's frames are scored.
     """
 
     pipe: Any
@@ -69,6 +75,8 @@ class Job:
     failed: dict[int, str] = field(default_factory=dict)
     size: tuple[int | None, int | None] | None = None
     progressed: bool = False
+    aggregate: Aggregate = "mean"
+    video_frames: int = 16
 
     def chunks(self, seeds: Sequence[int]) -> list[tuple[int, ...]]:
         """Seeds in groups of `batch_size`."""
@@ -238,17 +246,27 @@ def _note_latents(job: Job, pipe: Any, into: list[Tensor]) -> dict[str, Any]:
     }
 
 
+def _score_of(scores: list[float], frames: int, aggregate: Aggregate) -> float:
+    """One number for an image or a video; blank frames count as the worst of the others, NaN where a score is NaN."""
+    if frames == 1 or not all(map(math.isfinite, scores)):
+        return scores[0] if frames == 1 else math.nan
+    values = np.array([*scores, *[min(scores)] * (frames - len(scores))], dtype=np.float32)
+    return VideoScore(np.arange(frames, dtype=np.float64), values, (None,) * frames, float(frames)).aggregate(aggregate)
+
+
 def images_of(output: Any) -> list[Any] | Tensor:
-    """The images of a pipeline's output object.
+    """The images, or videos, of a pipeline's output object.
 
     Raises:
         TypeError: It holds none.
     """
-    for name in ("images", "image"):
+    for name in ("images", "image", "frames"):
         images = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
         if images is not None:
             return images if isinstance(images, Tensor) else list(images)
-    raise TypeError(f"expected an output with images, got {type(output).__name__}; best_of_n is for image pipelines")
+    raise TypeError(
+        f"expected an output with images, got {type(output).__name__}; best_of_n is for pipelines of images or videos"
+    )
 
 
 def _finish(job: Job, seeds: Sequence[int], output: Any, latents: Tensor | None) -> list[GeneratedImage]:
@@ -266,21 +284,27 @@ def _finish(job: Job, seeds: Sequence[int], output: Any, latents: Tensor | None)
     # A safety checker replaces what it finds by a black image: that is no image, and its score says nothing.
     filtered = [bool(flag) for flag in (getattr(output, "nsfw_content_detected", None) or [False] * len(seeds))]
     flaws: list[tuple[Any, str | None]] = []
+    frames = [frames_of(scored[i], job.video_frames) for i in range(len(seeds))]
+    shown = [[shows_content(frame) for frame in video] for video in frames]
     for i in range(len(seeds)):
         if filtered[i]:
             flaws.append(("nsfw_filtered", None))
         elif not finite[i]:
             dtype = "" if latents is None else f" ({latents.dtype}): use bfloat16 or float32"
             flaws.append(("no_content", f"{NO_CONTENT}: its latents hold NaN or infinite values{dtype}"))
-        elif not shows_content(scored[i]):
-            flaws.append(("no_content", f"{NO_CONTENT}: the image is blank"))
+        elif 2 * sum(shown[i]) <= len(shown[i]):
+            what = "the image is blank" if len(shown[i]) == 1 else f"{shown[i].count(False)} of {len(shown[i])} frames"
+            flaws.append(("no_content", f"{NO_CONTENT}: {what}"))
         else:
             flaws.append((None, None))
-    scores = iter(job.score([scored[i] for i in range(len(seeds)) if flaws[i][0] is None]))
+    wanted = [list(compress(frames[i], shown[i])) if flaws[i][0] is None else [] for i in range(len(seeds))]
+    scores = iter(job.score([frame for video in wanted for frame in video]))
     result = []
     for i, seed in enumerate(seeds):
         flaw, reason = flaws[i]
-        score = next(scores) if flaw is None else None
+        own = [next(scores) for _ in wanted[i]]
+        score = None if flaw is not None else _score_of(own, len(shown[i]), job.aggregate)
+        best = wanted[i][top_k(own, 1)[0]] if score is not None and not math.isnan(score) else frames[i][0]
         if score is not None and math.isnan(score):
             flaw, reason, score = "failed", "the scorer gave no finite score", None
         result.append(
@@ -288,7 +312,7 @@ def _finish(job: Job, seeds: Sequence[int], output: Any, latents: Tensor | None)
                 seed=seed,
                 score=score,
                 image=images[i],
-                picture=to_pil(scored[i]),
+                picture=to_pil(best),
                 latents=None if latents is None else latents[i],
                 flaw=flaw,
                 reason=reason,

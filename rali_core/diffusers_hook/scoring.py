@@ -61,6 +61,17 @@ def shows_content(image: Any) -> bool:
     return has_content(to_pixels(image))
 
 
+def frames_of(image: Any, count: int) -> list[Any]:
+    """At most `count` frames, spread evenly, of a video: a list of images, or an array or tensor of one axis more.
+
+    An image is its own only frame.
+    """
+    if not isinstance(image, list | tuple) and getattr(image, "ndim", 0) != 4:
+        return [image]
+    places = range(len(image)) if len(image) <= count else [place * len(image) // count for place in range(count)]
+    return [image[place] for place in places]
+
+
 def to_pil(image: Any) -> Image.Image:
     """A PIL image as it is; an 8-bit RGB image of any other that `RaliScorer.score` takes, NaN pixels as black."""
     if isinstance(image, Image.Image):

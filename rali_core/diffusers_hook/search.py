@@ -13,7 +13,17 @@ from tqdm import tqdm
 
 from ..scorer import ProgressCallback
 from ..selection import rank
-from .arguments import UserCallback, check_pipe_arguments, choose_seeds, describe, split_by_prompt, takes_callback
+from ..video import AGGREGATES, Aggregate
+from .arguments import (
+    UserCallback,
+    check_pipe_arguments,
+    check_video_arguments,
+    choose_seeds,
+    describe,
+    makes_videos,
+    split_by_prompt,
+    takes_callback,
+)
 from .latents import check_preview
 from .pruning import DenoiserCounter, SuccessiveHalving
 from .result import BestOfN, BestOfNReport, Candidate, Outcome, Stop
@@ -35,6 +45,8 @@ def best_of_n(
     exact: bool = True,
     progress: ProgressCallback | None = None,
     generator_device: str | torch.device = "cpu",
+    aggregate: Aggregate = "mean",
+    video_frames: int = 16,
     **pipe_kwargs: Any,
 ) -> BestOfN:
     """Make `n` images per prompt with a diffusers pipeline and keep the best.
@@ -43,7 +55,7 @@ def best_of_n(
     latents and text embeddings. Ctrl-C returns the best so far where there is one.
 
     Args:
-        pipe: Any text-to-image, image-to-image or inpainting pipeline; it is not changed.
+        pipe: Any text-to-image, image-to-image, inpainting or video pipeline; it is not changed.
         n: Candidates per prompt.
         keep: Images to keep per prompt.
         seeds: n different whole numbers; by default 0, 1, ... n - 1.
@@ -61,6 +73,8 @@ def best_of_n(
             bar on a terminal.
         generator_device: Where the seeds' noise is drawn, such as `"cuda"`; by default the CPU, where a seed means the
             same on every machine.
+        aggregate: Of a video pipeline: which figure over its frames is a video's score, see `rali_core.video`.
+        video_frames: How many of a video's frames are scored, spread evenly.
         pipe_kwargs: The pipeline's own arguments. A list of prompts gives the best per prompt. A
             `callback_on_step_end` of your own is called too, with the shallow copy that runs.
 
@@ -90,6 +104,13 @@ def best_of_n(
         raise ValueError(f"{type(pipe).__name__} has no callback_on_step_end, which prune and keep_latents need")
     if prune is not None:
         check_preview(pipe)
+    if aggregate not in AGGREGATES or video_frames < 1:
+        raise ValueError(
+            f"expected an aggregate of {', '.join(AGGREGATES)} and video_frames of at least 1, got {aggregate!r} and "
+            f"{video_frames}"
+        )
+    if makes_videos(type(pipe)):
+        check_video_arguments(pipe_kwargs, batch_size)
     _check_generator(generator_device)
     score = make_score_function(scorer)
     prompts = split_by_prompt(pipe, pipe_kwargs)
@@ -103,7 +124,10 @@ def best_of_n(
         tqdm(total=total, unit="image", desc="best of n", disable=None if progress is None else True) as bar,
     ):
         for prompt, arguments in enumerate(prompts):
-            job = Job(pipe, arguments, score, counter, batch_size, callback, generator_device, progressed=bool(kept))
+            job = Job(
+                pipe, arguments, score, counter, batch_size, callback, generator_device,
+                progressed=bool(kept), aggregate=aggregate, video_frames=video_frames,
+            )  # fmt: skip
             search = _Search(job, chosen_seeds, keep, threshold)
             if stopped is None or stopped == "threshold":
 
