@@ -95,8 +95,13 @@ SCENES: dict[str, Scene] = {
         ["RALI_ScoreFolder", "PreviewImage"],
     ),
     "RALI_ScoreVideo": (
-        [("LoadVideo", 0, 0, {"file": "example.mp4"}), ("RALI_ScoreVideo", 360, 0, {}), ("PreviewImage", 720, 0, {})],
-        [(0, 0, 1, "video"), (1, 1, 2, "images")],
+        [
+            ("LoadVideo", 0, 0, {"file": "example.mp4"}),
+            ("RALI_ScoreVideo", 360, 0, {}),
+            ("PreviewImage", 720, 0, {}),
+            ("PreviewImage", 720, 420, {}),
+        ],
+        [(0, 0, 1, "video"), (1, 1, 2, "images"), (1, 3, 3, "images")],
         True,
         ["RALI_ScoreVideo", "PreviewImage"],
     ),

@@ -44,7 +44,7 @@ WORKFLOWS: dict[str, Spec] = {
         "sheet": ("PreviewImage", 1, {}, {"images": ("folder", 3)}),
         "save": (
             "RALI_SaveImage",
-            1,
+            2,
             {"filename_prefix": "RALI/best/{rank}_{score}"},
             {"images": ("folder", 0), "scores": ("folder", 2)},
         ),
@@ -54,7 +54,7 @@ WORKFLOWS: dict[str, Spec] = {
         "video": ("LoadVideo", 0, {}, {}),
         "score": ("RALI_ScoreVideo", 1, {}, {"video": ("video", 0)}),
         "best": ("SaveImage", 2, {"filename_prefix": "thumbnail"}, {"images": ("score", 1)}),
-        "plot": ("PreviewImage", 2, {}, {"images": ("score", 3)}),
+        "plot": ("PreviewImage", 3, {}, {"images": ("score", 3)}),
         "report": ("PreviewAny", 2, {}, {"source": ("score", 8)}),
     },
     "RALI - gate before upscale and save": {

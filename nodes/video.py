@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
 from ..rali_core.images import to_float
@@ -134,10 +134,7 @@ class RaliScoreVideo(io.ComfyNode):
             scores,
             scored.times.tolist(),
             report,
-            ui={
-                **ui.PreviewImage(plot).as_dict(),
-                **show(Scores(scores, list(scored.reasons), calibration), note=aggregation, headline=score),
-            },
+            ui=show(Scores(scores, list(scored.reasons), calibration), note=aggregation, headline=score),
         )
 
 
