@@ -142,7 +142,7 @@ def _stream(
 ) -> Iterator[ImageScore]:
     """Results in input order; URLs are read some at a time, into files that are removed again."""
     if not any(isinstance(file, str) for file in files):
-        yield from _stream_mixed(scorer, list(files), clips, stop)
+        yield from _stream_mixed(scorer, [file for file in files if isinstance(file, Path)], clips, stop)
         return
     for start in range(0, len(files), URLS_AT_ONCE):
         part = files[start : start + URLS_AT_ONCE]

@@ -164,7 +164,9 @@ def _decode_clip(source: str | bytes, task: Task, settings: DecodeSettings, limi
         following = next(frames, None)
         size: tuple[int | None, int | None] = (None, None)
         while True:
-            times, crops, tiles = [], [], []
+            times: list[tuple[float, ...]] = []
+            crops: list[Tensor] = []
+            tiles: list[int] = []
             while following is not None and len(times) < FRAMES_AT_ONCE:
                 size = following.pixels.shape[2], following.pixels.shape[1]
                 made = _crops(to_float(following.pixels), settings)
