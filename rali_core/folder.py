@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import Survey, find_images, natural_key
-from .text_files import printable
 
 if TYPE_CHECKING:
-    from .scorer import ImageScore
+    from .results import ImageScore
 
 COLUMNS = ("rank", "file", "score", "band", "percentile", "reason")
 
@@ -88,8 +87,13 @@ def score_table(files: Sequence[str], results: Sequence[ImageScore], order: Iter
         percentile = "" if result.percentile != result.percentile else f"{result.percentile:.1f}"
         row = ("", "", "", "") if result.error is not None else (place, f"{result.score:.4f}", result.band, percentile)
         reason = result.error or result.reason or ""
-        writer.writerow((row[0], printable(files[index]), *row[1:], printable(reason)))
+        writer.writerow((row[0], _readable(files[index]), *row[1:], _readable(reason)))
     return text.getvalue()
+
+
+def _readable(text: str) -> str:
+    """One line of valid Unicode; bytes of a name that are not UTF-8 become \\x escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\n", " ")
 
 
 def _folded(name: str | os.PathLike[str]) -> str:

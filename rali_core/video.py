@@ -21,7 +21,7 @@ from torch import Tensor
 from .content import NO_CONTENT
 from .frames import Frame, FrameReader, FrameSampling, VideoError
 from .images import ReadLimits
-from .scorer import ImageScore
+from .results import ImageScore
 
 if TYPE_CHECKING:
     from .frames import Source
