@@ -276,7 +276,7 @@ def run_search(
         SeedSearch(seeds, options.keep, release=soft_empty_cache, notify=_tell), Identity(*about)
     )
     search = state.search
-    resumed = len(search.tried)
+    resumed = options.batch_size * sum(state.steps.values())
     try:
         _search(state, sampling, latent, vae, options)
     except InterruptProcessingException:
@@ -334,7 +334,7 @@ def _output(state: _Unfinished, options: Options, resumed: int) -> io.NodeOutput
         [each.score for each in tried], [each.reason for each in tried], options.model.scorer.info.calibration
     )
     winners = [each.seed for each in search.kept]
-    note = f"best: seed {winners[0]}; {search.ending}" + (f"; resumed after {resumed}" if resumed else "")
+    note = f"best: seed {winners[0]}; {search.ending}" + (f"; resumed after {resumed} steps" if resumed else "")
     report = search.report()
     if options.halving:
         report += f"\ndenoiser calls: {state.calls} of {options.n * state.calls_per_try}"

@@ -83,8 +83,8 @@ def test_an_interrupted_search_is_not_cached_as_done_and_goes_on_to_the_same_res
     else:
         assert broken.check().seen("p")["value5"][0].startswith("interrupted after ")
     resumed = server.run(prompt).check()
-    progress = [data["value"] for kind, data in resumed.messages if kind == "progress" and data["node"] == "b"]
-    assert progress[0] >= 6  # what was done was not done again
+    note = resumed.outputs["b"]["rali"][0]["note"]
+    assert int(re.search(r"resumed after (\d+) steps", note)[1]) >= 6  # what was done was not done again
     again = server.run(prompt).check()
     assert "b" not in again.executed
     seen = resumed.seen("p")
