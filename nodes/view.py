@@ -183,6 +183,7 @@ class RaliContactSheet(io.ComfyNode):
                 coverage_input(),
                 io.Boolean.Input(
                     "ranked",
+                    optional=True,  # prompts of before this widget run as they did
                     default=True,
                     advanced=True,
                     tooltip="Best first and numbered; off: in the order of the input, as an XY plot needs it.",

@@ -52,9 +52,9 @@ def test_every_workflow_loads_with_all_its_wires_and_nothing_overlaps(
         values = {node["id"]: node.get("widgets_values") for node in loaded["nodes"]}
         for node in saved["nodes"]:
             assert list(values[node["id"]] or []) == node["widgets_values"], node["type"]
-        # The checkpoint is the user's own: the page marks its loader where the file is not there.
+        # Checkpoint and video are the user's own: the page marks their loaders where the file is not there.
         marked = page.page.evaluate("() => app.graph._nodes.filter(n => n.has_errors).map(n => n.type)")
-        assert set(marked) <= {"CheckpointLoaderSimple"}
+        assert set(marked) <= {"CheckpointLoaderSimple", "LoadVideo"}
         boxes = page.page.evaluate("() => app.graph._nodes.map(n => [n.type, n.pos[0], n.pos[1] - 30, ...n.size])")
         for (one, x1, y1, w1, h1), (two, x2, y2, w2, h2) in combinations(boxes, 2):
             apart = x1 + w1 <= x2 or x2 + w2 <= x1 or y1 + h1 + 30 <= y2 or y2 + h2 + 30 <= y1
