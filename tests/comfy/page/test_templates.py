@@ -23,6 +23,7 @@ def test_a_template_opens_from_the_template_browser_and_runs(
     listed = server.get("/api/workflow_templates")
     assert sorted(listed["ComfyUI-RALI"]) == [path.stem for path in FILES]
     page = open_page()
+    page.page.set_viewport_size({"width": 1600, "height": 2400})  # what is out of sight is not loaded
     page.do("Comfy.BrowseTemplates")
     page.page.get_by_text("ComfyUI-RALI").first.click()
     page.wait(f"{THUMBNAILS}.length >= {len(FILES)}")
