@@ -133,6 +133,13 @@ def get_model(
     return _models[key]
 
 
+def ready_model(handle: ModelHandle | None) -> ModelHandle:
+    """A wired model, or the bundled one, on the device where it computes."""
+    handle = handle or get_model()
+    load_on_device(handle)
+    return handle
+
+
 def load_on_device(handle: ModelHandle) -> None:
     """Have ComfyUI make room and bring the model to its device."""
     import comfy.model_management as management

@@ -179,6 +179,11 @@ def progress_reporter(total: int) -> Any:
     return report
 
 
+def chosen_coverage(widget: str) -> Any:
+    """What a coverage widget says, as the core takes it: None for the model's own."""
+    return None if widget == COVERAGES[0] else widget
+
+
 def score_images(images: list[Tensor], model: ModelHandle | None = None, coverage: str = COVERAGES[0]) -> Scores:
     """Score single images (1, H, W, C) of any sizes. What was scored before an interrupt or a fault stays cached.
 
@@ -200,7 +205,7 @@ def score_images(images: list[Tensor], model: ModelHandle | None = None, coverag
 def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, coverage: str = COVERAGES[0]) -> Scores:
     """As `score_images`, but none of the images need be one that can be scored."""
     handle = model or get_model()
-    scorer, chosen = handle.scorer, None if coverage == COVERAGES[0] else coverage
+    scorer, chosen = handle.scorer, chosen_coverage(coverage)
     pixels = [to_core(image) for image in images]
     namespace = scorer.cache_namespace(chosen)
     keys: list[Key] = [(namespace, key) for key in content_keys(pixels)]

@@ -21,7 +21,7 @@ from ..rali_core.seed_search import OUT_OF_MEMORY, SeedSearch, Try, search_seeds
 from ._models import ModelHandle, get_model
 from ._panel import tell_tries
 from ._sampling import Sampling, StepReporter, decode, planned_steps, prepare_samples, to_latent
-from ._scoring import Scores, score_what_can_be, show
+from ._scoring import Scores, chosen_coverage, score_what_can_be, show
 
 log = logging.getLogger("rali")
 
@@ -268,8 +268,8 @@ def run_search(
 
     scorer = options.model.scorer
     about = (
-        sampling.things, latent, vae, scorer.cache_namespace(_coverage(options)), options.seed, options.n,
-        options.keep, options.batch_size, options.halving and options.halving.at,
+        sampling.things, latent, vae, scorer.cache_namespace(chosen_coverage(options.coverage)), options.seed,
+        options.n, options.keep, options.batch_size, options.halving and options.halving.at,
     )  # fmt: skip
     seeds = search_seeds(options.seed, options.n)
     state = _take(about) or _Unfinished(
@@ -293,12 +293,6 @@ def run_search(
         raise ImageError(f"none of the {options.n} seeds gave an image that can be scored; {first}")
     log.info("%s: %s; best %s", node.SCHEMA.display_name, search.ending, search.kept[0])
     return _output(state, options, resumed)
-
-
-def _coverage(options: Options) -> Any:
-    from ._scoring import COVERAGES
-
-    return None if options.coverage == COVERAGES[0] else options.coverage
 
 
 def _take(about: tuple[Any, ...]) -> _Unfinished | None:

@@ -19,8 +19,8 @@ from ..rali_core.images import read_pixels, to_float, to_picture
 from ._convert import from_core, from_pil
 from ._followers import nothing
 from ._inputs import coverage_input, model_input
-from ._models import get_model, load_on_device
-from ._scoring import COVERAGES, Scores, progress_reporter, rank_with_content, show
+from ._models import ready_model
+from ._scoring import Scores, chosen_coverage, progress_reporter, rank_with_content, show
 
 ORDERS = ["best first", "by name"]
 SHOWN = 64
@@ -120,9 +120,7 @@ class RaliScoreFolder(io.ComfyNode):
     ) -> io.NodeOutput:
         survey = Survey()
         files = _list(folder, recursive, include, exclude, survey)
-        handle = model or get_model()
-        load_on_device(handle)
-        chosen = None if coverage == COVERAGES[0] else coverage
+        handle, chosen = ready_model(model), chosen_coverage(coverage)
         report, results = _folder_reporter(len(files), cls.hidden.unique_id), []
         for result in handle.scorer.stream(files, coverage=chosen, on_error="record"):
             results.append(result)
@@ -187,6 +185,10 @@ def _folder_reporter(total: int, node: Any) -> Any:
     return report
 
 
+def _read_image(path: Path) -> Any:
+    return from_core(to_float(read_pixels(path)).clone())
+
+
 def _read_best(files: list[Path], ranking: list[int], k: int) -> tuple[list[int], list[Any]]:
     """The best k that are still there, read again."""
     best, images = [], []
@@ -194,7 +196,7 @@ def _read_best(files: list[Path], ranking: list[int], k: int) -> tuple[list[int]
         if len(best) == k:
             break
         try:
-            images.append(from_core(to_float(read_pixels(files[index])).clone()))
+            images.append(_read_image(files[index]))
             best.append(index)
         except (OSError, ValueError):  # it was scored, but it is gone or another one now
             continue
@@ -281,12 +283,11 @@ class RaliLoadScore(io.ComfyNode):
 
         path = find_path(file, folder_paths.get_output_directory())
         saved = read_saved_score(path)
-        image = from_core(to_float(read_pixels(path)).clone())
+        image = _read_image(path)
         if saved is not None:
             score, reasons, source, calibration = saved.score, [None], saved.source, None
         elif score_if_missing:
-            handle = model or get_model()
-            load_on_device(handle)
+            handle = ready_model(model)
             (result,) = handle.scorer.stream([path])
             score, reasons, source = result.score, [result.reason], "scored now"
             calibration = handle.scorer.info.calibration

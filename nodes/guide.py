@@ -11,7 +11,7 @@ from ..rali_core.guidance import GuidanceSettings, Guide
 from ..rali_core.inference_tensors import input_gradient
 from ._inputs import coverage_input, model_input
 from ._models import ModelHandle, get_model, load_on_device
-from ._scoring import COVERAGES
+from ._scoring import chosen_coverage
 
 
 class RaliGuidance(io.ComfyNode):
@@ -102,9 +102,7 @@ class RaliGuidance(io.ComfyNode):
         guided, guide = model.clone(), Guide(settings)
         guided.set_additional_models("rali", [vae.patcher, handle.patcher])  # room is made for all of them at once
         guided.add_callback_with_key(CallbacksMP.ON_PRE_RUN, "rali", lambda _: guide.reset())
-        guided.set_model_sampler_post_cfg_function(
-            _Nudge(guided, vae, handle, guide, None if coverage == COVERAGES[0] else coverage)
-        )
+        guided.set_model_sampler_post_cfg_function(_Nudge(guided, vae, handle, guide, chosen_coverage(coverage)))
         return io.NodeOutput(guided)
 
 

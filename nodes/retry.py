@@ -91,7 +91,7 @@ class RaliRetryEnd(io.ComfyNode):
             description=(
                 "Repeats all that lies between RALI Retry Start and this node (any sampler, hires fix, img2img, "
                 "inpainting, other packs' nodes) with a new seed, until the images reach the threshold or n tries are "
-                "done, and outputs the best try. Running again after an interrupt goes on with the tries that are "
+                "done, and outputs the best try. Running again after an interrupt resumes after the tries that are "
                 "done, as long as ComfyUI has them in its cache."
             ),
             search_aliases=["retry", "loop", "until good", "repeat until", "while loop", "reroll", "best of n"],

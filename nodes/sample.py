@@ -14,7 +14,7 @@ from ._seed_search import PRUNE_AT, Options, count_interrupts, run_search
 
 HOW = (
     "Samples n seeds, decodes and scores each, and keeps the best. Stops early once they are good enough. Memory grows "
-    "with keep, not with n. Interrupting keeps the best so far, and running again goes on from there; a try that fails "
+    "with keep, not with n. Interrupting keeps the best so far, and running again resumes from there; a try that fails "
     "(NaN, out of memory) costs no other. "
 )
 

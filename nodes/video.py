@@ -11,8 +11,8 @@ from torch import Tensor
 from ..rali_core.images import to_float
 from ._convert import from_core, from_pil, split_images, to_core
 from ._inputs import coverage_input, model_input
-from ._models import get_model, load_on_device
-from ._scoring import COVERAGES, Scores, block_without_images, progress_reporter, show
+from ._models import ready_model
+from ._scoring import Scores, block_without_images, chosen_coverage, progress_reporter, show
 
 AGGREGATES = ["mean", "worst tenth", "minimum"]
 PLOT_SIZE = (960, 320)
@@ -113,10 +113,8 @@ class RaliScoreVideo(io.ComfyNode):
         if images is not None and not len(images):
             return block_without_images(cls)
         clip: _Batch | _File = _open(video) if images is None else _Batch(images, fps)
-        handle = model or get_model()
-        load_on_device(handle)
-        chosen = None if coverage == COVERAGES[0] else coverage
-        scored = clip.score(handle.scorer, FrameSampling(sample_fps, max_frames), chosen)
+        handle = ready_model(model)
+        scored = clip.score(handle.scorer, FrameSampling(sample_fps, max_frames), chosen_coverage(coverage))
         calibration = handle.scorer.info.calibration
         limits = {"band_thresholds": calibration.band_thresholds} if calibration else {}
         width, height = PLOT_SIZE

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..rali_core.images import ImageError, to_pixels
 from ._convert import check_numbers, from_core, from_pil, join_images, join_masks, split_images, to_core, to_pil
 from ._inputs import KEEPS_ITS_PANEL, coverage_input, images_input, model_input, scores_input
-from ._models import get_model, load_on_device
+from ._models import ready_model
 from ._panel import Note
 from ._scoring import Scores, block_without_images, first, judge_pixels, progress_reporter, score_images, show
 from .draw import split_labels
@@ -104,8 +104,7 @@ class RaliQualityMap(io.ComfyNode):
         single = split_images(images)
         if not single:
             return block_without_images(cls)
-        handle = first(model) or get_model()
-        load_on_device(handle)
+        handle = ready_model(first(model))
         heats, overlays, masks, scores, lines = [], [], [], [], []
         lowest: list[float] = []
         reasons: list[str | None] = []

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .content import NO_CONTENT
-from .frames import Frame, FrameReader, FrameSampling, VideoError
+from .frames import EPSILON, Frame, FrameReader, FrameSampling, VideoError
 from .images import ReadLimits
 from .results import ImageScore
 
@@ -35,7 +35,6 @@ PASSAGE_SECONDS = 1.0
 """Length of the passage that `VideoScore.worst_passage` looks for."""
 
 DEFAULT_SAMPLING = FrameSampling()
-EPSILON = 1e-6
 
 VideoProgress = Callable[[int, "int | None"], "bool | None"]
 """Called as progress(points in time done, about how many there are; None: not known). Returning False stops the run."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,14 +44,18 @@ class ClipOptions:
 
     def takes(self, file: Input) -> bool:
         """Whether a file is scored frame by frame."""
-        name = os.fspath(file).split("?")[0] if isinstance(file, str) else file
-        if is_video_name(name, named=True):
+        if _is_video(file):
             return True
         if not self.animations or isinstance(file, str):
             return False
         from ..frames import is_animation
 
         return is_image_name(file) and is_animation(file)
+
+
+def _is_video(file: Input) -> bool:
+    """By the name; what follows the `?` of a URL is no part of it."""
+    return is_video_name(file.split("?")[0] if isinstance(file, str) else file, named=True)
 
 
 def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +113,7 @@ def check_clips(files: list[Input], clips: ClipOptions) -> list[Input]:
         ModuleNotFoundError: There are videos, and PyAV is missing.
     """
     found = [file for file in files if clips.takes(file)]
-    if any(is_video_name(str(file).split("?")[0], named=True) for file in found):
+    if any(map(_is_video, found)):
         from ..frames import check_pyav
 
         check_pyav()

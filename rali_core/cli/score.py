@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     scorer = load_scorer(options)
     calibration = scorer.info.calibration or Calibration()
 
-    with _CsvFile(options.csv, files, clips.passage if videos else None) as table:
+    with _CsvFile(options.csv, files, clips.passage, clip_columns=bool(videos)) as table:
 
         def note(result: ImageScore) -> None:
             table.write(result)
@@ -287,13 +287,14 @@ class _CsvFile:
     Args:
         name: Of the file; `-` is standard output, None nothing at all.
         files: What the results' indexes mean.
-        passage: Seconds of the worst passage, where there are videos, which have columns of their own.
+        passage: Seconds of a video's worst passage.
+        clip_columns: There are videos, which have columns of their own.
     """
 
-    def __init__(self, name: str | None, files: Sequence[Input], passage: float | None) -> None:
+    def __init__(self, name: str | None, files: Sequence[Input], passage: float, *, clip_columns: bool) -> None:
         self._name, self._files, self._stack = name, files, ExitStack()
         self._passage = passage
-        self._columns = COLUMNS if passage is None else (*COLUMNS, *CLIP_COLUMNS)
+        self._columns = (*COLUMNS, *CLIP_COLUMNS) if clip_columns else COLUMNS
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> _CsvFile:
@@ -312,7 +313,7 @@ class _CsvFile:
         from ..calibration import Calibration
 
         # Without the model's calibration there is one percentile, in a column of its own.
-        self._write(_as_record(self._files, result, Calibration(), self._passage or 1.0))
+        self._write(_as_record(self._files, result, Calibration(), self._passage))
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file is None:

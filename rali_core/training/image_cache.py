@@ -108,7 +108,7 @@ def cache_images(
     array, done, finish = _open_partial(path, shape, np.uint8, key)
     rest = list(range(done, shape[0]))
     loader: DataLoader[NDArray[np.uint8]] = DataLoader(
-        _Rendered(render, shape[0]), batch_size=None, sampler=rest, num_workers=workers, collate_fn=_as_it_is
+        _Rendered(render, shape[0]), batch_size=None, sampler=rest, num_workers=workers, collate_fn=as_it_is
     )
     for index, item in zip(rest, loader, strict=True):
         array[index] = item
@@ -118,7 +118,8 @@ def cache_images(
     return ImageCache(path)
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """For a `DataLoader` that shall not turn arrays into tensors."""
     return item
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..files import atomic_write
+from .image_cache import as_it_is
 
 logger = logging.getLogger("rali")
 
@@ -109,10 +110,6 @@ class _Steps(Dataset[Any], Generic[Batch]):
         return self.draw(step)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
@@ -169,7 +166,7 @@ def optimise(
     first, log = checkpoint.restore(model, optimiser, ema)
     steps = _Steps(draw, config.steps)
     loader: DataLoader[Batch] = DataLoader(
-        steps, batch_size=None, sampler=range(first, config.steps), num_workers=workers, collate_fn=_as_it_is,
+        steps, batch_size=None, sampler=range(first, config.steps), num_workers=workers, collate_fn=as_it_is,
         worker_init_fn=_one_thread if workers else None,
     )  # fmt: skip
     recent: list[dict[str, Tensor]] = []
