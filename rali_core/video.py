@@ -146,6 +146,21 @@ class VideoScore:
             return Passage(float(times[place]), max(self.duration, float(times[place])), float(scores[place]))
         return Passage(float(times[place]), min(float(times[place]) + seconds, self.duration), float(means[place]))
 
+    def figures(self, *, passage: float = PASSAGE_SECONDS) -> dict[str, int | float | str | None]:
+        """The figures by their names in tables: number of frames, times in seconds, scores, and the problem."""
+        worst = self.worst_passage(passage)
+        return {
+            "duration": self.duration,
+            "frames": len(self),
+            "mean": self.mean,
+            "worst_tenth": self.worst_tenth,
+            "minimum": self.minimum,
+            "best_time": float(self.times[self.best]),
+            "worst_start": worst.start,
+            "worst_end": worst.end,
+            "problem": self.problem,
+        }
+
     def describe(self, *, passage: float = PASSAGE_SECONDS) -> str:
         """The figures in a line or two."""
         worst = self.worst_passage(passage)

@@ -25,6 +25,8 @@ CLIP_COLUMNS = (
 )  # fmt: skip
 """Of CSV and JSON."""
 
+SCORE_COLUMNS = ("mean", "worst_tenth", "minimum")
+
 
 @dataclass(frozen=True)
 class ClipOptions:
@@ -146,15 +148,8 @@ def clip_of(result: ImageScore) -> VideoScore | None:
 
 def clip_record(video: VideoScore, passage: float) -> dict[str, Any]:
     """A video's figures as JSON types, under `CLIP_COLUMNS`."""
-    worst = video.worst_passage(passage)
-    values = {
-        "duration": round(video.duration, 3),
-        "frames": len(video),
-        "mean": round(video.mean, 6),
-        "worst_tenth": round(video.worst_tenth, 6),
-        "minimum": round(video.minimum, 6),
-        "best_time": round(float(video.times[video.best]), 3),
-        "worst_start": round(worst.start, 3),
-        "worst_end": round(worst.end, 3),
+    return {
+        name: round(value, 6 if name in SCORE_COLUMNS else 3) if isinstance(value, float) else value
+        for name, value in video.figures(passage=passage).items()
+        if value is not None
     }
-    return {**values, "problem": video.problem} if video.problem else values

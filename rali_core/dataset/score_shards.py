@@ -23,7 +23,7 @@ from ..video import VideoScore, as_image_score
 from .decode import ClipPart, Decoded, DecodeSettings
 from .manifest import Manifest, missing_shards
 from .pool import DEFAULT_TIMEOUT, DecodePool
-from .shards import Row, failed_rows, shard_path, shard_problem, write_shard
+from .shards import CLIP_FIELDS, Row, failed_rows, shard_path, shard_problem, write_shard
 from .tasks import Place, read_tasks
 
 if TYPE_CHECKING:
@@ -179,14 +179,11 @@ def _clip_row(scorer: RaliScorer, parts: list[ScoredPart], last: Decoded, aggreg
         return Row(None, None, None, last.width, last.height, reasons[0] if reasons else "no frame could be decoded")
     video = VideoScore(times, scores, reasons, max(last.clip.duration, float(times[-1])), last.clip.problem)
     result = as_image_score(video, scorer, aggregate)
-    worst = video.worst_passage()
+    figures = video.figures()
     percentile = None if result.percentile != result.percentile else result.percentile
     return Row(
         result.score, result.band or None, percentile, last.width, last.height, None, result.reason,
-        (
-            len(video), video.duration, video.mean, video.worst_tenth, video.minimum, float(times[video.best]),
-            worst.start, worst.end, video.problem,
-        ),
+        tuple(figures[name] for name, _ in CLIP_FIELDS),
     )  # fmt: skip
 
 
