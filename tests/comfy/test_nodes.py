@@ -126,6 +126,17 @@ def test_the_node_gives_the_librarys_scores(server: Any, pictures: dict[str, str
     assert run.scores("s") == pytest.approx(bundled_scorer.score(files).scores.tolist(), abs=1e-4)
 
 
+def test_the_coverage_is_what_the_widget_says(server: Any, pictures: dict[str, str], bundled_scorer: Any) -> None:
+    choices = {"o": ("model's own", None), "c": ("center", "center"), "t": ("tiles", "tiles")}
+    nodes = {key: rali("RALI_Score", images=["l", 0], coverage=widget) for key, (widget, _) in choices.items()}
+    run = server.run({"l": plain("LoadImage", image=pictures["wide"]), **nodes}).check()
+    file = server.folder / "input" / pictures["wide"]
+    for key, (_, coverage) in choices.items():
+        expected = bundled_scorer.score([file], coverage=coverage).scores.tolist()
+        assert run.scores(key) == pytest.approx(expected, abs=1e-4)
+    assert run.scores("c") != run.scores("t")
+
+
 def test_a_scored_batch_costs_nothing_again_and_a_new_threshold_scores_nothing(
     server: Any, pictures: dict[str, str]
 ) -> None:
