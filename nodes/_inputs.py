@@ -92,8 +92,9 @@ def coverage_input() -> Any:
         default=COVERAGES[0],
         advanced=True,
         tooltip=(
-            "For images that are not square: center looks at the central square, tiles at squares along the whole "
-            "longer side and takes their mean. auto: as the model was made."
+            "What the model looks at: center takes the central square, tiles squares along the whole longer side, "
+            "full also crops at the image's own size, which see what you see at 100 % and take more time. "
+            "auto: as the model was made."
         ),
     )
 

@@ -25,7 +25,7 @@ from ._models import ModelHandle, get_model, load_on_device
 from ._panel import SHOWN, Note, current_prompt, note_to_json, save_thumbnails
 
 AGGREGATIONS: list[Aggregation] = ["mean", "median", "minimum", "maximum"]
-COVERAGES = ["model's own", "center", "tiles"]
+COVERAGES = ["model's own", "center", "tiles", "full"]
 UNIT = Scale()
 """RALI's own."""
 

@@ -1,4 +1,4 @@
-"""Which prototypes make a score."""
+"""Which prototypes make a score, and which parts of the image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .preprocess import View
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,21 @@ class PrototypeShare:
         """The old name of `contribution`; goes in the next release."""
         warnings.warn("part is deprecated and goes in the next release; use contribution", DeprecationWarning, 2)
         return self.contribution
+
+
+@dataclass(frozen=True)
+class ViewScore:
+    """What a part of an image adds to its score.
+
+    Attributes:
+        view: Where it lies.
+        score: Its own score.
+        share: What it counts for; the shares of all parts sum to 1.
+    """
+
+    view: View
+    score: float
+    share: float
 
 
 def share_score(weights: NDArray[np.float64], scores: NDArray[np.float64], *, top: int) -> tuple[PrototypeShare, ...]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .encoder import EncoderConfig, build_encoder
 from .head import PrototypeHead
-from .preprocess import Coverage, PreprocessConfig, preprocess
+from .preprocess import Coverage, PreprocessConfig, preprocess, view_weights
 from .vision_transformer import ClipEncoder, DinoEncoder
 
 
@@ -62,6 +62,10 @@ class RaliModel(nn.Module):
         """(B, 3, H, W) pixels in [0, 1] to (B, T, 3, S, S) encoder input; see `preprocess.preprocess`."""
         return preprocess(pixels, self.preprocess_config, coverage=coverage or self.coverage)
 
+    def view_weights(self, height: int, width: int, *, coverage: Coverage | None = None) -> Tensor:
+        """(T,) what the crops of an image count for in its score; see `preprocess.view_weights`."""
+        return view_weights(height, width, self.preprocess_config, coverage=coverage or self.coverage)
+
     def embed(self, inputs: Tensor) -> Tensor:
         """(N, 3, S, S) encoder input to (N, D) un-normalised embeddings, in the encoder's dtype.
 
@@ -79,30 +83,31 @@ class RaliModel(nn.Module):
         return pooled
 
     def weights(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
-        """(B, 3, H, W) pixels in [0, 1] to (B, K) prototype weights, the mean over the crops; rows sum to 1.
+        """(B, 3, H, W) pixels in [0, 1] to (B, K) prototype weights, averaged over the crops; rows sum to 1.
 
         The score is their inner product with `head.scores`.
         """
         crops = self.preprocess(pixels, coverage=coverage)
-        weights = self.head.weights(self.embed(crops.flatten(0, 1)))
-        return weights.view(*crops.shape[:2], -1).mean(dim=1)
+        weights = self.head.weights(self.embed(crops.flatten(0, 1))).view(*crops.shape[:2], -1)
+        shares = self.view_weights(*pixels.shape[-2:], coverage=coverage).to(weights)
+        return (weights * shares.unsqueeze(-1)).sum(dim=1)
 
     def forward(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
         """Score pictures of one size; differentiable.
 
         Args:
             pixels: (B, 3, H, W), floating point, RGB in [0, 1], on the model's device.
-            coverage: `"center"` or `"tiles"`; by default the model's own setting.
+            coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
 
         Returns:
-            (B,) float32 scores, higher is better; for `"tiles"` the mean over the crops.
+            (B,) float32 scores, higher is better; averaged over the crops, see `view_weights`.
 
         Raises:
             TypeError, ValueError: `pixels` has another type, shape or range; see `preprocess.check_pixels`.
         """
         crops = self.preprocess(pixels, coverage=coverage)
-        scores: Tensor = self.head(self.embed(crops.flatten(0, 1)))
-        return scores.view(crops.shape[:2]).mean(dim=1)
+        scores: Tensor = self.head(self.embed(crops.flatten(0, 1))).view(crops.shape[:2])
+        return (scores * self.view_weights(*pixels.shape[-2:], coverage=coverage).to(scores)).sum(dim=1)
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,7 @@ asks for Pillow's own pixels, and pictures longer than `MAX_ASPECT_RATIO` are cu
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .pillow_resize import resize_levels, straight_through, to_levels
 
-Coverage = Literal["center", "tiles"]
+Coverage = Literal["center", "tiles", "full"]
 COVERAGES: tuple[str, ...] = get_args(Coverage)
 
 MAX_ASPECT_RATIO = 32
@@ -27,7 +27,20 @@ BAND_PIXELS = 2**20
 """So many pixels of an image are worked on at a time."""
 
 MAX_TILES = 8
-"""Upper limit of crops per picture for `coverage="tiles"`; they stay evenly spread over the long side."""
+"""Upper limit of crops per image for `coverage="tiles"`; they stay evenly spread over the long side."""
+
+FULL_SIZE_FROM = 1.25
+"""`coverage="full"` looks at an image's own pixels where its shorter side is so many times the encoder's."""
+
+FULL_SIZE_CROPS = 4
+"""Crops at the image's own size, at most, unless the configuration says otherwise."""
+
+FULL_SIZE_SHARE = 0.5
+"""What the crops at the image's own size together count for in its score; the whole image counts for the rest."""
+
+
+OPTIONAL = {"eight_bit", "full_size_crops"}
+"""Fields of `PreprocessConfig` that a model file may leave out."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +54,14 @@ class PreprocessConfig:
         eight_bit: Round to 8 bits before, between and after the two resize passes, and compute these in whole numbers
             as Pillow does: the pixels are those of a Pillow-based recipe. Gradients pass through as if nothing were
             rounded.
+        full_size_crops: Crops at the image's own size, at most, for `coverage="full"`, 1 to 64.
     """
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     eight_bit: bool = False
+    full_size_crops: int = FULL_SIZE_CROPS
 
     def __post_init__(self) -> None:
         if type(self.image_size) is not int or not 1 <= self.image_size <= 4096:
@@ -60,12 +75,15 @@ class PreprocessConfig:
             raise ValueError(f"std must be positive, got {self.std!r}")
         if not isinstance(self.eight_bit, bool):
             raise ValueError(f"eight_bit must be true or false, got {self.eight_bit!r}")
+        if type(self.full_size_crops) is not int or not 1 <= self.full_size_crops <= 64:
+            raise ValueError(f"full_size_crops must be a whole number in 1..64, got {self.full_size_crops!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types."""
         values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        if not self.eight_bit:  # older files do not know it
-            del values["eight_bit"]
+        for name in OPTIONAL:  # older files do not know them
+            if values[name] == getattr(type(self), name):
+                del values[name]
         return values
 
     @classmethod
@@ -75,7 +93,7 @@ class PreprocessConfig:
         Raises:
             ValueError: A key is missing or unknown, or a value is out of range.
         """
-        if not isinstance(values, dict) or set(values) - {"eight_bit"} != {"image_size", "mean", "std"}:
+        if not isinstance(values, dict) or set(values) - OPTIONAL != {"image_size", "mean", "std"}:
             raise ValueError(f"expected the keys image_size, mean and std, got {values!r}")
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
@@ -152,6 +170,10 @@ def _resample_in_bands(pixels: Tensor, width: int) -> Tensor:
     return torch.cat([_resample(band, (band.shape[-2], width)) for band in bands], dim=-2)
 
 
+def _as_float(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    return pixels.to(dtype) / 255.0 if pixels.dtype == torch.uint8 else pixels.clamp(0.0, 1.0)
+
+
 def _resample(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) != shape:
         try:
@@ -200,6 +222,108 @@ def tile_crops(pixels: Tensor, size: int) -> Tensor:
     return torch.stack(crops, dim=1)
 
 
+def full_size_boxes(height: int, width: int, config: PreprocessConfig) -> list[tuple[int, int]]:
+    """Where the crops at an image's own size lie, for `coverage="full"`.
+
+    Args:
+        height: The image's, in pixels.
+        width: Likewise.
+        config: Size and number of the crops.
+
+    Returns:
+        (top, left) of each square of `image_size` pixels, row by row: the centres of a grid of as many equal cells as
+        there may be crops, as square as can be, and no more of them than cover the image. Empty where the image is
+        hardly larger than the encoder's input, see `FULL_SIZE_FROM`.
+    """
+    size = config.image_size
+    if min(height, width) < FULL_SIZE_FROM * size:
+        return []
+    most_rows, most_columns = -(-height // size), -(-width // size)
+    grids = [
+        (rows, columns)
+        for rows in range(1, min(most_rows, config.full_size_crops) + 1)
+        for columns in range(1, min(most_columns, config.full_size_crops // rows) + 1)
+    ]
+
+    def fitness(grid: tuple[int, int]) -> tuple[int, float]:
+        cell = (height / grid[0]) / (width / grid[1])
+        return grid[0] * grid[1], min(cell, 1 / cell)
+
+    rows, columns = max(grids, key=fitness)
+    return [(top, left) for top in _centred(height, rows, size) for left in _centred(width, columns, size)]
+
+
+def _centred(length: int, count: int, size: int) -> list[int]:
+    """Starts of windows of `size` in the centres of `count` equal parts of `length`; the same from both ends."""
+    starts = [max(0, int((2 * i + 1) * length / (2 * count) - size / 2)) for i in range((count + 1) // 2)]
+    if count % 2:
+        starts[-1] = (length - size) // 2
+    return starts + [length - size - start for start in reversed(starts[: count // 2])]
+
+
+class View(NamedTuple):
+    """A part of an image that the encoder sees as one crop, in the image's pixels.
+
+    Attributes:
+        left: First column.
+        top: First row.
+        width: Columns.
+        height: Rows.
+        full_size: Seen at its own size, not made smaller.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    full_size: bool
+
+
+def locate_views(height: int, width: int, config: PreprocessConfig, *, coverage: Coverage) -> list[View]:
+    """Where the crops that `preprocess` makes of an image lie in it.
+
+    Args:
+        height: The image's, in pixels.
+        width: Likewise.
+        config: As for `preprocess`.
+        coverage: Likewise.
+
+    Returns:
+        T parts, in the order of the crops.
+    """
+    size, short = config.image_size, min(height, width)
+    long = min(max(height, width), MAX_ASPECT_RATIO * short)
+    resized = max(resized_shape(short, long, size))
+    starts = [(resized - size) // 2] if coverage == "center" else tile_offsets(resized, size)
+    views = []
+    for start in starts:
+        place = (max(height, width) - long) // 2 + round(start * short / size)
+        left, top = (place, 0) if width > height else (0, place)
+        views.append(View(left, top, short, short, False))
+    boxes = full_size_boxes(height, width, config) if coverage == "full" else []
+    return views + [View(left, top, size, size, True) for top, left in boxes]
+
+
+def view_weights(height: int, width: int, config: PreprocessConfig, *, coverage: Coverage) -> Tensor:
+    """What each of the crops that `preprocess` makes of an image counts for in its score.
+
+    Args:
+        height: The image's, in pixels.
+        width: Likewise.
+        config: As for `preprocess`.
+        coverage: Likewise.
+
+    Returns:
+        (T,) float32, summing to 1: alike for `"center"` and `"tiles"`; for `"full"` the crops at the image's own size
+        together `FULL_SIZE_SHARE`, where there are any.
+    """
+    views = locate_views(height, width, config, coverage=coverage)
+    crops = sum(view.full_size for view in views)
+    share = FULL_SIZE_SHARE if crops else 0.0
+    whole = (1 - share) / (len(views) - crops)
+    return torch.tensor([share / crops if view.full_size else whole for view in views])
+
+
 def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage = "center") -> Tensor:
     """Turn pixels into encoder input; differentiable.
 
@@ -207,10 +331,11 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
         pixels: (B, 3, H, W) floating point in [0, 1] or uint8, any H and W from 1 up. Computed in float32 at least.
         config: Size and normalisation of the encoder.
         coverage: `"center"` is the paper's centre crop; `"tiles"` takes evenly spread square crops along the longer
-            side, so that nothing of the picture is left out up to 8:1.
+            side, so that nothing of the image is left out up to 8:1; `"full"` adds crops at the image's own size,
+            where it is larger than the encoder's input (see `full_size_boxes`).
 
     Returns:
-        (B, T, 3, S, S), T crops per picture (1 for `"center"`), normalised.
+        (B, T, 3, S, S), T crops per image (1 for `"center"`), normalised; what each counts for says `view_weights`.
 
     Raises:
         TypeError: `pixels` is neither floating point nor uint8.
@@ -228,7 +353,12 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
         pixels = pixels.float()
     size = config.image_size
     resized = resize_shorter_side(pixels, size, eight_bit=config.eight_bit)
-    crops = tile_crops(resized, size) if coverage == "tiles" else center_crop(resized, size, size).unsqueeze(1)
+    crops = center_crop(resized, size, size).unsqueeze(1) if coverage == "center" else tile_crops(resized, size)
+    if coverage == "full":
+        height, width = pixels.shape[-2:]
+        boxes = full_size_boxes(height, width, config)
+        own = [_as_float(pixels[..., top : top + size, left : left + size], crops.dtype) for top, left in boxes]
+        crops = torch.cat([crops, *(crop.unsqueeze(1) for crop in own)], dim=1)
     mean = crops.new_tensor(config.mean).view(3, 1, 1)
     std = crops.new_tensor(config.std).view(3, 1, 1)
     return (crops - mean) / std

@@ -18,12 +18,12 @@ from .devices import DtypeName as DtypeName
 from .devices import choose_device, fastest_precision, narrowest_precision, without_gradient
 from .devices import is_out_of_memory as is_out_of_memory
 from .explain import PrototypeShare as PrototypeShare
-from .explain import share_score
+from .explain import ViewScore, share_score
 from .hub import find_model
 from .images import DEFAULT_LIMITS, ImageError, ImageInput, ReadLimits
 from .lazy import renamed
 from .model import RaliModel
-from .preprocess import COVERAGES, Coverage
+from .preprocess import COVERAGES, Coverage, View, locate_views
 from .reading import Images as Images
 from .reading import (
     PixelBudget,
@@ -69,7 +69,8 @@ class RaliScorer:
             machine is faster in them, see `devices.fastest_precision`, so that scores differ between machines by
             their rounding.
         batch_size: Crops per forward pass.
-        coverage: `"center"` or `"tiles"`; by default the model's own setting.
+        coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
+        full_size_crops: For `"full"`: crops at the image's own size, at most; becomes the model's setting, where given.
         cache: Remembers scores by content; may be shared.
         limits: What image files may take: pixels, text chunks, pixels decoded at one time.
 
@@ -77,7 +78,7 @@ class RaliScorer:
         dtype: The arithmetic in use, never `"auto"`.
 
     Raises:
-        ValueError: An unknown device, dtype or coverage, or a batch size under 1.
+        ValueError: An unknown device, dtype or coverage, or a batch size or number of crops out of range.
 
     Examples:
         >>> scorer = RaliScorer.from_pretrained()
@@ -95,6 +96,7 @@ class RaliScorer:
         dtype: DtypeName = "float32",
         batch_size: int = DEFAULT_BATCH_SIZE,
         coverage: Coverage | None = None,
+        full_size_crops: int | None = None,
         cache: ScoreCache | None = None,
         limits: ReadLimits = DEFAULT_LIMITS,
     ) -> None:
@@ -108,6 +110,8 @@ class RaliScorer:
         self.dtype: DtypeName = dtype
         self.model = model.to(self.device)
         self.model.encoder.to(getattr(torch, dtype))
+        if full_size_crops is not None:
+            model.preprocess_config = replace(model.preprocess_config, full_size_crops=full_size_crops)
         self.cache = cache
         self._model_key: str | None = None
         self.info = info
@@ -125,6 +129,7 @@ class RaliScorer:
         dtype: DtypeName = "float32",
         batch_size: int = DEFAULT_BATCH_SIZE,
         coverage: Coverage | None = None,
+        full_size_crops: int | None = None,
         cache: ScoreCache | None = None,
         limits: ReadLimits = DEFAULT_LIMITS,
     ) -> RaliScorer:
@@ -136,6 +141,7 @@ class RaliScorer:
             dtype: As for the class.
             batch_size: As for the class.
             coverage: As for the class.
+            full_size_crops: As for the class.
             cache: As for the class.
             limits: As for the class.
 
@@ -157,7 +163,8 @@ class RaliScorer:
             loaded = load_model(path, dtype=getattr(torch, dtype))
         return cls(
             loaded.model, loaded.info,
-            device=device, dtype=dtype, batch_size=batch_size, coverage=coverage, cache=cache, limits=limits,
+            device=device, dtype=dtype, batch_size=batch_size, coverage=coverage, full_size_crops=full_size_crops,
+            cache=cache, limits=limits,
         )  # fmt: skip
 
     def score(
@@ -178,7 +185,7 @@ class RaliScorer:
                 in [0, 1]; a torch tensor (3, H, W), uint8 or float in [0, 1]. A numpy array (N, H, W, C) and a tensor
                 (N, C, H, W) are N images; a folder is the image files in it, by name. A generator is read as it is
                 scored: memory holds one batch.
-            coverage: `"center"` or `"tiles"` for this call; by default the scorer's.
+            coverage: `"center"`, `"tiles"` or `"full"` for this call; by default the scorer's.
             on_error: `"raise"` lets the first unusable image raise; `"record"` notes its error and goes on.
             progress: Called after each batch with (done, total or None); returning False stops.
 
@@ -218,20 +225,28 @@ class RaliScorer:
         for batch in self._batches(images, coverage, on_error):
             yield from batch
 
-    def score_crops(self, crops: Sequence[Tensor | None]) -> list[ImageScore]:
+    def score_crops(
+        self, crops: Sequence[Tensor | None], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[ImageScore]:
         """Score images that were decoded and preprocessed elsewhere, as data-set scoring does in other processes.
 
         Args:
             crops: N images as `model.preprocess` makes them of one image: (T, 3, S, S), any T from 1 up; None for an
                 image that `content.has_content` denied.
+            sizes: (height, width) of each image in pixels, which says what each crop counts for (see
+                `preprocess.view_weights`); None counts all crops of an image alike.
 
         Returns:
             N results in input order.
         """
-        return self._score_batch([
-            _Prepared(index, score=NO_CONTENT_SCORE) if crop is None else _Prepared(index, crop.to(self.device))
-            for index, crop in enumerate(crops)
-        ])  # fmt: skip
+        prepared = []
+        for index, crop in enumerate(crops):
+            if crop is None:
+                prepared.append(_Prepared(index, score=NO_CONTENT_SCORE))
+                continue
+            shares = None if sizes is None else self.model.view_weights(*sizes[index], coverage=self.coverage)
+            prepared.append(_Prepared(index, crop.to(self.device), shares))
+        return self._score_batch(prepared)
 
     def explain(self, image: ImageInput, *, top: int = 5) -> tuple[PrototypeShare, ...]:
         """Show which prototypes make an image's score.
@@ -251,10 +266,32 @@ class RaliScorer:
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
         with without_gradient(self.device):
-            crops = self._read(image, partial(self._crops, coverage=self.coverage))
-            weights = self.model.head.weights(self._embed(crops)).mean(dim=0).cpu().double().numpy()
+            crops, shares = self._read(image, partial(self._crops, coverage=self.coverage))
+            weights = (shares @ self.model.head.weights(self._embed(crops)).cpu().double()).numpy()
         scores = self.model.head.scores.detach().cpu().double().numpy()  # not every device has float64
         return share_score(weights, scores, top=top)
+
+    def score_views(self, image: ImageInput) -> tuple[ViewScore, ...]:
+        """Score the parts of an image that its score is made of, with the scorer's coverage.
+
+        Args:
+            image: One image, as for `score`.
+
+        Returns:
+            Each part with its place in the image; the sum of share * score is the score.
+
+        Raises:
+            TypeError, FileNotFoundError, ImageError: As for `score`.
+        """
+
+        def finish(pixels: Tensor) -> tuple[Tensor, Tensor, list[View]]:
+            places = locate_views(*pixels.shape[-2:], self.model.preprocess_config, coverage=self.coverage)
+            return *self._crops(pixels, coverage=self.coverage), places
+
+        with without_gradient(self.device):
+            crops, shares, places = self._read(image, finish)
+            scores = self.model.head(self._embed(crops)).cpu().tolist()
+        return tuple(map(ViewScore, places, scores, shares.tolist()))
 
     def cache_namespace(self, coverage: Coverage | None = None) -> str:
         """Everything besides the image that a score depends on: the model's contents, arithmetic, device, coverage.
@@ -295,9 +332,10 @@ class RaliScorer:
                     known = self.cache.find([key])
                     if known:
                         return _Prepared(index, score=known[key])
-                crops = self._read(image, partial(self._crops_with_content, coverage=coverage))
-                score = NO_CONTENT_SCORE if crops is None else None
-                return _Prepared(index, crops, key=key, score=score)
+                views = self._read(image, partial(self._crops_with_content, coverage=coverage))
+                if views is None:
+                    return _Prepared(index, key=key, score=NO_CONTENT_SCORE)
+                return _Prepared(index, *views, key=key)
         except (ImageError, OSError, TypeError) as error:
             return _Prepared(index, problem=error)
         except (MemoryError, RuntimeError) as error:
@@ -308,12 +346,13 @@ class RaliScorer:
     def _read(self, image: ImageInput, finish: Callable[[Tensor], _Made]) -> _Made:
         return read_image(image, finish, limits=self.limits, budget=self._budget)
 
-    def _crops_with_content(self, pixels: Tensor, *, coverage: Coverage) -> Tensor | None:
+    def _crops_with_content(self, pixels: Tensor, *, coverage: Coverage) -> tuple[Tensor, Tensor] | None:
         return self._crops(pixels, coverage=coverage) if has_content(pixels) else None
 
-    def _crops(self, pixels: Tensor, *, coverage: Coverage) -> Tensor:
-        """One image's (T, 3, S, S) crops on the model's device, resized where the pixels are."""
-        return self.model.preprocess(pixels.unsqueeze(0), coverage=coverage)[0].to(self.device)
+    def _crops(self, pixels: Tensor, *, coverage: Coverage) -> tuple[Tensor, Tensor]:
+        """One image's (T, 3, S, S) crops on the model's device, resized where the pixels are, and their (T,) shares."""
+        crops = self.model.preprocess(pixels.unsqueeze(0), coverage=coverage)[0].to(self.device)
+        return crops, self.model.view_weights(*pixels.shape[-2:], coverage=coverage).double()
 
     def _embed(self, crops: Tensor) -> Tensor:
         return torch.cat([self.model.embed(part) for part in crops.split(self.batch_size)])
@@ -341,16 +380,15 @@ class RaliScorer:
             return
         try:
             with without_gradient(self.device):
-                per_crop = self.model.head(self._embed(torch.cat(crops)))
-                means = [part.mean() for part in per_crop.split([len(part) for part in crops])]
-                scores = torch.stack(means).cpu().tolist()
+                per_crop = self.model.head(self._embed(torch.cat(crops))).cpu().split([len(part) for part in crops])
+                scores = [item.average(part) for item, part in zip(pending, per_crop, strict=True)]
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             scores = None  # the error itself holds on to memory: try again after it is gone
         if scores is None:
             if len(pending) == 1:
-                pending[0].score = self._compute_by_crop(crops[0])
+                pending[0].score = self._compute_by_crop(pending[0], crops[0])
                 if pending[0].score is None:
                     pending[0].problem = ImageError(f"not enough memory on {self.device} to score the image")
                 return
@@ -365,17 +403,17 @@ class RaliScorer:
                 hint = "" if self.dtype == "float32" else "; try float32"
                 item.problem = ImageError(f"the model gave no finite score in {self.dtype}{hint}")
 
-    def _compute_by_crop(self, crops: Tensor) -> float | None:
+    def _compute_by_crop(self, item: _Prepared, crops: Tensor) -> float | None:
         if len(crops) == 1:
             return None
         try:
             with without_gradient(self.device):
-                scores = [float(self.model.head(self.model.embed(crop)).mean()) for crop in crops.split(1)]
+                scores = torch.cat([self.model.head(self.model.embed(crop)).cpu() for crop in crops.split(1)])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
-        return sum(scores) / len(scores)
+        return item.average(scores)
 
 
 def _named(item: _Prepared) -> Exception:
@@ -391,13 +429,18 @@ def _with_reason(result: ImageScore) -> ImageScore:
 
 @dataclass
 class _Prepared:
-    """An image on its way: crops to score, or a score that is known, or why there is neither."""
+    """An image on its way: crops to score and what each counts for, or a score that is known, or why there is none."""
 
     index: int
     crops: Tensor | None = None
+    shares: Tensor | None = None
     key: Key | None = None
     score: float | None = None
     problem: Exception | None = None
+
+    def average(self, scores: Tensor) -> float:
+        """The image's score from its crops' (T,) scores."""
+        return float(scores.mean() if self.shares is None else scores.double() @ self.shares.double())
 
 
 def _check_coverage(coverage: str | None) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,19 @@ from PIL import Image
 
 from rali_core.constants import CLIP_MEAN, CLIP_STD
 from rali_core.preprocess import (
+    COVERAGES,
     MAX_TILES,
+    Coverage,
     PreprocessConfig,
+    View,
     center_crop,
+    full_size_boxes,
+    locate_views,
     preprocess,
     resize_shorter_side,
     resized_shape,
     tile_offsets,
+    view_weights,
 )
 
 OFFICIAL = PreprocessConfig(image_size=336, mean=CLIP_MEAN, std=CLIP_STD)
@@ -100,13 +108,54 @@ def test_tiles_cover_the_long_side_evenly(length: int) -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(["center", "tiles"]))
-def test_every_size_gives_square_crops(height: int, width: int, coverage: str) -> None:
+@given(st.integers(1, 140), st.integers(1, 140), st.sampled_from(COVERAGES))
+def test_every_size_gives_square_crops_whose_weights_sum_to_one(height: int, width: int, coverage: Coverage) -> None:
     config = PreprocessConfig(image_size=32, mean=CLIP_MEAN, std=CLIP_STD)
     crops = preprocess(torch.rand(2, 3, height, width), config, coverage=coverage)
-    assert crops.shape[0] == 2
-    assert crops.shape[2:] == (3, 32, 32)
+    weights = view_weights(height, width, config, coverage=coverage)
+    assert crops.shape == (2, len(weights), 3, 32, 32)
     assert torch.isfinite(crops).all()
+    assert float(weights.sum()) == pytest.approx(1.0)
+
+
+PLAIN = PreprocessConfig(image_size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 9))
+def test_full_size_crops_are_the_images_own_pixels(height: int, width: int, most: int) -> None:
+    config = replace(PLAIN, full_size_crops=most)
+    pixels = torch.rand(1, 3, height, width)
+    crops = preprocess(pixels, config, coverage="full")[0]
+    views = locate_views(height, width, config, coverage="full")
+    own = [(view, crop) for view, crop in zip(views, crops, strict=True) if view.full_size]
+    assert (len(own) > 0) == (min(height, width) >= 40), "where the image is clearly larger than the encoder's input"
+    assert len(own) <= most
+    for view, crop in own:
+        assert torch.equal(crop, pixels[0, :, view.top : view.top + 32, view.left : view.left + 32])
+    mirrored = {(width - 32 - view.left, view.top) for view, _ in own}
+    assert mirrored == {(view.left, view.top) for view, _ in own}, "a mirrored image gives the mirrored crops"
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "places"),
+    [
+        (39, 39, []),
+        (64, 64, [(0, 0), (0, 32), (32, 0), (32, 32)]),
+        (200, 40, [(9, 4), (59, 4), (109, 4), (159, 4)]),
+        (128, 256, [(16, 48), (16, 176), (80, 48), (80, 176)]),
+    ],
+)
+def test_full_size_crops_are_spread_evenly(height: int, width: int, places: list[tuple[int, int]]) -> None:
+    assert full_size_boxes(height, width, PLAIN) == places
+
+
+def test_what_lies_where_is_said_in_the_images_own_pixels() -> None:
+    views = locate_views(100, 300, PLAIN, coverage="tiles")
+    assert [(view.left, view.top, view.width, view.height) for view in views] == [
+        (0, 0, 100, 100), (100, 0, 100, 100), (200, 0, 100, 100),
+    ]  # fmt: skip
+    assert locate_views(300, 100, PLAIN, coverage="center") == [View(0, 100, 100, 100, False)]
 
 
 def test_normalisation_is_that_of_the_configuration() -> None:
@@ -123,7 +172,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     config = PreprocessConfig(image_size=6, mean=CLIP_MEAN, std=CLIP_STD)
     generator = torch.Generator().manual_seed(0)
     pixels = (torch.rand(1, 3, 9, 11, dtype=torch.float64, generator=generator) * 0.4 + 0.3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: preprocess(x, config, coverage="tiles"), (pixels,))
+    assert torch.autograd.gradcheck(lambda x: preprocess(x, config, coverage="full"), (pixels,))
 
 
 def test_sixteen_bit_pixels_are_computed_in_float32() -> None:
@@ -150,7 +199,7 @@ def test_unusable_pixels_are_refused_with_the_reason(pixels: torch.Tensor, error
 
 
 def test_an_unknown_coverage_is_refused() -> None:
-    with pytest.raises(ValueError, match="coverage must be one of center, tiles, got 'all'"):
+    with pytest.raises(ValueError, match="coverage must be one of center, tiles, full, got 'all'"):
         preprocess(torch.rand(1, 3, 8, 8), OFFICIAL, coverage="all")  # type: ignore[arg-type]
 
 

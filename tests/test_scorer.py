@@ -30,12 +30,12 @@ def test_an_image_scores_the_same_alone_in_any_batch_and_in_any_order(
     alone = [float(RaliScorer(tiny_model, tiny_info, device="cpu").score(image).scores[0]) for image in images]
     assert np.ptp(alone) > 0.01, "a model that scores everything alike would pass below"
     for batch_size in (1, 3, 16):
-        scorer = RaliScorer(tiny_model, tiny_info, device="cpu", batch_size=batch_size, coverage="tiles")
+        scorer = RaliScorer(tiny_model, tiny_info, device="cpu", batch_size=batch_size, coverage="full")
         together = scorer.score(images).scores
         backwards = scorer.score(images[::-1]).scores[::-1]
-        tiles_alone = [float(scorer.score(image).scores[0]) for image in images]
+        full_alone = [float(scorer.score(image).scores[0]) for image in images]
         assert np.abs(together - backwards).max() <= 1e-5
-        assert np.abs(together - tiles_alone).max() <= 1e-5
+        assert np.abs(together - full_alone).max() <= 1e-5
         centre = RaliScorer(tiny_model, tiny_info, device="cpu", batch_size=batch_size).score(images).scores
         assert np.abs(centre - alone).max() <= 1e-5
 
@@ -185,7 +185,7 @@ def test_reduced_precision_stays_close(tiny_model: RaliModel, tiny_info: ModelIn
         ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
         ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, auto, got 'int4'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"coverage": "all"}, "coverage must be one of center, tiles, got 'all'"),
+        ({"coverage": "all"}, "coverage must be one of center, tiles, full, got 'all'"),
     ],
 )
 def test_unknown_options_are_refused(tiny_file: Path, options: dict[str, object], message: str) -> None:
@@ -215,8 +215,28 @@ def test_coverage_can_be_chosen_per_call_and_is_part_of_the_cache(tiny_model: Ra
     assert next(scorer.stream(wide, coverage="tiles")).score == pytest.approx(tiles, abs=1e-6)
     assert scorer.score(wide).scores[0] == centre != pytest.approx(tiles, abs=1e-4)
     assert scorer.coverage == "center"
-    with pytest.raises(ValueError, match="coverage must be one of center, tiles, got 'all'"):
+    with pytest.raises(ValueError, match="coverage must be one of center, tiles, full, got 'all'"):
         scorer.score(wide, coverage="all")  # type: ignore[arg-type]
+
+
+def test_full_coverage_scores_the_whole_image_and_crops_of_its_own_pixels(
+    tiny_model: RaliModel, tiny_info: ModelInfo
+) -> None:
+    image = torch.rand(3, 70, 150, generator=torch.Generator().manual_seed(4))
+    scorer = RaliScorer(tiny_model, tiny_info, device="cpu", coverage="full", full_size_crops=2)
+    views = scorer.score_views(image)
+    whole, own = [part for part in views if not part.view.full_size], [part for part in views if part.view.full_size]
+    assert len(own) == 2
+    score = float(scorer.score(image).scores[0])
+    of_whole = float(scorer.score(image, coverage="tiles").scores[0])
+    assert sum(part.share * part.score for part in whole) == pytest.approx(of_whole / 2, abs=1e-6)
+    for part in own:
+        size, view = tiny_model.preprocess_config.image_size, part.view
+        crop = image[:, view.top : view.top + size, view.left : view.left + size]
+        assert part.score == pytest.approx(float(scorer.score(crop, coverage="center").scores[0]), abs=1e-5)
+    assert sum(part.share * part.score for part in views) == pytest.approx(score, abs=1e-6)
+    assert tiny_model(image[None], coverage="full").item() == pytest.approx(score, abs=1e-6)
+    assert sum(share.contribution for share in scorer.explain(image)) == pytest.approx(score, abs=1e-6)
 
 
 class ShortOfMemory(torch.nn.Module):

@@ -41,8 +41,8 @@ def add_path_arguments(parser: argparse.ArgumentParser) -> None:
     add_clip_arguments(parser)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model`, `--device`, `--dtype`, `--batch-size` and `--coverage`."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, crops: bool = True) -> None:
+    """`--model`, `--device`, `--dtype`, `--batch-size`, `--coverage` and, with `crops`, `--full-size-crops`."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="NAME_OR_FILE", help="model name or .safetensors file (default: the bundled one)"
@@ -51,8 +51,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"),
                        help="arithmetic of the image tower; auto: what is fastest here (default: float32)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (default: 8)")
-    group.add_argument("--coverage", choices=("center", "tiles"),
-                       help="centre crop, or crops along the longer side (default: the model's own)")  # fmt: skip
+    group.add_argument("--coverage", choices=("center", "tiles", "full"),
+                       help="centre crop; crops along the longer side; these and crops at the image's own size, which "
+                       "see what one sees at 100 %% (default: the model's own)")  # fmt: skip
+    if crops:
+        group.add_argument("--full-size-crops", type=int, metavar="N",
+                           help="with --coverage full: at most so many crops at the image's own size (default: the "
+                           "model's own)")  # fmt: skip
 
 
 def load_scorer(options: argparse.Namespace) -> RaliScorer:
@@ -70,6 +75,7 @@ def load_scorer(options: argparse.Namespace) -> RaliScorer:
         dtype=options.dtype,
         batch_size=options.batch_size,
         coverage=options.coverage,
+        full_size_crops=options.full_size_crops,
         cache=cache,
     )
 

@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     add_sampling_arguments(source)
     source.add_argument("--aggregate", choices=tuple(AGGREGATES), default="mean",
                         help="which figure over its frames is a video's score (default: mean)")  # fmt: skip
-    add_model_arguments(parser)
+    add_model_arguments(parser, crops=False)
     work = parser.add_argument_group("work")
     work.add_argument("--engine", choices=("local", "ray"), default="local",
                       help="this machine, or the Ray cluster of RAY_ADDRESS (default: local)")  # fmt: skip

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..calibration import Calibration
+    from ..explain import ViewScore
     from ..scorer import ImageScore, RaliScorer
 
 COLUMNS = ("file", "score", "band", "percentile", "error", "reason")
@@ -200,15 +201,31 @@ def _print_explanations(scorer: RaliScorer, files: Sequence[Input], results: lis
             continue
         try:
             with local_file(files[result.index]) as path:
-                shares = scorer.explain(path)
+                shares, views = scorer.explain(path), scorer.score_views(path)
         except (OSError, ValueError) as error:  # it was there when it was scored
             say(shown(f"{files[result.index]} cannot be explained: {error}"))
             continue
         emit(f"\n{shown(files[result.index])}: {result.score:.4f} = sum of the parts")
+        _print_views(views)
         emit("  prototype   weight  x  score  =  part")
         for share in shares:
             name = "others" if share.prototype < 0 else f"#{share.prototype}"
             emit(f"  {name:<9}  {share.weight:.5f}   {share.score:.4f}   {share.contribution:.5f}")
+
+
+def _print_views(views: Sequence[ViewScore]) -> None:
+    """The parts of the image, and which is worst."""
+    if len(views) == 1:
+        return
+    worst = min(views, key=lambda part: part.score)
+    for part in views:
+        place = part.view
+        kind = "full size" if place.full_size else "made smaller"
+        mark = "  lowest" if part is worst else ""
+        emit(
+            f"  {part.score:.4f} x {part.share:.3f}  {place.width} x {place.height} pixels from x={place.left}, "
+            f"y={place.top}, {kind}{mark}"
+        )
 
 
 def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) -> None:

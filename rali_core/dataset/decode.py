@@ -34,7 +34,7 @@ class DecodeSettings:
 
     Attributes:
         config: Size and normalisation of the encoder.
-        coverage: Centre crop or tiles.
+        coverage: Which crops; see `preprocess.preprocess`.
         payload: Where the bytes are.
         max_pixels: Larger images are refused by their header, before they are decoded.
         plugins: Modules to import that teach Pillow further formats.

@@ -37,7 +37,7 @@ class Settings:
         model_name: Name that the model file gives itself.
         model_hash: SHA-256 of the model file.
         dtype: Arithmetic of the image tower.
-        coverage: "center" or "tiles".
+        coverage: "center", "tiles" or "full".
         shard_size: Images per shard.
         max_pixels: Larger images are errors.
         plugins: Modules that teach Pillow further formats.

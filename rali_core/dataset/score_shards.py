@@ -161,7 +161,9 @@ class ScoredPart(NamedTuple):
 
 def _score_part(scorer: RaliScorer, image: Decoded, part: ClipPart) -> ScoredPart:
     crops = iter([] if image.crops is None else image.crops.split([count for count in part.tiles if count]))
-    results = scorer.score_crops([next(crops) if count else None for count in part.tiles])
+    results = scorer.score_crops(
+        [next(crops) if count else None for count in part.tiles], [_size(image)] * len(part.tiles)
+    )
     made = ScoredPart([], [], [])
     for times, result in zip(part.times, results, strict=True):
         made.times.extend(times)
@@ -207,7 +209,8 @@ def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[Row]:
     Where the device's memory is too small for them, halves are tried; an image that does not fit alone has an error.
     """
     try:
-        results = iter(scorer.score_crops([image.crops for image in images if image.error is None]))
+        usable = [image for image in images if image.error is None]
+        results = iter(scorer.score_crops([image.crops for image in usable], [_size(image) for image in usable]))
     except torch.OutOfMemoryError:
         if len(images) > 1:
             middle = len(images) // 2
@@ -226,6 +229,10 @@ def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[Row]:
         percentile = None if result.percentile != result.percentile else result.percentile
         rows.append(Row(result.score, result.band or None, percentile, image.width, image.height, None, result.reason))
     return rows
+
+
+def _size(image: Decoded) -> tuple[int, int]:
+    return image.height or 1, image.width or 1
 
 
 def _batches(images: Generator[tuple[Place, Decoded], None, None], size: int) -> Generator[_Batch, None, None]:

@@ -127,7 +127,7 @@ def test_the_node_gives_the_librarys_scores(server: Any, pictures: dict[str, str
 
 
 def test_the_coverage_is_what_the_widget_says(server: Any, pictures: dict[str, str], bundled_scorer: Any) -> None:
-    choices = {"o": ("model's own", None), "c": ("center", "center"), "t": ("tiles", "tiles")}
+    choices = {"o": ("model's own", None), "c": ("center", "center"), "t": ("tiles", "tiles"), "f": ("full", "full")}
     nodes = {key: rali("RALI_Score", images=["l", 0], coverage=widget) for key, (widget, _) in choices.items()}
     run = server.run({"l": plain("LoadImage", image=pictures["wide"]), **nodes}).check()
     file = server.folder / "input" / pictures["wide"]

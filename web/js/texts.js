@@ -127,7 +127,7 @@ const CHOICES = {
     "weakest share": "lowest fraction", "below score": "below score",
   },
   zh: {
-    "model's own": "自动（模型默认）", center: "中央", tiles: "分块", mean: "平均", median: "中位数", minimum: "最小",
+    "model's own": "自动（模型默认）", center: "中央", tiles: "分块", full: "原始尺寸", mean: "平均", median: "中位数", minimum: "最小",
     maximum: "最大", "best first": "最佳在前", "as they came": "输入顺序", "worst first": "最差在前", block: "阻断",
     raise: "报错", "either-or": "切换", "weakest share": "最低比例", "below score": "低于分数",
     "patch tokens": "图块令牌", none: "无", "min-max": "最小-最大", "z-score": "Z 分数", rank: "名次",
@@ -135,7 +135,7 @@ const CHOICES = {
     "lower is better": "越低越好",
   },
   ja: {
-    "model's own": "自動（モデル既定）", center: "中央", tiles: "タイル", mean: "平均", median: "中央値", minimum: "最小",
+    "model's own": "自動（モデル既定）", center: "中央", tiles: "タイル", full: "原寸", mean: "平均", median: "中央値", minimum: "最小",
     maximum: "最大", "best first": "良い順", "as they came": "入力順", "worst first": "悪い順", block: "ブロック",
     raise: "エラー", "either-or": "切り替え", "weakest share": "最低の割合", "below score": "スコア未満",
     "patch tokens": "パッチトークン", none: "なし", "min-max": "最小-最大", "z-score": "Z スコア", rank: "順位",
