@@ -245,9 +245,10 @@ def full_size_boxes(height: int, width: int, config: PreprocessConfig) -> list[t
         for columns in range(1, min(most_columns, config.full_size_crops // rows) + 1)
     ]
 
-    def fitness(grid: tuple[int, int]) -> tuple[int, float]:
-        cell = (height / grid[0]) / (width / grid[1])
-        return grid[0] * grid[1], min(cell, 1 / cell)
+    def fitness(grid: tuple[int, int]) -> tuple[int, float, int]:
+        rows, columns = grid
+        cell = (height / rows) / (width / columns)
+        return rows * columns, min(cell, 1 / cell), -abs(rows - columns)
 
     rows, columns = max(grids, key=fitness)
     return [(top, left) for top in _centred(height, rows, size) for left in _centred(width, columns, size)]
