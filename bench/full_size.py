@@ -113,7 +113,7 @@ def agreement(scorer: RaliScorer, labels: Path, split: str) -> dict[str, object]
 
 
 def large_images(folders: list[str], size: int, limit: int) -> list[Image.Image]:
-    """The middle `size` pixels of the images that have as many on both sides, and drawings where they do not suffice."""
+    """The middle `size` pixels of the images that have as many on both sides; drawings where they do not suffice."""
     images: list[Image.Image] = []
     for path in find_images(folders, recursive=True) if folders else []:
         with Image.open(path) as file:
