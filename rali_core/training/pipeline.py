@@ -28,7 +28,7 @@ from torch import Tensor
 from ..describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
 from ..describe.records import image_name, read_descriptions
 from ..files import atomic_write, hash_file
-from ..labels import scores_of
+from ..labels import LabelledImage, scores_of
 from ..model import RaliModel
 from .align import DescribedImages, align_encoder
 from .compress import compress_embeddings
@@ -181,7 +181,9 @@ def tune(run: Run) -> None:
     if settings.steps:
         scored = [data for data in run.data if data.scores != "none"]
         sets = [
-            ScoredImages(data.name, run.images(data, "training"), scores_of(data.training), data.scores)
+            ScoredImages(
+                data.name, run.images(data, "training"), scores_of(data.training), data.scores, _groups(data.training)
+            )
             for data in scored
         ]
         if run.config.distortions.blank:
@@ -200,6 +202,11 @@ def tune(run: Run) -> None:
         )  # fmt: skip
         draw_curves(log, folder / "curves.png")
     _save_encoder(model, folder / "encoder.safetensors")
+
+
+def _groups(rows: Sequence[LabelledImage]) -> NDArray[np.str_] | None:
+    groups = [row.group for row in rows]
+    return np.array(groups, dtype=np.str_) if groups and None not in groups else None
 
 
 def _save_encoder(model: RaliModel, path: Path) -> None:

@@ -43,12 +43,15 @@ class ScoredImages:
         images: N of (S, S, 3) uint8.
         scores: (N,) in [0, 1].
         role: What its scores are used for.
+        groups: The group of each image, such as its generator; every second step takes this set's images from one
+            group, so that the correlation is one within it. None where there are none.
     """
 
     name: str
     images: Sequence[NDArray[np.uint8]]
     scores: NDArray[np.float64]
     role: ScoreRole
+    groups: NDArray[np.str_] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,10 @@ class _Sampler:
         random = np.random.default_rng([self.seed, step])
         images, scores = [], []
         for number, (scored, count) in enumerate(zip(self.sets, self.counts, strict=True)):
-            chosen = [self._nth(number, len(scored.images), step * count + place) for place in range(count)]
+            if scored.groups is not None and step % 2:
+                chosen = _from_one_group(scored.groups, count, random)
+            else:
+                chosen = [self._nth(number, len(scored.images), step * count + place) for place in range(count)]
             images += [scored.images[index] for index in chosen]
             scores.append(torch.from_numpy(scored.scores[chosen]).float())
         images = augment(images, random)
@@ -151,6 +157,13 @@ class _Sampler:
         """The image at a place of an endless sequence that goes through a set again and again, each time shuffled."""
         epoch, index = divmod(place, size)
         return int(np.random.default_rng([self.seed, 7, number + 1, epoch]).permutation(size)[index])
+
+
+def _from_one_group(groups: NDArray[np.str_], count: int, random: np.random.Generator) -> list[int]:
+    """Indices of `count` random images of a random group; some twice where the group is smaller."""
+    members = np.flatnonzero(groups == random.choice(np.unique(groups)))
+    chosen: list[int] = random.choice(members, count, replace=len(members) < count).tolist()
+    return chosen
 
 
 class LinearHead(nn.Module):
