@@ -39,6 +39,15 @@ WORKFLOWS: dict[str, Spec] = {
         "passed": ("PreviewImage", 3, {}, {"images": ("filter", 0)}),
         "rejected": ("PreviewImage", 3, {}, {"images": ("filter", 1)}),
     },
+    "RALI - compare two upscalers": {
+        "image": ("LoadImage", 0, {}, {}),
+        "first": ("ImageScaleBy", 1, {"upscale_method": "lanczos", "scale_by": 4.0}, {"image": ("image", 0)}),
+        "second": ("ImageScaleBy", 1, {"upscale_method": "nearest-exact", "scale_by": 4.0}, {"image": ("image", 0)}),
+        "both": ("BatchImagesNode", 2, {}, {"images.image0": ("first", 0), "images.image1": ("second", 0)}),
+        "score": ("RALI_Score", 3, {"coverage": "full"}, {"images": ("both", 0)}),
+        "sheet": ("RALI_ContactSheet", 3, {"columns": 2, "coverage": "full"}, {"images": ("both", 0)}),
+        "shown": ("PreviewImage", 4, {}, {"images": ("sheet", 0)}),
+    },
     "RALI - rank a folder": {
         "folder": ("RALI_ScoreFolder", 0, {"k": 4}, {}),
         "sheet": ("PreviewImage", 1, {}, {"images": ("folder", 3)}),
@@ -140,7 +149,7 @@ WORKFLOWS: dict[str, Spec] = {
     "RALI - inpaint the weak regions": {
         **DIFFUSION,
         "image": ("LoadImage", 0, {}, {}),
-        "map": ("RALI_QualityMap", 1, {"weak_limit": 0.2}, {"images": ("image", 0)}),
+        "map": ("RALI_QualityMap", 1, {"weak_mode": "weakest share", "weak_limit": 0.2}, {"images": ("image", 0)}),
         "grow": ("GrowMask", 2, {"expand": 16}, {"mask": ("map", 2)}),
         "latent": (
             "VAEEncodeForInpaint",

@@ -55,20 +55,23 @@ class RaliQualityMap(io.ComfyNode):
                 io.Combo.Input(
                     "weak_mode",
                     options=WEAK_MODES,
-                    default="weakest share",
+                    default="below score",
                     tooltip="below score: masks what scores less than the limit. lowest fraction: that fraction of it.",
                 ),
                 io.Float.Input(
                     "weak_limit",
-                    default=0.25,
+                    default=0.4,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="A score, or a fraction of the image (0.25: its weakest quarter), see mask_by.",
+                    tooltip=(
+                        "A score (0.4: what is poor or bad), or a fraction of the image (0.25: its weakest quarter), "
+                        "see mask_by."
+                    ),
                 ),
                 io.Boolean.Input(
                     "stretch_colours",
-                    default=True,
+                    default=False,
                     advanced=True,
                     tooltip=(
                         "Colours from this image's worst to its best region. Off: fixed 0 to 1 scale, comparable "
