@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .lazy import renamed_attribute
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,7 @@ class PrototypeShare:
     score: float
     contribution: float
 
-    @property
-    def part(self) -> float:
-        """The old name of `contribution`; goes in the next release."""
-        warnings.warn("part is deprecated and goes in the next release; use contribution", DeprecationWarning, 2)
-        return self.contribution
+    part = renamed_attribute("part", "contribution")
 
 
 def share_score(weights: NDArray[np.float64], scores: NDArray[np.float64], *, top: int) -> tuple[PrototypeShare, ...]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+DEPRECATED = "{old} is deprecated and goes in the next release; use {new}"
+
 
 def import_on_first_use(
     package: str, homes: Mapping[str, Sequence[str]], *, old_names: Mapping[str, str] | None = None
@@ -64,6 +66,21 @@ def renamed(module: str, old_names: Mapping[str, str]) -> Callable[[str], Any]:
     return get
 
 
+def renamed_attribute(old: str, new: str) -> Any:
+    """A property for the last release's name of an attribute or method, which works with a DeprecationWarning.
+
+    Args:
+        old: The old name.
+        new: The name that it has now.
+    """
+
+    def get(self: object) -> Any:
+        warnings.warn(DEPRECATED.format(old=old, new=new), DeprecationWarning, 2)
+        return getattr(self, new)
+
+    return property(get, doc=f"The old name of `{new}`; goes in the next release.")
+
+
 def _get_renamed(module: str, old: str, new: str) -> Any:
-    warnings.warn(f"{old} is deprecated and goes in the next release; use {new}", DeprecationWarning, 3)
+    warnings.warn(DEPRECATED.format(old=old, new=new), DeprecationWarning, 3)
     return getattr(sys.modules[module], new)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import attention
-from .lazy import renamed
+from .lazy import renamed, renamed_attribute
 
 __getattr__ = renamed(__name__, {"ClipTower": "ClipEncoder", "DinoTower": "DinoEncoder", "Shape": "ViTConfig"})
 
@@ -80,6 +80,8 @@ class ViTConfig:
     def seen_tokens(self) -> int:
         """Those of them that the blocks see."""
         return self.tokens if self.pattern == "all" else self.tokens // 2 + 1
+
+    inputs_per_pass = renamed_attribute("inputs_per_pass", "max_batch")
 
     def max_batch(self, element_bytes: int) -> int:
         """How many inputs at a time suit a CPU: the widest intermediate result stays within `CPU_PASS_BYTES`.
@@ -385,6 +387,8 @@ class DinoTrunk(nn.Module):
 
     def _pos_embed(self, patches: Tensor) -> Tensor:
         return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+
+    keep_own = renamed_attribute("keep_own", "select_patches")
 
     def select_patches(self, tokens: Tensor) -> Tensor:
         """(B, N, W) tokens with the class token first to the visible ones."""

@@ -120,7 +120,7 @@ def test_the_printed_parts_add_up_to_the_printed_score(
 ) -> None:
     assert main(["score", str(folder / "a.png"), "--explain", "--model", str(tiny_file)]) == 0
     text = capsys.readouterr().out
-    score = float(re.findall(r"a\.png: (\d\.\d+) = sum of the parts", text)[0])
+    score = float(re.findall(r"a\.png: (\d\.\d+) = sum of the contributions", text)[0])
     parts = [float(line.split()[3]) for line in text.splitlines() if re.match(r"  (#\d+|others) ", line)]
     assert len(parts) == 6
     assert sum(parts) == pytest.approx(score, abs=1e-4)

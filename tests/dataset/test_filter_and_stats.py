@@ -202,7 +202,7 @@ def test_the_commands_do_all_this(
     assert "21 images: 20 scored, 1 with an error" in printed.out
     assert "_contact-sheet.png" in printed.out
     assert main(command) == 0
-    assert "21 of 21 images are there already" in capsys.readouterr().err
+    assert "21 of 21 images were scored before" in capsys.readouterr().err
     assert main([*command, "--coverage", "tiles"]) == 1
     assert "--coverage: center in the first run, tiles now" in capsys.readouterr().err
 

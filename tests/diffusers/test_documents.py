@@ -14,12 +14,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NEEDS_STABLE_BLOCKS = "StableDiffusionXLAutoBlocks"
 
 
-def test_the_python_examples_run(
-    sd15: Any, tiny_scorer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_examples_run(sd15: Any, tiny_scorer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rali_core.scorer.RaliScorer.from_pretrained", lambda *_, **__: tiny_scorer)
-    found = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "diffusers.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = re.findall(
+        r"```python\n(.*?)```", (REPOSITORY / "docs" / "diffusers.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     assert len(found) == 6
     names: dict[str, Any] = {"pipe": sd15, "prompt": "a cat", "scorer": tiny_scorer}
     for block in found:
