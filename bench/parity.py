@@ -50,7 +50,7 @@ official scores are older than that, and our order is the older one."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoredRow:
     """One line of the table: differences of the scores, absolute."""
 
     size: str
@@ -132,7 +132,7 @@ def measure(
     *,
     tall: int = 12,
     notebook: Notebook | None = None,
-) -> list[Row]:
+) -> list[ScoredRow]:
     """Convert a release and compare the scores of `images` with the reference's.
 
     Args:
@@ -194,14 +194,14 @@ def measure(
     return [compare(size, comparison, *pair) for comparison, pair in found.items()]
 
 
-def compare(size: str, comparison: str, scores: np.ndarray, expected: np.ndarray) -> Row:
+def compare(size: str, comparison: str, scores: np.ndarray, expected: np.ndarray) -> ScoredRow:
     """A line of the table from (N,) scores and the reference's."""
     difference = np.abs(scores - expected)
     spread = float(expected.max() - expected.min())
-    return Row(size, comparison, len(scores), difference.max(), difference.mean(), LIMITS[comparison], spread)
+    return ScoredRow(size, comparison, len(scores), difference.max(), difference.mean(), LIMITS[comparison], spread)
 
 
-def format_rows(rows: list[Row]) -> str:
+def format_rows(rows: list[ScoredRow]) -> str:
     """The table in Markdown."""
     lines = ["| tower | compared | pictures | largest difference | mean difference | limit | range of the scores |"]
     lines.append("|---|---|---|---|---|---|---|")

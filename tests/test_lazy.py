@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 import rali_core
+import rali_core.dataset
 from rali_core import explain, scorer, vision_transformer
 from rali_core.lazy import import_on_first_use, renamed
 from rali_core.official.verify import Verification
@@ -47,6 +48,8 @@ def test_a_module_with_the_name_of_what_it_holds_is_refused() -> None:
 def test_names_of_the_last_release_work_and_say_what_to_use() -> None:
     with pytest.warns(DeprecationWarning, match="Progress is deprecated .* use ProgressCallback"):
         assert scorer.Progress is scorer.ProgressCallback
+    with pytest.warns(DeprecationWarning, match="Summary is deprecated .* use DatasetSummary"):
+        assert rali_core.dataset.Summary is rali_core.dataset.DatasetSummary
     share = explain.PrototypeShare(0, 0.5, 0.8, 0.4)
     with pytest.warns(DeprecationWarning, match="part is deprecated .* use contribution"):
         assert share.part == share.contribution

@@ -103,7 +103,7 @@ def test_files_that_vanish_or_change_during_the_run_are_rows_with_errors(
     rows = read_rows(tmp_path / "out")
     errors = {name: row["error"] for name, row in rows.items() if row["error"] is not None}
     assert set(errors) == {"02.png", "04.png", "08.png", "broken.png", "inner/00.png"}
-    assert errors["02.png"].endswith("02.png: the file is gone; it was there when the images were listed")
+    assert errors["02.png"].endswith("02.png: the file was deleted after the images were listed")
     assert "the file changed since it was listed" in errors["04.png"]
     assert "the file changed since it was listed" in errors["08.png"]
 

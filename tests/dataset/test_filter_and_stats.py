@@ -115,10 +115,10 @@ def test_chosen_files_are_listed_linked_and_copied(pictures: Path, score: Score,
         assert all(path.is_symlink() == (place is link_images) for path in found.values())
         found[items[0].id].unlink()
         found[items[0].id].write_text("something else")
-        with pytest.raises(FileExistsError, match="is there already and is something else"):
+        with pytest.raises(FileExistsError, match="exists already and is a different file"):
             place(chosen, folder)
     Path(items[1].path).unlink()
-    assert copy_images(chosen, tmp_path / "late") == [f"{items[1].path}: the file is gone"]
+    assert copy_images(chosen, tmp_path / "late") == [f"{items[1].path}: the file does not exist any more"]
 
 
 def test_images_inside_containers_become_files(

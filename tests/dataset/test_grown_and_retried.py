@@ -91,7 +91,7 @@ def test_a_source_that_is_gone_leaves_the_result_as_it_is(
     score(pictures)
     shutil.rmtree(pictures)
     assert score(pictures).scored_now == 0
-    assert "new images were not looked for" in caplog.text
+    assert "new images were not searched for" in caplog.text
 
 
 def test_failed_images_are_tried_again_and_the_others_are_left_alone(
@@ -121,7 +121,7 @@ def test_new_images_and_failed_ones_are_done_in_one_run(pictures: Path, score: S
     (pictures / "new.png").write_bytes(encode(70))
     result = score(pictures, retry_errors=True)
     assert (result.images, result.scored_now, result.added, result.errors_now) == (22, 2, 1, 1)
-    assert "the file is gone" in read_rows(tmp_path / "out")["broken.png"]["error"]
+    assert "the file was deleted after the images were listed" in read_rows(tmp_path / "out")["broken.png"]["error"]
 
 
 @pytest.mark.parametrize("alone", [True, False])

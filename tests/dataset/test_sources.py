@@ -151,7 +151,7 @@ def test_a_tar_that_is_cut_off_costs_what_is_missing(tar_file: Path, score: Scor
     assert [name for name, row in rows.items() if row["error"] is None] == [
         f"set-000.tar/{n:03d}.jpg" for n in range(4)
     ]
-    assert "not a whole, uncompressed tar" in rows["set-000.tar"]["error"]
+    assert "not a complete, uncompressed tar" in rows["set-000.tar"]["error"]
     assert "expected" in rows["set-000.tar/004.jpg"]["error"]
 
 
