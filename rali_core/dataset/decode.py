@@ -52,10 +52,10 @@ class DecodeSettings:
 class DecodeTask(NamedTuple):
     """An image to decode: where it is, and its bytes or path if these were read together with others.
 
-        Attributes:
-    item: The image.
-            content: Its bytes, or the path that the source holds instead.
-            done: For a video: the number of sampling times that are done.
+    Attributes:
+        item: The image.
+        content: Its bytes, or the path that the source holds instead.
+        done: For a video: the number of sampling times that are done.
     """
 
     item: Item

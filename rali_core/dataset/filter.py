@@ -23,12 +23,12 @@ FOLDER = "folder"
 class Selection:
     """The result of a filter.
 
-        Attributes:
-    dataset: The scored data set.
-            positions: 0-based positions of the chosen rows, ascending.
-            scored: How many rows have a score.
-            groups: How many groups there are; 1 without groups.
-            no_content: How many of the chosen images have no content; these are chosen last.
+    Attributes:
+        dataset: The scored data set.
+        positions: 0-based positions of the chosen rows, ascending.
+        scored: How many rows have a score.
+        groups: How many groups there are; 1 without groups.
+        no_content: How many of the chosen images have no content; these are chosen last.
     """
 
     dataset: ScoredDataset
@@ -50,25 +50,25 @@ def filter_dataset(
 ) -> Selection:
     """Choose rows of a scored data set. Where several conditions are given, all must hold.
 
-        Memory: some 30 bytes per image, and the values of the group column.
+    Memory: some 30 bytes per image, and the values of the group column.
 
-        Args:
-            folder: Of the result.
-            min_score: At least this score.
-            max_score: At most this score.
-            top_fraction: The best fraction of the scored images, 0..1, rounded up to a whole image.
-    top_k: The best so many.
-            per_group: Take the fraction and the k within each group of equal values of this column; `"folder"` groups
-                by the id's folder. Equal scores: the earlier image comes first.
-            incomplete: Choose even if not all images are scored yet.
+    Args:
+        folder: Of the result.
+        min_score: At least this score.
+        max_score: At most this score.
+        top_fraction: The best fraction of the scored images, 0..1, rounded up to a whole image.
+        top_k: The best so many.
+        per_group: Take the fraction and the k within each group of equal values of this column; `"folder"` groups
+            by the id's folder. Equal scores: the earlier image comes first.
+        incomplete: Choose even if not all images are scored yet.
 
-        Raises:
-            ValueError: No condition, one out of range, no such column, or not all images are scored.
-            FileNotFoundError: The folder holds no result.
+    Raises:
+        ValueError: No condition, one out of range, no such column, or not all images are scored.
+        FileNotFoundError: The folder holds no result.
 
-        Examples:
-            >>> filter_dataset("photos-scored/", top_fraction=0.1, per_group="folder").positions  # doctest: +SKIP
-            array([  3,  17, ...])
+    Examples:
+        >>> filter_dataset("photos-scored/", top_fraction=0.1, per_group="folder").positions  # doctest: +SKIP
+        array([  3,  17, ...])
     """
     if min_score is None and max_score is None and top_fraction is None and top_k is None:
         raise ValueError("give a condition: min_score, max_score, top_fraction or top_k")

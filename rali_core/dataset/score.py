@@ -44,15 +44,15 @@ DEFAULT_SHARD_SIZE = 512
 class DatasetResult:
     """What a run did.
 
-        Attributes:
-            folder: Of the result.
-    images: Number of images in the data set.
-            done: Number of them in the result now; all unless `stopped`.
-            scored_now: Number of them that this run scored, retries included.
-            errors_now: Number of these with an error.
-            repaired: A text for each shard that was unusable and was re-scored.
-            stopped: The progress callback ended the run; another run resumes it.
-            added: Number of images that are new in the source.
+    Attributes:
+        folder: Of the result.
+        images: Number of images in the data set.
+        done: Number of them in the result now; all unless `stopped`.
+        scored_now: Number of them that this run scored, retries included.
+        errors_now: Number of these with an error.
+        repaired: A text for each shard that was unusable and was re-scored.
+        stopped: The progress callback ended the run; another run resumes it.
+        added: Number of images that are new in the source.
     """
 
     folder: Path

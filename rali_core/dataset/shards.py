@@ -94,19 +94,19 @@ def write_shard(
 ) -> None:
     """Write one shard: under a temporary name, flushed to the disk, renamed.
 
-        Args:
-            folder: Folder of the shards.
-            shard: 0-based number.
-            images: The shard's batch of the listing.
-            rows: One row per image, in its order.
-            model_hash: SHA-256 of the model file.
-            run: Identifier of the result that the shard belongs to.
-            kept: Existing rows and their 0-based positions among `images`; `rows` are then those of the others.
-            attempt: Identifier of the run that retried failed rows.
-    clips: Add the columns for videos.
+    Args:
+        folder: Folder of the shards.
+        shard: 0-based number.
+        images: The shard's batch of the listing.
+        rows: One row per image, in its order.
+        model_hash: SHA-256 of the model file.
+        run: Identifier of the result that the shard belongs to.
+        kept: Existing rows and their 0-based positions among `images`; `rows` are then those of the others.
+        attempt: Identifier of the run that retried failed rows.
+        clips: Add the columns for videos.
 
-        Raises:
-            OSError: It cannot be written; no partial file remains.
+    Raises:
+        OSError: It cannot be written; no partial file remains.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -72,15 +72,15 @@ class StepHook:
     def on_step(self, pipe: Any, step: int, timestep: Any, latents: Tensor, predicted: Tensor) -> dict[str, Any]:
         """Handle a step.
 
-            Args:
-                pipe: The running pipeline.
-                step: 0-based.
-                timestep: The scheduler's.
-        latents: The step's output.
-                predicted: float32 clean latents that the denoiser expected before this step.
+        Args:
+            pipe: The running pipeline.
+            step: 0-based.
+            timestep: The scheduler's.
+            latents: The step's output.
+            predicted: float32 clean latents that the denoiser expected before this step.
 
-            Returns:
-                Tensors that the pipeline continues with instead of its own.
+        Returns:
+            Tensors that the pipeline continues with instead of its own.
         """
         raise NotImplementedError
 
