@@ -157,7 +157,7 @@ def test_a_scored_batch_costs_nothing_again_and_a_new_threshold_scores_nothing(
 def test_best_of_n_finds_the_undistorted_picture_among_eight(server: Any, pictures: dict[str, str]) -> None:
     prompt = {
         **collected(eight(pictures)),
-        "f": plain("Test_Followers", count=8),
+        "f": plain("Test_Attachments", count=8),
         "n": plain("Test_Numbers", text="10,11,12,13,14,15,16,17"),
         "b": rali("RALI_BestOfN", images=["c", 1], latents=["f", 0], masks=["f", 1], seeds=["n", 0]),
         "p": plain("Test_Probe", **{f"value{i if i > 1 else ''}": ["b", i - 1] for i in range(1, 7)}),
@@ -174,10 +174,10 @@ def test_best_of_n_finds_the_undistorted_picture_among_eight(server: Any, pictur
 
 
 @pytest.mark.parametrize("output", [0, 1], ids=["list", "batch"])
-def test_followers_stay_with_their_images_in_any_order(server: Any, pictures: dict[str, str], output: int) -> None:
+def test_attachments_stay_with_their_images_in_any_order(server: Any, pictures: dict[str, str], output: int) -> None:
     prompt = {
         **collected(eight(pictures)),
-        "f": plain("Test_Followers", count=8),
+        "f": plain("Test_Attachments", count=8),
         "n": plain("Test_Numbers", text="0.5,0.9,0.1,0.7,0.2,0.3,0.4,0.6"),
         "p2": plain("Test_Probe", value=["c", 1]),
     }
@@ -207,7 +207,7 @@ def test_pictures_of_different_sizes_come_out_as_a_list(server: Any, pictures: d
     assert len(seen["value2"]) == 3
 
 
-def test_followers_of_another_number_are_an_error_that_says_so(server: Any, pictures: dict[str, str]) -> None:
+def test_attachments_of_another_number_are_an_error_that_says_so(server: Any, pictures: dict[str, str]) -> None:
     prompt = {
         **collected([pictures["good"], pictures["bad1"]]),
         "n": plain("Test_Numbers", text="1,2,3"),
@@ -251,10 +251,10 @@ def test_filter_splits_as_the_scores_say(server: Any, pictures: dict[str, str]) 
     assert seen["value7"] == [",".join(map(str, passed))]
 
 
-def test_followers_go_through_the_filter_with_their_images(server: Any, pictures: dict[str, str]) -> None:
+def test_attachments_go_through_the_filter_with_their_images(server: Any, pictures: dict[str, str]) -> None:
     prompt = {
         **collected(eight(pictures)),
-        "f": plain("Test_Followers", count=8),
+        "f": plain("Test_Attachments", count=8),
         "n": plain("Test_Numbers", text="0.5,0.9,0.1,0.7,0.2,0.3,0.4,0.6"),
         "m": plain("Test_Numbers", text="20,21,22,23,24,25,26,27"),
         "b": rali("RALI_Filter", images=["c", 1], scores=["n", 1], latents=["f", 0], masks=["f", 1], seeds=["m", 0]),
@@ -693,7 +693,7 @@ def test_what_is_embedded_never_holds_nan_and_an_image_without_a_score_is_saved_
 def test_a_noise_mask_shorter_than_its_latents_is_repeated(server: Any, pictures: dict[str, str]) -> None:
     prompt = {
         **collected(eight(pictures)),
-        "f": plain("Test_Followers", count=8, masks=3),
+        "f": plain("Test_Attachments", count=8, masks=3),
         "n": plain("Test_Numbers", text="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"),
         "b": rali("RALI_BestOfN", images=["c", 1], k=4, scores=["n", 1], latents=["f", 0]),
         "p": plain("Test_Probe", value=["b", 3], value2=["b", 2]),

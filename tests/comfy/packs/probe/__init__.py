@@ -133,7 +133,7 @@ class Latents(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Test_Followers", category="test",
+            node_id="Test_Attachments", category="test",
             inputs=[io.Int.Input("count"), io.Int.Input("masks", default=0, optional=True)],
             outputs=[io.Latent.Output("latents"), io.Mask.Output("masks")],
         )  # fmt: skip
