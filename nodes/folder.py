@@ -15,7 +15,7 @@ from comfy_api.latest import io
 from ..rali_core.content import NO_CONTENT
 from ..rali_core.files import Survey
 from ..rali_core.folder import list_folder, score_table, split_patterns
-from ..rali_core.images import read_pixels, to_float, to_picture
+from ..rali_core.images import read_pixels, to_float, to_pil_image
 from ._attachments import block_output
 from ._convert import from_core, from_pil
 from ._inputs import coverage_input, model_input
@@ -208,7 +208,7 @@ def _draw_sheet(files: list[Path], results: list[Any], chosen: list[int]) -> Any
 
     thumbnails = []
     for index in chosen:
-        small = to_picture(files[index])
+        small = to_pil_image(files[index])
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         thumbnails.append(small)
     return from_pil(

@@ -1,4 +1,4 @@
-"""Which prototypes make a score."""
+"""Explains a score by its prototypes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .lazy import renamed_attribute
 
 @dataclass(frozen=True)
 class PrototypeShare:
-    """What one prototype adds to a score.
+    """One prototype's contribution to a score.
 
     Attributes:
-        prototype: 0-based index of the prototype; -1 for all that are not listed one by one.
+        prototype: 0-based index of the prototype; -1 for all that are not listed individually.
         weight: Its softmax weight; the weights of all shares sum to 1.
         score: Its own score (for -1: the weighted mean of theirs).
         contribution: weight * score; the contributions of all shares sum to the image's score.
@@ -35,10 +35,10 @@ def share_score(weights: NDArray[np.float64], scores: NDArray[np.float64], *, to
     Args:
         weights: (K,) softmax weights of an image, summing to 1.
         scores: (K,) scores of the prototypes.
-        top: How many prototypes to list one by one, by weight.
+        top: How many prototypes to list individually, by weight.
 
     Returns:
-        `top` shares, heaviest first, and one with `prototype=-1` for all others, where there are others.
+        `top` shares, heaviest first, and one with `prototype=-1` for all others, if there are any.
 
     Raises:
         ValueError: `top` is less than 1.

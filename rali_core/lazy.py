@@ -1,4 +1,4 @@
-"""A package's public names, each imported from its module when it is first asked for."""
+"""A package's public names, each imported from its module at first use."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def import_on_first_use(
 
     Args:
         package: The package's `__name__`.
-        homes: From the name of a module in it to the public names that it holds. None of the modules may have
+        homes: From the name of a module in it to the public names in it. None of the modules may have
             such a name itself: importing it would put the module in the name's place.
-        old_names: From a name of the last release to what it is called now; it works with a DeprecationWarning.
+        old_names: From a name of the last release to the current one; the old name works with a DeprecationWarning.
 
     Returns:
         A function from a name to its value; raises AttributeError for others.

@@ -8,7 +8,7 @@ import pytest
 
 import rali_core
 import rali_core.dataset
-from rali_core import explain, scorer, vision_transformer
+from rali_core import explain, images, scorer, vision_transformer
 from rali_core.lazy import import_on_first_use, renamed
 from rali_core.official.verify import Verification
 
@@ -71,6 +71,8 @@ def test_attributes_and_methods_of_the_last_release_work_and_say_what_to_use() -
     result = Verification(44, 6, "float16", 0.001, {})
     with pytest.warns(DeprecationWarning, match="DinoTower is deprecated .* use DinoEncoder"):
         assert vision_transformer.DinoTower is vision_transformer.DinoEncoder
+    with pytest.warns(DeprecationWarning, match="to_picture is deprecated .* use to_pil_image"):
+        assert images.to_picture is images.to_pil_image
     with pytest.warns(DeprecationWarning, match="inputs_per_pass is deprecated .* use max_batch"):
         assert encoder.shape.inputs_per_pass(4) == encoder.shape.max_batch(4)
     with pytest.warns(DeprecationWarning, match="keep_own is deprecated .* use select_patches"):

@@ -91,7 +91,7 @@ def test_unusable_calibrations_are_refused() -> None:
         Population("a", "x", tuple(np.linspace(1, 0, 101)))
     with pytest.raises(ValueError, match="band_thresholds must be 4 ascending"):
         Calibration(band_thresholds=(0.2, 0.1, 0.6, 0.8))
-    with pytest.raises(ValueError, match="each population needs a name of its own"):
+    with pytest.raises(ValueError, match="each population needs its own name"):
         Calibration(two_populations().populations[:1] * 2)
     with pytest.raises(ValueError, match="expected the keys"):
         Calibration.from_dict({"quantiles": []})

@@ -12,13 +12,13 @@ from pathlib import Path
 from PIL import Image
 
 from rali_core import RaliScorer, at_least
-from rali_core.images import IMAGE_SUFFIXES, to_picture
+from rali_core.images import IMAGE_SUFFIXES, to_pil_image
 from rali_core.sheet import draw_contact_sheet
 
 
 def thumbnail(file: Path) -> Image.Image:
     """A small copy of a picture: a folder may hold more than fits into memory."""
-    picture = to_picture(file)
+    picture = to_pil_image(file)
     picture.thumbnail((480, 480))
     return picture
 

@@ -13,7 +13,7 @@ from common import parser, pipeline_arguments, scorer_from
 from tiny_pipelines import load_pipeline
 
 from rali_core.diffusers_hook import best_of_n, latents_to_pixels
-from rali_core.images import to_picture
+from rali_core.images import to_pil_image
 from rali_core.rewards import RaliLoss
 from rali_core.sheet import draw_contact_sheet
 
@@ -47,7 +47,7 @@ def main() -> None:
         optimiser.step()
         print(f"update {update}: loss {value.item():.4f}")
     with torch.no_grad():
-        pictures = [to_picture(decode(values)[0]) for values in (origin, latents)]
+        pictures = [to_pil_image(decode(values)[0]) for values in (origin, latents)]
     scores = scorer.score(pictures).scores
     options.output.mkdir(parents=True, exist_ok=True)
     sheet = draw_contact_sheet(pictures, scores, names=("before", "after"), ranked=False, enlarge=True)

@@ -264,10 +264,10 @@ def _thumbnail(file: Input, result: ImageScore) -> Image.Image | None:
     try:
         if (video := clip_of(result)) is not None:
             from ..frames import FrameReader
-            from ..images import to_picture
+            from ..images import to_pil_image
 
             with local_file(file) as path:
-                frame = to_picture(FrameReader(path, name=str(file)).at(float(video.times[video.best])))
+                frame = to_pil_image(FrameReader(path, name=str(file)).at(float(video.times[video.best])))
             frame.thumbnail((THUMBNAIL, THUMBNAIL))
             return frame
         with local_file(file) as path, Image.open(path) as image:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..files import atomic_write
 from ..frames import FrameReader
-from ..images import open_image, to_picture
+from ..images import open_image, to_pil_image
 from ..sheet import draw_contact_sheet
 from .items import Item
 from .result import ContentReader, ScoredDataset
@@ -104,7 +104,7 @@ def _thumbnail(reader: ContentReader, item: Item, seconds: float) -> Image.Image
     """A thumbnail, for a video of its frame at that time; NaN for an image."""
     try:
         if seconds == seconds:
-            frame = to_picture(FrameReader(reader.read(item), name=item.uri).at(seconds))
+            frame = to_pil_image(FrameReader(reader.read(item), name=item.uri).at(seconds))
             frame.thumbnail((THUMBNAIL, THUMBNAIL))
             return frame
         with open_image(reader.read(item)) as image:

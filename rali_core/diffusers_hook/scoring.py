@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..content import has_content
-from ..images import to_picture, to_pixels
+from ..images import to_pil_image, to_pixels
 from ..scorer import RaliScorer
 
 ScoreImages: TypeAlias = Callable[[list[Any]], list[float]]
@@ -79,4 +79,4 @@ def to_pil(image: Any) -> Image.Image:
     values = torch.as_tensor(image)
     if values.is_floating_point():
         values = torch.nan_to_num(values.float(), nan=0.0, posinf=1.0, neginf=0.0)
-    return to_picture(values if isinstance(image, torch.Tensor) else values.numpy())
+    return to_pil_image(values if isinstance(image, torch.Tensor) else values.numpy())

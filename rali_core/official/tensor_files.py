@@ -35,7 +35,7 @@ def check_zip(path: Path) -> list[zipfile.ZipInfo]:
             file.seek(0)
             magic, entries = file.read(4), archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError) as error:
-        raise ReleaseError(f"not a zip file, or a damaged or half downloaded one ({error})") from error
+        raise ReleaseError(f"not a zip file, or a damaged or incompletely downloaded one ({error})") from error
     if magic != b"PK\x03\x04":
         raise ReleaseError("not a zip file from its first byte on")
     for entry in entries:

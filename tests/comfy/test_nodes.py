@@ -852,7 +852,7 @@ def test_models_in_the_folder_are_offered_and_a_deleted_or_broken_one_says_what_
     (folder / "mine.safetensors").write_bytes(tiny_file.read_bytes()[:5000])
     broken = server.run(prompt)
     assert broken.ending == "execution_error"
-    assert "it may be damaged or half downloaded" in broken.error
+    assert "it may be damaged or incompletely downloaded" in broken.error
     (folder / "mine.safetensors").write_bytes(tiny_file.read_bytes())
     assert server.run(prompt).check().scores("s") == scored
     assert server.get("/system_stats")

@@ -62,7 +62,7 @@ def test_videos_are_rows_among_those_of_images(
         assert (row["width"], row["height"], row["problem"]) == (64, 48, alone.problem)
     assert rows["long.mp4"]["frames"] == 22  # several parts
     assert "of 6.0 seconds could be read" in rows["cut.mkv"]["problem"]
-    assert "no video that FFmpeg can read" in rows["sound.mp4"]["error"]
+    assert "not a video that FFmpeg can read" in rows["sound.mp4"]["error"]
     assert rows["0.png"]["frames"] is None
     assert rows["0.png"]["score"] > 0
     again = score(clips, **options)

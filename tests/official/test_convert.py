@@ -200,7 +200,7 @@ PROBLEMS: dict[str, tuple[Edit, str]] = {
     "bilinear": (lambda f: edit_json(f, "best/preprocessor_config.json", lambda c: c.update(resample=2)), r"resample: expected 3 \(bicubic\), got 2"),
     "a mean that is none": (lambda f: edit_json(f, "best/preprocessor_config.json", lambda c: c.update(image_mean=[0.5, float("nan"), 0.5])), "image_mean and image_std: expected finite numbers"),
     "damaged JSON": (lambda f: (f / "best/config.json").write_text("{"), "config.json: not readable .JSONDecodeError"),
-    "half a checkpoint": (lambda f: (f / "ckpt.pt").write_bytes((f / "ckpt.pt").read_bytes()[:50_000]), "ckpt.pt: not a zip file, or a damaged or half downloaded one"),
+    "half a checkpoint": (lambda f: (f / "ckpt.pt").write_bytes((f / "ckpt.pt").read_bytes()[:50_000]), "ckpt.pt: not a zip file, or a damaged or incompletely downloaded one"),
     "prototypes without scores": (lambda f: np.savez(f / "basis.npz", vectors=np.zeros((20, 24))), "basis.npz: expected the arrays scores and vectors, got vectors.npy"),
 }  # fmt: skip
 
