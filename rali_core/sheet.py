@@ -105,21 +105,21 @@ def draw_banner(
     """
     if position not in BANNER_POSITIONS:
         raise ValueError(f"position must be one of {', '.join(BANNER_POSITIONS)}, got {position!r}")
-    picture = to_pil_image(image)
-    height = max(12, min(picture.size) // 15) if height is None else height
+    rgb = to_pil_image(image)
+    height = max(12, min(rgb.size) // 15) if height is None else height
     if height < 12:
         raise ValueError(f"expected a strip of at least 12 pixels, got {height}")
     over, top = position.startswith("over"), position in ("above", "over the top")
-    canvas = Image.new("RGB", (picture.width, picture.height + (0 if over else height)), BACKGROUND)
-    canvas.paste(picture, (0, height if top and not over else 0))
-    strip = Image.new("RGB", (picture.width, height), BACKGROUND)
+    canvas = Image.new("RGB", (rgb.width, rgb.height + (0 if over else height)), BACKGROUND)
+    canvas.paste(rgb, (0, height if top and not over else 0))
+    strip = Image.new("RGB", (rgb.width, height), BACKGROUND)
     draw = ImageDraw.Draw(strip)
     bar = max(2, height // 8)
     if score == score:
-        _draw_bar(draw, 0, 0, picture.width, score, bar)
+        _draw_bar(draw, 0, 0, rgb.width, score, bar)
     font = ImageFont.load_default(size=(height - bar) * 0.72)
     middle = bar + (height - bar) / 2
-    draw.text((height / 4, middle), shorten(text, font, picture.width - height // 2), fill=TEXT, font=font, anchor="lm")
+    draw.text((height / 4, middle), shorten(text, font, rgb.width - height // 2), fill=TEXT, font=font, anchor="lm")
     canvas.paste(strip, (0, 0 if top else canvas.height - height))
     return canvas
 

@@ -26,13 +26,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven pictures, two of them in a folder inside, and two files that are no pictures."""
+    """Seven images, two of them in a folder inside, and two files that are no images."""
     random = np.random.default_rng(0)
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     (root / "inner").mkdir(parents=True)
     for name in ("a.png", "b.jpg", "c.webp", "d.bmp", "e.PNG", "inner/f.png", "inner/g.tif"):
         Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(root / name)
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     return root
 
 

@@ -155,12 +155,12 @@ class BestOfN:
         target.mkdir(parents=True, exist_ok=True)
         paths = []
         rows = list(zip(self.pil_images, self.scores, self.seeds, self.prompts, strict=True))
-        for position, (picture, score, seed, prompt) in enumerate(rows, start=1):
+        for position, (image, score, seed, prompt) in enumerate(rows, start=1):
             path = target / f"best-{position:02d}-seed-{seed}.png"
             text = PngInfo()
             record = {"score": score, "seed": seed, "prompt_index": prompt, "settings": self.settings}
             text.add_text("rali", json.dumps(record, sort_keys=True))
-            picture.save(path, pnginfo=text)
+            image.save(path, pnginfo=text)
             paths.append(path)
         self.contact_sheet().save(target / "contact-sheet.png")
         record = {

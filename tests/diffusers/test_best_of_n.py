@@ -267,7 +267,7 @@ def test_a_rali_scorer_scores_what_it_scores_alone(sd15: Any, arguments: Any, ti
     assert list(result.scores) == sorted(result.scores, reverse=True)
 
 
-def test_saving_writes_pictures_with_metadata_a_sheet_and_all_figures(
+def test_saving_writes_images_with_metadata_a_sheet_and_all_figures(
     sd15: Any, arguments: Any, contrast: Any, tmp_path: Any
 ) -> None:
     result = best_of_n(sd15, n=3, keep=2, keep_latents=True, scorer=contrast, **arguments("sd15"))

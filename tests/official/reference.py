@@ -33,7 +33,7 @@ class Reference:
         return self.processor(images=image, return_tensors="pt")["pixel_values"]
 
     def pixels_of_older_pillow(self, image: Image.Image) -> torch.Tensor:
-        """The same through Pillow up to 12, which always resizes along x first; 13 turns that round for tall pictures.
+        """The same through Pillow up to 12, which always resizes along x first; 13 turns that round for tall images.
 
         Two resizes along one axis each, with Pillow's rounding between them, fix the order.
         """
