@@ -53,7 +53,7 @@ def make_images(folder: Path, count: int, side: int) -> None:
 
 
 def make_tiny_model(path: Path, width: int, image_size: int) -> None:
-    """A vision transformer with seeded random weights; its scores differ between pictures and mean nothing."""
+    """A vision transformer with seeded random weights; its scores differ between images and mean nothing."""
     torch.manual_seed(0)
     shape = {"image_size": image_size, "layers": 4, "width": width, "head_width": 32, "patch_size": image_size // 8}
     model = RaliModel(

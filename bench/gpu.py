@@ -4,10 +4,10 @@
     python bench/gpu.py --tiny              # the same on small models on the CPU: does the script work?
 
 Without a CUDA device it says so and ends. Needs the package and transformers. Weights are random. Measured are
-1. images per second of the tower in bfloat16 for batches of 1 to 256, as a share of the card's rate at a large matrix
+1. images per second of the encoder in bfloat16 for batches of 1 to 256, as a share of the card's rate at a large matrix
    product;
-2. images per second from uint8 pictures on the card, and from PIL images in main memory;
-3. the time of one score as a share of the time in which Qwen2.5-VL-7B writes 100 tokens about one picture, as a
+2. images per second from uint8 images on the card, and from PIL images in main memory;
+3. the time of one score as a share of the time in which Qwen2.5-VL-7B writes 100 tokens about one image, as a
    judge of image quality does that describes before it scores (RALI's paper: 3.4 % of Q-Insight's time, at batch 16).
 """
 
@@ -87,11 +87,11 @@ def matrix_rate(device: torch.device, side: int, rounds: int) -> float:
     return 2 * side**3 / seconds(lambda: left @ right, device, rounds)
 
 
-def tower_operations(shape: dict[str, Any], embed_dim: int) -> int:
-    """Operations of the matrix products for one picture, counted as the tower computes them.
+def encoder_operations(shape: dict[str, Any], embed_dim: int) -> int:
+    """Operations of the matrix products for one image, counted as the encoder computes them.
 
     Args:
-        shape: `image_size`, `patch_size`, `width` and `layers`; the perceptron is four times as wide.
+        shape: `image_size`, `patch_size`, `width` and `layers`; the MLP is four times as wide.
         embed_dim: Length of the embedding.
     """
     width, patches = shape["width"], (shape["image_size"] // shape["patch_size"]) ** 2
@@ -103,7 +103,7 @@ def tower_operations(shape: dict[str, Any], embed_dim: int) -> int:
 
 
 def language_seconds(config: dict[str, Any], device: torch.device, tokens: int, rounds: int) -> float:
-    """Seconds in which Qwen2.5-VL with random weights reads one picture of 504 x 504 and writes `tokens` tokens."""
+    """Seconds in which Qwen2.5-VL with random weights reads one image of 504 x 504 and writes `tokens` tokens."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     settings = Qwen2_5_VLConfig(**config)
@@ -142,26 +142,26 @@ def measure(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     info = ModelInfo("random", "Apache-2.0")
     scorer = RaliScorer(random_model(shape), info, device=device, dtype="bfloat16")
     model, size = scorer.model, shape["image_size"]
-    operations = tower_operations(shape, EMBED_DIM)
+    operations = encoder_operations(shape, EMBED_DIM)
     result: dict[str, Any] = {
         "card": card, "torch": torch.__version__, "matrix_tflops": rate / 1e12, "gflop_per_image": operations / 1e9,
-        "tower": [], "end_to_end": [],
+        "encoder": [], "end_to_end": [],
     }  # fmt: skip
     with torch.inference_mode():
         for batch in batches:
             crops = torch.randn(batch, 3, size, size, device=device, dtype=torch.bfloat16)
             took = seconds(lambda crops=crops: model.head(model.embed(crops)), device, rounds)  # type: ignore[misc]
             images = batch / took
-            result["tower"].append(
+            result["encoder"].append(
                 {"batch": batch, "images_per_s": images, "share": images * operations / rate, "ms": took * 1e3}
             )
         for batch in (batches[0], batches[-1]):
             pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
             took = seconds(lambda pixels=pixels: score_levels(model, pixels), device, rounds)  # type: ignore[misc]
             result["end_to_end"].append({"from": "uint8 on the card", "batch": batch, "images_per_s": batch / took})
-            pictures = [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+            pil_images = [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
             scorer.batch_size = batch
-            took = seconds(lambda pictures=pictures: scorer.score(pictures), device, rounds)  # type: ignore[misc]
+            took = seconds(lambda pil_images=pil_images: scorer.score(pil_images), device, rounds)  # type: ignore[misc]
             result["end_to_end"].append({"from": "PIL", "batch": batch, "images_per_s": batch / took})
         one = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, device=device)
         ours = seconds(lambda: score_levels(model, one), device, rounds)
@@ -185,12 +185,12 @@ def score_levels(model: Any, levels: Tensor) -> Tensor:
 def show(result: dict[str, Any]) -> None:
     """Print the figures and the goals."""
     print(f"{result['card']}, torch {result['torch']}: bfloat16 matrix product {result['matrix_tflops']:.1f} TFLOP/s")
-    print(f"tower: {result['gflop_per_image']:.1f} GFLOP per image\n{'batch':>6}{'images/s':>12}{'share':>8}")
-    for row in result["tower"]:
+    print(f"encoder: {result['gflop_per_image']:.1f} GFLOP per image\n{'batch':>6}{'images/s':>12}{'share':>8}")
+    for row in result["encoder"]:
         print(f"{row['batch']:>6}{row['images_per_s']:>12.1f}{row['share']:>8.1%}")
     for row in result["end_to_end"]:
         print(f"end to end from {row['from']}, batch {row['batch']}: {row['images_per_s']:.1f} images/s")
-    best = max(row["share"] for row in result["tower"])
+    best = max(row["share"] for row in result["encoder"])
     print(
         f"best share of the matrix rate {best:.1%}, goal {GOAL_SHARE:.0%}: {'met' if best >= GOAL_SHARE else 'not met'}"
     )

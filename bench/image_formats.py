@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "progressive": {"progressive": True, "exif": True, "icc_profile": True, "comment": b"made for a test"},
         "4:4:4": {"subsampling": 0, "quality": 95},
         "restart markers": {"restart_marker_rows": 1},
-        "several pictures": {"frames": True, "format": "MPO"},
+        "several images": {"frames": True, "format": "MPO"},
     },
     "JPEG2000": {
         "": {},
@@ -61,7 +61,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 """Ways of writing a format, by name: options of `Image.save`. True stands for metadata or frames made here."""
 
 
-def picture(seed: int = 0) -> Image.Image:
+def make_image(seed: int = 0) -> Image.Image:
     """A small image with coarse and fine structure."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
@@ -118,7 +118,7 @@ def _write(name: str, mode: str, settings: dict[str, Any]) -> bytes | None:
 
 
 def _in_mode(seed: int, mode: str) -> Image.Image:
-    image = picture(seed)
+    image = make_image(seed)
     if mode == "F":
         return Image.fromarray(np.asarray(image.convert("L"), dtype=np.float32) / 255)
     if mode == "I;16":
@@ -141,7 +141,7 @@ def _is_read(content: bytes) -> bool:
 
 
 def _levels() -> bytes:
-    return picture().convert("L").tobytes()
+    return make_image().convert("L").tobytes()
 
 
 def _cur() -> bytes:
@@ -168,13 +168,13 @@ def _flc(kind: int) -> bytes:
 
 
 def _ftex(kind: int) -> bytes:
-    pixels = picture().tobytes() if kind == 1 else bytes(range(256)) * 5
+    pixels = make_image().tobytes() if kind == 1 else bytes(range(256)) * 5
     header = b"FTEX" + struct.pack("<5i", 0, WIDTH, HEIGHT, 1, 1) + struct.pack("<2i", kind, 32)
     return header + struct.pack("<i", len(pixels)) + pixels
 
 
 def _gbr(channels: int) -> bytes:
-    pixels = picture().convert("RGBA" if channels == 4 else "L").tobytes()
+    pixels = make_image().convert("RGBA" if channels == 4 else "L").tobytes()
     return struct.pack(">5I4sI", 34, 2, WIDTH, HEIGHT, channels, b"GIMP", 10) + b"brush\0" + pixels
 
 
@@ -199,11 +199,11 @@ def _pixar() -> bytes:
     header[:4] = b"\200\350\000\000"
     header[416:420] = struct.pack("<2H", HEIGHT, WIDTH)
     header[424:428] = struct.pack("<2H", 14, 2)
-    return bytes(header) + picture().tobytes()
+    return bytes(header) + make_image().tobytes()
 
 
 def _psd(mode: int, channels: int, *, runs: bool = False) -> bytes:
-    pixels = b"".join(plane.tobytes() for plane in picture().convert("CMYK" if mode == 4 else "RGB").split())
+    pixels = b"".join(plane.tobytes() for plane in make_image().convert("CMYK" if mode == 4 else "RGB").split())
     pixels = (pixels * 2)[: channels * WIDTH * HEIGHT]
     if runs:
         rows = [bytes([WIDTH - 1]) + pixels[start : start + WIDTH] for start in range(0, len(pixels), WIDTH)]
@@ -217,7 +217,7 @@ def _psd(mode: int, channels: int, *, runs: bool = False) -> bytes:
 
 
 def _sun(kind: int) -> bytes:
-    pixels = picture().tobytes() if kind == 1 else b"".join(b"\x80\x0d" + bytes([n % 128]) for n in range(480))
+    pixels = make_image().tobytes() if kind == 1 else b"".join(b"\x80\x0d" + bytes([n % 128]) for n in range(480))
     return struct.pack(">8I", 0x59A66A95, WIDTH, HEIGHT, 24, len(pixels), kind, 0, 0) + pixels
 
 
@@ -250,7 +250,7 @@ BY_HAND: dict[str, dict[str, Callable[[], bytes]]] = {
     "PCD": {"turned": _pcd},
     "PIXAR": {"colour": _pixar},
     "PPM": {
-        "text": lambda: f"P3 {WIDTH} {HEIGHT} 255\n".encode() + b" ".join(b"%d" % n for n in picture().tobytes()),
+        "text": lambda: f"P3 {WIDTH} {HEIGHT} 255\n".encode() + b" ".join(b"%d" % n for n in make_image().tobytes()),
         "floats": lambda: f"Pf\n{WIDTH} {HEIGHT}\n-1.0\n".encode()
         + np.linspace(0, 1, WIDTH * HEIGHT, dtype="<f4").tobytes(),
     },

@@ -36,8 +36,8 @@ from rali_core import RaliScorer
 from rali_core.official.convert import convert
 
 HELPERS = Path(__file__).resolve().parent.parent / "tests" / "official"
-SAME_TENSOR, SAME_IMAGE, HALF = "same tensor, float32 file", "same picture, float32 file", "same picture, float16 file"
-TALL, TALL_PILLOW_13 = "same tall picture, float32 file", "the same, order of Pillow 13"
+SAME_TENSOR, SAME_IMAGE, HALF = "same tensor, float32 file", "same image, float32 file", "same image, float16 file"
+TALL, TALL_PILLOW_13 = "same tall image, float32 file", "the same, order of Pillow 13"
 LIMITS = {SAME_TENSOR: 1e-5, SAME_IMAGE: 1e-5, HALF: 2e-3, TALL: 1e-5, TALL_PILLOW_13: math.inf}
 SIZES = (
     *((24, 24), (31, 57), (56, 56), (64, 48), (100, 75), (1024, 128), (150, 150), (200, 301), (224, 224), (240, 80)),
@@ -50,7 +50,7 @@ official scores are older than that, and our order is the older one."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoredRow:
     """One line of the table: differences of the scores, absolute."""
 
     size: str
@@ -100,7 +100,7 @@ def make_images(count: int = 54, sizes: tuple[tuple[int, int], ...] = SIZES, see
 
 
 class Notebook:
-    """Scores by what was compared and the picture's number; kept in a file, one line each, where one is named."""
+    """Scores by what was compared and the image's number; kept in a file, one line each, where one is named."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -132,15 +132,15 @@ def measure(
     *,
     tall: int = 12,
     notebook: Notebook | None = None,
-) -> list[Row]:
+) -> list[ScoredRow]:
     """Convert a release and compare the scores of `images` with the reference's.
 
     Args:
         release: A release of the official layout.
         work: Folder for the converted files.
-        images: At least one RGB picture.
+        images: At least one RGB image.
         size: Name for the table.
-        tall: How many pictures of `TALL_SIZES` besides.
+        tall: How many images of `TALL_SIZES` besides.
         notebook: Scores that are known already.
     """
     notebook = notebook or Notebook()
@@ -159,28 +159,28 @@ def measure(
     def scorer(path: Path) -> RaliScorer:
         return RaliScorer.from_pretrained(path, device="cpu")
 
-    def expect(pictures: Iterable[Image.Image]) -> Iterator[float]:
-        return (float(reference().score(reference().pixels(picture))) for picture in pictures)
+    def expect(batch: Iterable[Image.Image]) -> Iterator[float]:
+        return (float(reference().score(reference().pixels(image))) for image in batch)
 
-    def expect_older_pillow(pictures: Iterable[Image.Image]) -> Iterator[float]:
-        return (float(reference().score(reference().pixels_of_older_pillow(picture))) for picture in pictures)
+    def expect_older_pillow(batch: Iterable[Image.Image]) -> Iterator[float]:
+        return (float(reference().score(reference().pixels_of_older_pillow(image))) for image in batch)
 
     @torch.inference_mode()
-    def score_tensor(picture: Image.Image) -> float:
+    def score_tensor(image: Image.Image) -> float:
         model = scorer(single).model
-        return float(model.head(model.embed(pixels[id(picture)])))
+        return float(model.head(model.embed(pixels[id(image)])))
 
-    def score_single(pictures: Iterable[Image.Image]) -> Iterator[float]:
-        return (result.score for result in scorer(single).stream(pictures))
+    def score_single(batch: Iterable[Image.Image]) -> Iterator[float]:
+        return (result.score for result in scorer(single).stream(batch))
 
-    def score_half(pictures: Iterable[Image.Image]) -> Iterator[float]:
-        return (result.score for result in scorer(half).stream(pictures))
+    def score_half(batch: Iterable[Image.Image]) -> Iterator[float]:
+        return (result.score for result in scorer(half).stream(batch))
 
     # One model at a time in memory: at the official size the reference alone takes 1.7 GB.
     expected = notebook.complete("reference", images, expect)
     tall_expected = notebook.complete("tall reference, older Pillow", tall_images, expect_older_pillow)
     tall_expected_13 = notebook.complete("tall reference", tall_images, expect)
-    pixels = {id(picture): reference().pixels(picture) for picture in images}
+    pixels = {id(image): reference().pixels(image) for image in images}
     reference.cache_clear()
     found = {
         SAME_TENSOR: (notebook.complete(SAME_TENSOR, images, lambda items: map(score_tensor, items)), expected),
@@ -194,16 +194,16 @@ def measure(
     return [compare(size, comparison, *pair) for comparison, pair in found.items()]
 
 
-def compare(size: str, comparison: str, scores: np.ndarray, expected: np.ndarray) -> Row:
+def compare(size: str, comparison: str, scores: np.ndarray, expected: np.ndarray) -> ScoredRow:
     """A line of the table from (N,) scores and the reference's."""
     difference = np.abs(scores - expected)
     spread = float(expected.max() - expected.min())
-    return Row(size, comparison, len(scores), difference.max(), difference.mean(), LIMITS[comparison], spread)
+    return ScoredRow(size, comparison, len(scores), difference.max(), difference.mean(), LIMITS[comparison], spread)
 
 
-def format_rows(rows: list[Row]) -> str:
+def format_rows(rows: list[ScoredRow]) -> str:
     """The table in Markdown."""
-    lines = ["| tower | compared | pictures | largest difference | mean difference | limit | range of the scores |"]
+    lines = ["| encoder | compared | images | largest difference | mean difference | limit | range of the scores |"]
     lines.append("|---|---|---|---|---|---|---|")
     lines += [
         f"| {row.size} | {row.comparison} | {row.images} | {row.largest:.1e} | {row.mean:.1e} "
@@ -216,9 +216,9 @@ def format_rows(rows: list[Row]) -> str:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", action="append", choices=("small", "official"), help="which towers (default: small)")
-    parser.add_argument("--tall", type=int, default=12, help="how many tall pictures besides (default: 12)")
-    parser.add_argument("--images", type=int, default=54, help="how many pictures (default: 54)")
+    parser.add_argument("--size", action="append", choices=("small", "official"), help="encoders (default: small)")
+    parser.add_argument("--tall", type=int, default=12, help="how many tall images besides (default: 12)")
+    parser.add_argument("--images", type=int, default=54, help="how many images (default: 54)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work here, note every score, go on where it ended")
     options = parser.parse_args()
     maker = load_helper("release_maker")

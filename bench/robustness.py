@@ -1,6 +1,6 @@
-"""How a model file orders distorted versions of one picture, and how little flips and re-encoding move its score.
+"""How a model file orders distorted versions of one image, and how little flips and re-encoding move its score.
 
-No human scores are needed: each picture is distorted at five known levels, and a stronger level should score lower.
+No human scores are needed: each image is distorted at five known levels, and a stronger level should score lower.
 
     python bench/robustness.py weights/rali-small.safetensors --pictures FOLDER [--drawings 20] [--json FILE]
 """
@@ -23,15 +23,15 @@ from rali_core.training.distortion_triplets import MILD_DISTORTIONS, render_grap
 from rali_core.training.distortions import DISTORTIONS, LEVELS, Distortion, distort, recode
 
 LARGEST_SIDE = 768
-"""Larger pictures are reduced to this before they are distorted."""
+"""Larger images are reduced to this before they are distorted."""
 USUAL: frozenset[Distortion] = frozenset({
     "blur", "lens_blur", "motion_blur", "noise", "chroma_noise", "poisson_noise", "impulse_noise", "speckle_noise",
     "jpeg", "webp", "low_resolution", "upscaler", "checkerboard", "oversharpen", "saturation_high", "brighten",
     "darken", "banding",
 })  # fmt: skip
-"""What pictures meet most: blur, noise, JPEG, WebP, enlarging, sharpening, saturation, exposure, banding, upscalers."""
+"""What images meet most: blur, noise, JPEG, WebP, enlarging, sharpening, saturation, exposure, banding, upscalers."""
 STRONG = 4
-"""From this level on, a distorted picture should score lower than any undistorted one."""
+"""From this level on, a distorted image should score lower than any undistorted one."""
 FIRST_DRAWING = 2**31
 """Training draws its seeds below 2**30."""
 
@@ -40,11 +40,11 @@ def main() -> None:
     """Print a table of pair accuracies, worst first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL.safetensors")
-    parser.add_argument("--pictures", action="append", default=[], metavar="FOLDER", help="undistorted pictures")
-    parser.add_argument("--drawings", type=int, default=20, metavar="N", help="drawn pictures (default: 20)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N pictures of the folders")
+    parser.add_argument("--pictures", action="append", default=[], metavar="FOLDER", help="undistorted images")
+    parser.add_argument("--drawings", type=int, default=20, metavar="N", help="synthetic graphics (default: 20)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images of the folders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--dtype", default="float32", help="arithmetic of the tower (default: float32)")
+    parser.add_argument("--dtype", default="float32", help="arithmetic of the encoder (default: float32)")
     options = parser.parse_args()
     scorer = RaliScorer.from_pretrained(options.model, dtype=options.dtype)
     files = find_images(options.pictures, recursive=True)[: options.limit] if options.pictures else []
@@ -68,7 +68,7 @@ def measure(scorer: RaliScorer, pictures: list[Image.Image]) -> dict[str, float]
     across: list[NDArray[np.bool_]] = []
     for kind in DISTORTIONS:
         distorted = [
-            scorer.score([distort(picture, kind, level, seed=7) for picture in pictures]).scores
+            scorer.score([distort(image, kind, level, seed=7) for image in pictures]).scores
             for level in range(1, LEVELS + 1)
         ]
         right[kind] = float((np.diff(np.stack([undistorted, *distorted]), axis=0) < 0).mean())
@@ -76,9 +76,9 @@ def measure(scorer: RaliScorer, pictures: list[Image.Image]) -> dict[str, float]
             strong = np.concatenate(distorted[STRONG - 1 :])
             across.append(undistorted[:, None] > strong[None, :])
         print(f"{kind}: {right[kind]:.3f}", file=sys.stderr, flush=True)
-    flips = np.abs(scorer.score([picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]).scores
+    flips = np.abs(scorer.score([image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in pictures]).scores
                    - undistorted)  # fmt: skip
-    recoded = np.abs(scorer.score([recode(picture, "JPEG", quality=95) for picture in pictures]).scores - undistorted)
+    recoded = np.abs(scorer.score([recode(image, "JPEG", quality=95) for image in pictures]).scores - undistorted)
     strict = [value for kind, value in right.items() if kind not in MILD_DISTORTIONS]
     return {
         "count": len(pictures),

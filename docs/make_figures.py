@@ -1,7 +1,7 @@
-"""Make the README's picture: photographs of scikit-image and damaged copies of them, scored and sorted.
+"""Make the README's image: photographs of scikit-image and damaged copies of them, scored and sorted.
 
     python docs/make_figures.py        # needs the extra `test`, for scikit-image
-    python docs/make_figures.py video  # the picture of docs/video.md: a clip with a damaged second, scored over time
+    python docs/make_figures.py video  # the image of docs/video.md: a clip with a damaged second, scored over time
 
 The photographs are in the public domain or CC0 (astronaut: NASA; coffee, cat: CC0; rocket: SpaceX, CC0).
 """
@@ -51,7 +51,7 @@ def draw_video() -> None:
 
 
 def main() -> None:
-    """Draw the picture."""
+    """Draw the image."""
     if sys.argv[1:] == ["video"]:
         draw_video()
         return

@@ -1,11 +1,11 @@
-"""Photograph ComfyUI's page: the templates' thumbnails, the help pages' pictures and those of the README.
+"""Photograph ComfyUI's page: the templates' thumbnails, the help pages' images and those of the README.
 
     .ci/comfy_setup FOLDER                               once: ComfyUI, its environment and Chromium
-    python docs/make_screenshots.py FOLDER [PART ...]    needs playwright; PART: only pictures with it in their name
+    python docs/make_screenshots.py FOLDER [PART ...]    needs playwright; PART: only images with it in their name
 
 A ComfyUI of its own is started, in a folder that is removed again, with a link to this checkout in custom_nodes: the
-picture of the template browser, made last, shows the thumbnails that were made just before.
-Two pictures are put into ComfyUI's input folder: example.png, and a damaged copy of it. The checkpoint that the
+image of the template browser, made last, shows the thumbnails that were made just before.
+Two images are put into ComfyUI's input folder: example.png, and a damaged copy of it. The checkpoint that the
 templates name is an empty file: it is shown, not loaded.
 """
 
@@ -49,9 +49,9 @@ NOTICE = "() => { app.extensionManager.workflow.activeWorkflow.changeTracker.cap
 ZOOM = """([scale, x, y]) => { const view = app.canvas.ds; view.scale = scale; view.offset[0] = x; view.offset[1] = y;
     app.canvas.setDirty(true, true); }"""
 
-# node: (nodes [kind, x, y, widgets], wires [from, output, to, input], whether it can run here, what the picture shows)
+# node: (nodes [kind, x, y, widgets], wires [from, output, to, input], whether it can run here, what the image shows)
 Scene = tuple[list[tuple[str, int, int, dict[str, Any]]], list[tuple[int, int, int, str]], bool, list[str] | None]
-PICTURES: list[tuple[str, int, int, dict[str, Any]]] = [
+LOADED_IMAGES: list[tuple[str, int, int, dict[str, Any]]] = [
     ("LoadImage", 0, 0, {"image": "example.png"}),
     ("LoadImage", 0, 420, {"image": "damaged.png"}),
     ("BatchImagesNode", 360, 0, {}),
@@ -60,8 +60,8 @@ BATCH: list[tuple[int, int, int, str]] = [(0, 0, 2, "images.image0"), (1, 0, 2, 
 
 
 def scene(kind: str, shown: int = 0, widgets: dict[str, Any] | None = None, more: Any = ()) -> Scene:
-    """Two pictures, the node, and a preview of one of its outputs where that is a picture (`shown` counts from 1)."""
-    nodes = [*PICTURES, (kind, 700, 0, widgets or {})]
+    """Two images, the node, and a preview of one of its outputs where that is an image (`shown` counts from 1)."""
+    nodes = [*LOADED_IMAGES, (kind, 700, 0, widgets or {})]
     wires = [*BATCH, (2, 0, 3, "images"), *more]
     if shown:
         nodes.append(("PreviewImage", 1060, 0, {}))
@@ -82,7 +82,7 @@ SCENES: dict[str, Scene] = {
     "RALI_QualityMap": scene("RALI_QualityMap", 2, {"tile_size": 128}),
     "RALI_ContactSheet": scene("RALI_ContactSheet", 1, {"columns": 2}),
     "RALI_CombineScores": (
-        [*PICTURES, ("RALI_Score", 700, 0, {}), ("RALI_CombineScores", 1060, 0, {}), ("PreviewAny", 1420, 0, {})],
+        [*LOADED_IMAGES, ("RALI_Score", 700, 0, {}), ("RALI_CombineScores", 1060, 0, {}), ("PreviewAny", 1420, 0, {})],
         [*BATCH, (2, 0, 3, "images"), (3, 2, 4, "scores_a"), (3, 2, 4, "scores_b"), (4, 2, 5, "source")],
         True,
         ["RALI_Score", "RALI_CombineScores"],
@@ -165,10 +165,10 @@ class Camera:
     Args:
         browser: Chromium.
         url: The server.
-        pictures: What is put into its input folder, by name.
+        images: What is put into its input folder, by name.
     """
 
-    def __init__(self, browser: Any, url: str, pictures: dict[str, Image.Image]) -> None:
+    def __init__(self, browser: Any, url: str, images: dict[str, Image.Image]) -> None:
         settings = {
             "Comfy.TutorialCompleted": True, "Comfy.Notification.ShowVersionUpdates": False, "Comfy.Locale": "en",
             "Comfy.Workflow.Persist": False, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": True,
@@ -177,8 +177,8 @@ class Camera:
         self.page = browser.new_context(viewport={"width": 2600, "height": 1700}, base_url=url).new_page()
         self.page.set_default_timeout(600_000)
         self.page.request.post("/api/settings", data=settings)
-        for name, picture in pictures.items():
-            self.upload(name, picture)
+        for name, image in images.items():
+            self.upload(name, image)
         with tempfile.TemporaryDirectory() as folder:
             make_figures.write_clip(Path(folder, "example.mp4"))
             self.upload_file("example.mp4", "video/mp4", Path(folder, "example.mp4").read_bytes())
@@ -187,10 +187,10 @@ class Camera:
         self.page.wait_for_function("() => window.app?.extensionManager?.spinner === false")
         self.page.add_style_tag(content=QUIET)
 
-    def upload(self, name: str, picture: Image.Image) -> None:
-        """Put a picture into ComfyUI's input folder, as the page's upload button does."""
+    def upload(self, name: str, image: Image.Image) -> None:
+        """Put an image into ComfyUI's input folder, as the page's upload button does."""
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         self.upload_file(name, "image/png", buffer.getvalue())
 
     def upload_file(self, name: str, kind: str, content: bytes) -> None:
@@ -204,7 +204,7 @@ class Camera:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until all nodes, and their pictures, are drawn."""
+        """Wait until all nodes, and their images, are drawn."""
         self.page.wait_for_function(
             "() => document.querySelectorAll('[data-node-id]').length === app.graph._nodes.length"
             " && [...document.querySelectorAll('[data-node-id] img')].every(image => image.complete)"
@@ -236,22 +236,22 @@ def make_thumbnail(camera: Camera, file: Path) -> None:
     """A workflow, run where it needs no checkpoint, on 640 x 384."""
     workflow = json.loads(file.read_text(encoding="utf-8"))
     for loader in [node for node in workflow["nodes"] if node["type"] == "LoadImage"][1:]:
-        loader["widgets_values"][0] = "damaged.png"  # a batch of two equal pictures shows little
+        loader["widgets_values"][0] = "damaged.png"  # a batch of two equal images shows little
     camera.do("Comfy.NewBlankWorkflow")
     camera.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
     camera.settle()
     if all(node["type"] != "CheckpointLoaderSimple" for node in workflow["nodes"]):
         camera.run()
     camera.zoom(0.9, 200, 150)
-    picture = camera.photograph()
+    image = camera.photograph()
     # Chromium draws what is outside the window nowhere: the largest graph has to fit.
-    side = max(picture.width, picture.height * 640 / 384)
-    canvas = Image.new("RGB", (round(side), round(side * 384 / 640)), picture.getpixel((3, 3)))
-    canvas.paste(picture, ((canvas.width - picture.width) // 2, (canvas.height - picture.height) // 2))
+    side = max(image.width, image.height * 640 / 384)
+    canvas = Image.new("RGB", (round(side), round(side * 384 / 640)), image.getpixel((3, 3)))
+    canvas.paste(image, ((canvas.width - image.width) // 2, (canvas.height - image.height) // 2))
     canvas.resize((640, 384), Image.Resampling.LANCZOS).save(file.with_suffix(".jpg"), quality=82)
 
 
-def make_help_picture(camera: Camera, kind: str) -> None:
+def make_help_image(camera: Camera, kind: str) -> None:
     """One node after a run."""
     nodes, wires, runs, shown = SCENES[kind]
     camera.do("Comfy.NewBlankWorkflow")
@@ -260,15 +260,15 @@ def make_help_picture(camera: Camera, kind: str) -> None:
     if runs:
         camera.run()
     camera.zoom(1.3, 200, 120)
-    picture = camera.photograph(shown)
-    picture.save(ROOT / "web" / "docs" / "images" / f"{kind}.webp", quality=85)
+    image = camera.photograph(shown)
+    image.save(ROOT / "web" / "docs" / "images" / f"{kind}.webp", quality=85)
     if kind == "RALI_Score":
         camera.zoom(1.0, 200, 150)
         camera.photograph().save(ROOT / "docs" / "images" / "comfyui-score.jpg", quality=88)
 
 
 def make_walkthrough(camera: Camera) -> None:
-    """The four pictures of docs/comfyui.md."""
+    """The four images of docs/comfyui.md."""
     nodes, wires, _, _ = SCENES["RALI_Score"]
     camera.do("Comfy.NewBlankWorkflow")
     camera.page.evaluate(BUILD, [nodes, wires])
@@ -290,7 +290,7 @@ def make_walkthrough(camera: Camera) -> None:
     keep("4-collapsed", ["BatchImagesNode", "RALI_Score"])
 
 
-def make_template_picture(camera: Camera) -> None:
+def make_template_image(camera: Camera) -> None:
     """The template browser, for the README."""
     camera.page.set_viewport_size({"width": 1600, "height": 1000})
     camera.do("Comfy.NewBlankWorkflow")
@@ -301,12 +301,12 @@ def make_template_picture(camera: Camera) -> None:
     loaded = "[...document.querySelectorAll('img')].filter(x => x.src.startsWith('blob:') && x.naturalWidth === 640)"
     camera.page.wait_for_function(f"() => {loaded}.length >= 6")
     camera.page.evaluate(DRAWN)
-    picture = Image.open(io.BytesIO(camera.page.screenshot())).convert("RGB")
-    picture.resize((1100, 688), Image.Resampling.LANCZOS).save(ROOT / "docs/images/comfyui-templates.jpg", quality=88)
+    image = Image.open(io.BytesIO(camera.page.screenshot())).convert("RGB")
+    image.resize((1100, 688), Image.Resampling.LANCZOS).save(ROOT / "docs/images/comfyui-templates.jpg", quality=88)
 
 
 def main(home: str, *only: str) -> None:
-    """Make all pictures, or those whose name contains one of `only`."""
+    """Make all images, or those whose name contains one of `only`."""
     good = Image.fromarray(data.astronaut())
     noise = np.random.default_rng(0).normal(0.0, 20.0, (good.height, good.width, 3))
     blurred = np.asarray(good.filter(ImageFilter.GaussianBlur(4)), dtype=np.float32)
@@ -317,7 +317,7 @@ def main(home: str, *only: str) -> None:
         camera = Camera(browser, url, {"example.png": good, "damaged.png": damaged})
         for kind in SCENES:
             if not only or any(part in kind for part in only):
-                make_help_picture(camera, kind)
+                make_help_image(camera, kind)
                 print(kind, flush=True)
         for file in sorted((ROOT / "workflows").glob("*.json")):
             if not only or any(part in file.stem for part in only):
@@ -326,7 +326,7 @@ def main(home: str, *only: str) -> None:
         if not only or "walkthrough" in only:
             make_walkthrough(camera)
         if not only or "templates" in only:
-            make_template_picture(camera)
+            make_template_image(camera)
         browser.close()
 
 

@@ -166,7 +166,7 @@ WORKFLOWS: dict[str, Spec] = {
 }
 
 GAP, TITLE, WIDTH = 60, 30, 300
-# What a node draws besides its slots and widgets: texts, pictures, our panel.
+# What a node draws besides its slots and widgets: texts, images, our panel.
 EXTRA = {
     "CLIPTextEncode": 120, "LoadImage": 300, "LoadVideo": 300, "PreviewAny": 100, "PreviewImage": 300,
     "RALI_SaveImage": 300, "RALI_ScoreVideo": 160, "SaveImage": 300,

@@ -42,7 +42,7 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class RaliExtension(ComfyExtension):
-    """Tells ComfyUI which nodes there are."""
+    """Lists the nodes for ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes."""

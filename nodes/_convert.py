@@ -20,7 +20,7 @@ OVERSHOOT = 0.5
 
 
 def split_images(batches: list[Tensor] | None, *, name: str = "images") -> list[Tensor]:
-    """A list of IMAGE batches, of any sizes, to single images (1, H, W, C); views, nothing is copied. May be none."""
+    """A list of IMAGE batches, of any sizes, to single images (1, H, W, C); views, no copies. May be empty."""
     images = []
     for batch in batches or []:
         if not isinstance(batch, Tensor) or batch.ndim != 4:
@@ -31,7 +31,7 @@ def split_images(batches: list[Tensor] | None, *, name: str = "images") -> list[
 
 
 def join_images(images: list[Tensor]) -> list[Tensor]:
-    """Single images (1, H, W, C) to one batch where they all have one size, else to a list of batches of one."""
+    """Single images (1, H, W, C) to one batch if they all have the same size, else to a list of batches of one."""
     if len({tuple(image.shape) for image in images}) == 1:
         return [torch.cat(images)]
     return images
@@ -67,12 +67,12 @@ def from_core(pixels: Tensor) -> Tensor:
 
 
 def join_masks(masks: list[Tensor]) -> list[Tensor]:
-    """Single masks to one batch where they all have one size, else to a list."""
+    """Single masks to one batch if they all have the same size, else to a list."""
     return [torch.cat(masks)] if len({tuple(mask.shape) for mask in masks}) == 1 else masks
 
 
 def check_numbers(values: list[Any] | None, count: int, name: str) -> list[Any] | None:
-    """One number per image out of lists, lists of lists and tensors; None where nothing is wired.
+    """One number per image from lists, lists of lists and tensors; None if nothing is wired.
 
     Raises:
         ValueError: There are more or fewer.

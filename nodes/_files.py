@@ -16,16 +16,16 @@ log = logging.getLogger("rali")
 
 FORMATS = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 SCORE_KEYS = ("rali_score", "aesthetic_score")
-"""0..1, and 0..10 as the image browsers that read it expect it; see `both_scales`."""
+"""0..1, and 0..10 as image browsers expect it; see `both_scales`."""
 EXIF_MODEL = 0x0110
 """ComfyUI reads "prompt:..." from this EXIF tag and further "key:..." texts from the tags below it."""
 JPEG_EXIF_LIMIT = 65533
 LONGEST_SIDE = {"webp": 16383, "jpeg": 65500}
-"""What the formats' encoders take; PNG takes all."""
+"""Longest side that the formats' encoders take; PNG has no limit."""
 
 
 def both_scales(score: float | None) -> dict[str, float | None]:
-    """A score of RALI's under `SCORE_KEYS`."""
+    """A RALI score under `SCORE_KEYS`."""
     return dict(zip(SCORE_KEYS, (None, None) if score is None else (score, 10.0 * score), strict=True))
 
 
@@ -44,7 +44,7 @@ def encode(
         image: RGB or RGBA.
         file_format: A key of `FORMATS`.
         quality: 1..100, for webp and jpeg; webp at 100 is lossless.
-        scores: Key to number, written with four decimals; nothing where it is None.
+        scores: Key to number, written with four decimals; None writes nothing.
         prompt: ComfyUI's prompt, or None.
         extra: ComfyUI's extra metadata (the workflow), or None.
 
@@ -71,7 +71,7 @@ def encode(
 
 
 def dump_json(value: Any) -> str:
-    """JSON that every reader takes: what is not finite becomes null, which Python would write as NaN."""
+    """Valid JSON: numbers that are not finite become null, which Python would write as NaN."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:

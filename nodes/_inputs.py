@@ -1,4 +1,4 @@
-"""Inputs that several nodes share, each with its one tooltip."""
+"""Inputs that several nodes share, with their tooltips."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..rali_core.scales import Scale
-from ._followers import ATTACHMENTS
+from ._attachments import ATTACHMENTS
 from ._models import RaliModelType
 from ._scoring import COVERAGES
 
-# Where the host knows it: what a node that is no output has shown is kept and sent again, as an output node's is.
+# If the host supports it: the UI of a node that is not an output node is cached and sent again, like an output node's.
 KEEPS_ITS_PANEL: dict[str, Any] = {
     field.name: True for field in fields(io.Schema) if field.name == "has_intermediate_output"
 }
 DIRECTIONS = ["higher is better", "lower is better"]
 ANY_SCALE = 1e6
-"""Widgets for other scorers' numbers go from minus to plus this."""
+"""Range of the widgets for other scorers' numbers, from minus to plus this."""
 
 
 def images_input(tooltip: str = "A batch or a list of images, also of different sizes.", **options: Any) -> Any:
@@ -34,13 +34,13 @@ def model_input(name: str = "model") -> Any:
 
 
 def threshold_input(tooltip: str, default: float = 0.5, *, any_scale: bool = False) -> Any:
-    """A score; RALI's, or with `any_scale` that of another scorer too."""
+    """A score; RALI's, or with `any_scale` also another scorer's."""
     low, high = (-ANY_SCALE, ANY_SCALE) if any_scale else (0.0, 1.0)
     return io.Float.Input("threshold", default=default, min=low, max=high, step=0.01, tooltip=tooltip)
 
 
 def scale_inputs() -> list[Any]:
-    """What connected scores mean; they come last, because saved workflows hold the widgets' values in order."""
+    """The scale of connected scores; these come last, because saved workflows hold the widgets' values in order."""
     return [
         direction_input(),
         io.Float.Input(
@@ -67,7 +67,7 @@ def scale_inputs() -> list[Any]:
 
 
 def direction_input() -> Any:
-    """Which of the connected scores are the better ones."""
+    """Whether higher or lower connected scores are better."""
     return io.Combo.Input(
         "scores_direction",
         options=DIRECTIONS,
@@ -79,13 +79,13 @@ def direction_input() -> Any:
 
 
 def scale_of(direction: list[str] | None, low: list[float] | None = None, high: list[float] | None = None) -> Scale:
-    """The scale that the widgets of `scale_inputs` say, as they come where a node takes lists."""
+    """The scale of the widgets of `scale_inputs`, as a node that takes lists receives them."""
     ends = (low[0] if low else 0.0, high[0] if high else 1.0)
     return Scale(*ends, lower_is_better=bool(direction) and direction[0] == DIRECTIONS[1])
 
 
 def coverage_input() -> Any:
-    """What happens to pictures that are not square."""
+    """How images that are not square are scored."""
     return io.Combo.Input(
         "coverage",
         options=COVERAGES,
@@ -94,7 +94,7 @@ def coverage_input() -> Any:
         tooltip=(
             "What the model looks at: center takes the central square, tiles squares along the whole longer side, "
             "full also crops at the image's own size, which see what you see at 100 % and take more time. "
-            "auto: as the model was made."
+            "auto: the model's own setting."
         ),
     )
 
@@ -104,8 +104,8 @@ def scores_input(tooltip: str) -> Any:
     return io.Float.Input("scores", optional=True, force_input=True, tooltip=tooltip)
 
 
-def follower_inputs() -> list[Any]:
-    """What belongs to the images and is selected with them."""
+def latent_mask_seed_inputs() -> list[Any]:
+    """The standard attachments: latents, masks and seeds."""
     return [
         io.Latent.Input("latents", optional=True, tooltip="A latent per image, or one for all; follows the images."),
         io.Mask.Input("masks", optional=True, tooltip="A mask per image, or one for all; follows the images."),
@@ -118,8 +118,8 @@ def follower_inputs() -> list[Any]:
     ]
 
 
-def follower_outputs(which: str) -> list[Any]:
-    """The outputs of `follower_inputs`."""
+def latent_mask_seed_outputs(which: str) -> list[Any]:
+    """The outputs of `latent_mask_seed_inputs`."""
     return [
         io.Latent.Output("latents", is_output_list=True, tooltip=f"The latents of the {which} images, if connected."),
         io.Mask.Output("masks", is_output_list=True, tooltip=f"The masks of the {which} images, if connected."),
@@ -128,7 +128,7 @@ def follower_outputs(which: str) -> list[Any]:
 
 
 def attachment_inputs() -> list[Any]:
-    """Anything else that belongs to the images; they come last, as they were added later."""
+    """Any other attachments; these come last, because they were added later."""
     return [
         io.AnyType.Input(
             name,

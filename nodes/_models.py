@@ -27,10 +27,10 @@ RaliModelType = io.Custom("RALI_MODEL")
 
 @dataclass(frozen=True)
 class ModelHandle:
-    """What a RALI_MODEL wire carries.
+    """The value of a RALI_MODEL wire.
 
     Attributes:
-        scorer: The core's scorer, with a cache that all share; its model rests where ComfyUI put it.
+        scorer: The core's scorer, with a cache that all handles share; its model stays where ComfyUI put it.
         patcher: ComfyUI's ModelPatcher around the same model.
     """
 
@@ -48,7 +48,7 @@ class _Managed(nn.Module):
 
 
 def register_model_folder() -> None:
-    """Make `models/rali` known, after the folders that extra_model_paths.yaml may have given that name."""
+    """Register `models/rali`, after the folders that extra_model_paths.yaml may have given that name."""
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     folders, _ = folder_paths.folder_names_and_paths[FOLDER]
     # A folder under a new name starts with the empty set, which means every type of file.
@@ -56,7 +56,7 @@ def register_model_folder() -> None:
 
 
 def model_choices() -> list[str]:
-    """The bundled model, the authors' where `rali download official` has put it, then the files of `models/rali`."""
+    """The bundled model, the authors' if `rali download official` was run, then the files of `models/rali`."""
     official = [OFFICIAL_CHOICE] if _official_is_there() else []
     return [BUNDLED_CHOICE, *official, *folder_paths.get_filename_list(FOLDER)]
 
@@ -72,7 +72,7 @@ def find_model_file(choice: str) -> Path:
     """Path of a choice of `model_choices`.
 
     Raises:
-        FileNotFoundError: It is gone; the message says what to do.
+        FileNotFoundError: The file does not exist; the message says what to do.
     """
     if choice == BUNDLED_CHOICE:
         try:
@@ -93,7 +93,7 @@ def find_model_file(choice: str) -> Path:
 
 
 def model_key(path: Path) -> str:
-    """Changes when the file does."""
+    """A key that changes with the file."""
     state = path.stat()
     return f"{path}|{state.st_size}|{state.st_mtime_ns}"
 
@@ -105,10 +105,10 @@ _models: OrderedDict[tuple[str, str, str], ModelHandle] = OrderedDict()
 def get_model(
     choice: str = BUNDLED_CHOICE, *, dtype: DtypeChoice = "auto", device: DeviceChoice = "auto"
 ) -> ModelHandle:
-    """Load a model, or take it from the few that were used last; it stays in main memory until it has to score.
+    """Load a model, or take it from the most recently used; it stays in main memory until it has to score.
 
     Raises:
-        FileNotFoundError: The file is gone.
+        FileNotFoundError: The file does not exist.
         CheckpointError: The file cannot be used.
     """
     import comfy.model_management as management
@@ -141,9 +141,9 @@ def ready_model(handle: ModelHandle | None) -> ModelHandle:
 
 
 def load_on_device(handle: ModelHandle) -> None:
-    """Have ComfyUI make room and bring the model to its device."""
+    """Let ComfyUI free memory and move the model to its device."""
     import comfy.model_management as management
 
-    # The tower is built of plain torch layers, which cannot be loaded in parts.
+    # The encoder consists of plain torch layers, which cannot be loaded in parts.
     management.load_models_gpu([handle.patcher], force_full_load=True)
     handle.scorer.device = handle.patcher.load_device

@@ -1,4 +1,4 @@
-"""File names from a template: our {score}, and what ComfyUI's page fills in for its own Save Image."""
+"""File names from a template: our {score}, and the fields that ComfyUI's page fills in for its own Save Image."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ log = logging.getLogger("rali")
 
 FIELDS = ("score", "rank", "seed")
 FORBIDDEN = r'?<>:*|"\x00-\x1f\x7f'
-"""Characters that Windows allows in no name."""
+"""Characters that Windows does not allow in names."""
 
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
-"""Folders that Windows takes for devices."""
+"""Names that Windows reserves for devices."""
 
 LONGEST = 180
-"""Bytes of a name; a counter and an ending follow, and file systems take 255."""
+"""Bytes of a name; a counter and an ending follow, and file systems allow 255."""
 
 DATE_PARTS = re.compile("dd?|MM?|hh?|mm?|ss?|yyyy|yy")
 
 
 @dataclass(frozen=True)
 class NameFields:
-    """What the fields of a template stand for.
+    """The values of a template's fields.
 
     Attributes:
-        score: Its score; NaN without one.
+        score: The image's score; NaN without one.
         place: 1 for the best image.
-        count: How many images there are; gives the rank's leading zeros.
-        seed: Its seed, where seeds are wired.
+        count: Number of images; decides the rank's leading zeros.
+        seed: The image's seed, if seeds are wired.
     """
 
     score: float = 0.5
@@ -70,7 +70,7 @@ def make_prefix(template: str, fields: NameFields, prompt: Any, extra: Any, now:
         now: The time for %date%; by default now.
 
     Returns:
-        A relative path with slashes, every part of it a name that Windows takes too.
+        A relative path with slashes, every part of it a name that Windows allows too.
 
     Raises:
         ValueError: As for `check_template`.
@@ -100,20 +100,20 @@ def format_date(pattern: str, moment: datetime) -> str:
 
 
 def find_widget(name: str, widget: str, prompt: Any, extra: Any) -> Any:
-    """A widget's value of the node of that name ("Node name for S&R", else title); None where there is none."""
+    """A widget's value of the node of that name ("Node name for S&R", else title); None if there is none."""
     nodes: Mapping[str, Any] = prompt if isinstance(prompt, dict) else {}
     for naming in (_search_names(nodes, extra), _titles(nodes)):
         for number, node in nodes.items():
             if naming.get(str(number)) == name:
                 value = node.get("inputs", {}).get(widget)
-                # A link is no value: the widget was turned into an input.
+                # A link is not a value: the widget was converted to an input.
                 return None if value is None or isinstance(value, list) else value
     log.warning("RALI Save Image: filename_prefix asks for %%%s.%s%%: there is no such node", name, widget)
     return None
 
 
 def clean_path(path: str) -> str:
-    """Make every part of a path a name that Windows takes too. A drive stays where this system knows drives."""
+    """Make every part of a path a name that Windows allows too. A drive is kept on a system with drives."""
     drive, rest = os.path.splitdrive(path)
     parts = [re.sub(f"[{FORBIDDEN}]", "_", part) for part in re.split(r"[/\\]", rest)]
     return drive.replace("\\", "/") + "/".join(
@@ -159,7 +159,7 @@ def _search_names(nodes: Mapping[str, Any], extra: Any) -> dict[str, str]:
 
 
 def _titles(nodes: Mapping[str, Any]) -> dict[str, str]:
-    """Titles as the page sends them; where a prompt comes without, "Load Image" for LoadImage."""
+    """Titles as the page sends them; for a prompt without titles, "Load Image" for LoadImage."""
     return {
         str(number): (node.get("_meta") or {}).get("title")
         or re.sub("(?<=[a-z])(?=[A-Z])", " ", str(node.get("class_type", "")))

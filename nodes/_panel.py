@@ -1,4 +1,4 @@
-"""What the page draws on a node besides the scores: notes that it can translate, thumbnails, a live tally."""
+"""The page's drawings on a node besides the scores: translatable notes, thumbnails, a live tally."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._convert import to_pil
 log = logging.getLogger("rali")
 
 SHOWN = 16
-"""Images that a node lists; web/js has the same number."""
+"""Maximum number of images that a node lists; web/js has the same number."""
 THUMBNAIL = 48
 
 NOTES = {
@@ -42,9 +42,9 @@ class Note:
     """A line on a node.
 
     Attributes:
-        key: Of `NOTES`, by which the page finds its translation.
-        values: What the line's gaps are filled with.
-        more: Text that follows in brackets, in English.
+        key: Key of `NOTES`, by which the page finds the translation.
+        values: Values of the line's placeholders.
+        more: Text that follows in parentheses, in English.
     """
 
     key: str
@@ -60,7 +60,7 @@ class Note:
         return NOTES[self.key].format(**self.values) + (f" ({self.more})" if self.more else "")
 
     def to_json(self) -> dict[str, Any]:
-        """For the page; numbers are cut to three digits as in the English text."""
+        """For the page; numbers are rounded to three digits as in the English text."""
         values = {key: f"{value:.3f}" if isinstance(value, float) else value for key, value in self.values.items()}
         return {"key": self.key, "values": values, "more": self.more, "text": str(self)}
 
@@ -74,7 +74,7 @@ def save_thumbnails(images: list[Tensor]) -> dict[str, Any] | None:
     """A strip of small squares, one per image (1, H, W, C), in ComfyUI's folder for temporary files.
 
     Returns:
-        What the page's /view takes, and `size`, the squares' side; None without images or without a place to write.
+        Arguments of the page's /view, and `size`, the squares' side; None without images or a writable folder.
     """
     import folder_paths
 
@@ -82,7 +82,7 @@ def save_thumbnails(images: list[Tensor]) -> dict[str, Any] | None:
         return None
     strip = Image.new("RGB", (THUMBNAIL * len(images), THUMBNAIL))
     for place, image in enumerate(images):
-        with suppress(ImageError):  # what cannot be drawn stays black
+        with suppress(ImageError):  # an image that cannot be drawn stays black
             strip.paste(to_pil(_shrink(image)), (THUMBNAIL * place, 0))
     stream = streams.BytesIO()
     strip.save(stream, "JPEG", quality=80)

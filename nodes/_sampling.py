@@ -1,4 +1,4 @@
-"""ComfyUI's two ways of sampling, KSampler's and SamplerCustomAdvanced's, each with the seed left open."""
+"""ComfyUI's two ways of sampling, KSampler's and SamplerCustomAdvanced's, as functions of the seed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OnStep = Callable[[int, Tensor], None]
 """Called with the 0-based step and the denoised latent, in the model's own scale."""
 
 Wrapper = Callable[..., Any]
-"""Put around each call of the denoiser, as ComfyUI's CALC_COND_BATCH."""
+"""Wrapper around each call of the denoiser, for ComfyUI's CALC_COND_BATCH."""
 
 
 class Sampling(Protocol):
-    """What makes a latent from a seed."""
+    """Makes a latent from a seed."""
 
     @property
     def patcher(self) -> Any:
@@ -31,22 +31,22 @@ class Sampling(Protocol):
 
     @property
     def things(self) -> tuple[Any, ...]:
-        """All that the result depends on besides seed and latent."""
+        """Everything that the result depends on besides seed and latent."""
 
     @property
     def ends_noisy(self) -> bool:
-        """Whether noise is left in the result, as after the first part of SplitSigmas."""
+        """Whether the result still contains noise, as after the first part of SplitSigmas."""
 
     def wrapped(self, wrapper: Wrapper) -> Sampling:
-        """The same, with a wrapper around each call of the denoiser."""
+        """A copy with a wrapper around each call of the denoiser."""
 
     def sample(self, latent: dict[str, Any], samples: Tensor, seeds: list[int], on_step: OnStep) -> Tensor:
-        """Sample `samples` once per seed, in one batch; noise as the core nodes draw it for each seed."""
+        """Sample `samples` once per seed, in one batch; with the noise that the core nodes draw for each seed."""
 
 
 @dataclass(frozen=True)
 class KSampling:
-    """What KSampler takes, besides the seed and the latent."""
+    """The inputs of KSampler, without the seed and the latent."""
 
     model: Any
     positive: Any
@@ -100,7 +100,7 @@ class KSampling:
 
 @dataclass(frozen=True)
 class CustomSampling:
-    """What SamplerCustomAdvanced takes, besides the latent; without a noise it is RandomNoise's."""
+    """The inputs of SamplerCustomAdvanced, without the latent; the default noise is RandomNoise's."""
 
     noise: Any | None
     guider: Any
@@ -151,7 +151,7 @@ class CustomSampling:
 
 
 def with_seed(noise: Any | None, seed: int) -> Any:
-    """A copy of a NOISE with another seed; RandomNoise's where there is none.
+    """A copy of a NOISE with another seed; RandomNoise's if there is none.
 
     Raises:
         ValueError: It has no seed that can be set.
@@ -174,7 +174,7 @@ def with_seed(noise: Any | None, seed: int) -> Any:
 
 
 def prepare_samples(patcher: Any, latent: dict[str, Any]) -> Tensor:
-    """A latent's samples as the core samplers adapt them to the model.
+    """A latent's samples, adapted to the model as by the core samplers.
 
     Raises:
         ValueError: It does not hold exactly one still image.
@@ -199,7 +199,7 @@ def prepare_samples(patcher: Any, latent: dict[str, Any]) -> Tensor:
 
 
 def to_latent(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:
-    """Sampled latents with what belonged to the one they were made of."""
+    """Sampled latents with the other entries of the latent that they were made from."""
     rest = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
     return {**rest, "samples": samples}
 
@@ -235,14 +235,14 @@ class StepReporter:
         self.done = done
 
     def __call__(self, steps: int, denoised: Tensor) -> None:
-        """So many more steps are done."""
+        """Report that so many more steps are done."""
         self.done += steps
         preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised) if self._previewer else None
         self._bar.update_absolute(self.done, preview=preview)
 
 
 def planned_steps(seeds: Sequence[int], rungs: Sequence[int], survivors: Callable[[int], int], steps: int) -> int:
-    """Steps that a pruned search will take, all tries together."""
+    """Steps that a pruned search will take, over all tries."""
     total, standing, before = 0, len(seeds), 0
     for rung in rungs:
         total, standing, before = total + standing * (rung + 1 - before), survivors(standing), rung + 1

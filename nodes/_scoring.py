@@ -37,8 +37,8 @@ class Scores:
     Attributes:
         values: N scores; NaN for an image that cannot be scored.
         reasons: For each image None, `NO_CONTENT`, or why it has no score.
-        calibration: The model's bands and percentiles, where it has them.
-        scale: What the numbers mean, where another scorer gave them.
+        calibration: The model's bands and percentiles, if it has them.
+        scale: The scale of the numbers, if they come from another scorer.
     """
 
     values: list[float]
@@ -51,7 +51,7 @@ class Scores:
         return [reason == NO_CONTENT for reason in self.reasons]
 
     def and_then(self, more: Scores) -> Scores:
-        """These and more, of the same model."""
+        """These scores and more of the same model."""
         return replace(more, values=self.values + more.values, reasons=self.reasons + more.reasons)
 
     def ranking(self) -> list[int]:
@@ -67,7 +67,7 @@ class Scores:
         return self.scale.aggregate(self.values, how)
 
     def passing(self, threshold: float) -> list[int]:
-        """Indexes of the images that reach a threshold; one without content only where there is no other."""
+        """Indexes of the images that reach a threshold; images without content only if there is no other."""
         blank = self.blank()
         only_blank = all(blank[index] for index, value in enumerate(self.values) if not isnan(value))
         return [
@@ -103,7 +103,7 @@ class Scores:
         return "\n".join(lines)
 
     def notes(self) -> list[Note]:
-        """Which images have no content or no score; empty where all are well."""
+        """Notes on images without content or score; empty if there are none."""
         blank = [index for index, at in enumerate(self.blank()) if at]
         bad = [index for index, value in enumerate(self.values) if isnan(value)]
         notes = [Note.of("no content", images=_join(blank))] if blank else []
@@ -133,9 +133,9 @@ def rank_with_content(values: Sequence[float], blank: Sequence[bool]) -> list[in
 
 
 def judge_pixels(images: list[Tensor], values: list[float], scale: Scale = UNIT) -> Scores:
-    """Scores from elsewhere, with what the images' own pixels say: blank, or not to be used at all.
+    """Scores from another scorer, corrected for images that are blank or unusable by their pixels.
 
-    A score that is not RALI's knows nothing of content, and a picture that holds NaN is never a good one.
+    Other scorers do not check for content, and an image that holds NaN is never a good one.
     """
     reasons, kept = [], []
     for image, value in zip(images, values, strict=True):
@@ -143,7 +143,7 @@ def judge_pixels(images: list[Tensor], values: list[float], scale: Scale = UNIT)
         try:
             reason = None if has_content(to_pixels(to_core(image))) else NO_CONTENT
         except ImageError as error:
-            if not torch.isfinite(image).all():  # another range is the other scorer's affair
+            if not torch.isfinite(image).all():  # another range is up to the other scorer
                 reason, value = str(error), nan
         reasons.append(reason)
         kept.append(value)
@@ -151,10 +151,10 @@ def judge_pixels(images: list[Tensor], values: list[float], scale: Scale = UNIT)
 
 
 def check_threshold(threshold: float) -> float:
-    """A threshold for RALI's own scores.
+    """Check a threshold for RALI's own scores.
 
     Raises:
-        ValueError: It is one for another scorer.
+        ValueError: It is a threshold for another scorer.
     """
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(
@@ -165,7 +165,7 @@ def check_threshold(threshold: float) -> float:
 
 
 def progress_reporter(total: int) -> Any:
-    """A callback for the core: moves the node's progress bar, and raises where the user pressed interrupt."""
+    """A callback for the core: moves the node's progress bar, and raises if the user pressed interrupt."""
     import comfy.model_management as management
     from comfy.utils import ProgressBar
 
@@ -180,12 +180,12 @@ def progress_reporter(total: int) -> Any:
 
 
 def chosen_coverage(widget: str) -> Any:
-    """What a coverage widget says, as the core takes it: None for the model's own."""
+    """A coverage widget's value for the core: None for the model's own."""
     return None if widget == COVERAGES[0] else widget
 
 
 def score_images(images: list[Tensor], model: ModelHandle | None = None, coverage: str = COVERAGES[0]) -> Scores:
-    """Score single images (1, H, W, C) of any sizes. What was scored before an interrupt or a fault stays cached.
+    """Score single images (1, H, W, C) of any sizes. What was scored before an interrupt or an error stays cached.
 
     Returns:
         Scores; an image that cannot be scored has NaN and a reason.
@@ -203,7 +203,7 @@ def score_images(images: list[Tensor], model: ModelHandle | None = None, coverag
 
 
 def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, coverage: str = COVERAGES[0]) -> Scores:
-    """As `score_images`, but none of the images need be one that can be scored."""
+    """As `score_images`, but without an error if none of the images can be scored."""
     handle = model or get_model()
     scorer, chosen = handle.scorer, chosen_coverage(coverage)
     pixels = [to_core(image) for image in images]
@@ -216,8 +216,8 @@ def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, co
             unknown.setdefault(key, image)
     errors: dict[Key, str | None] = {}
     if unknown:
-        load_on_device(handle)  # only where there is something to compute: it may put other models out of memory
-        # On a CPU image by image: an interrupt waits for one only. What was scored before it is in the cache.
+        load_on_device(handle)  # only if there is something to compute: it may unload other models
+        # On a CPU image by image, so that an interrupt waits for one only. What was scored before it is in the cache.
         report, made = progress_reporter(len(unknown)), list(unknown.items())
         size = 1 if scorer.device.type == "cpu" else len(made)
         for start in range(0, len(made), size):
@@ -237,7 +237,7 @@ def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, co
     )
 
 
-def show(
+def score_panel(
     scores: Scores | None = None,
     *,
     threshold: float | None = None,
@@ -248,7 +248,7 @@ def show(
     headline: float | None = None,
     images: list[Tensor] | None = None,
 ) -> dict[str, Any]:
-    """What a node reports: the page's extension draws it, and the prompt API's history keeps it for scripts.
+    """A node's result for the page's extension, which draws it, and for the prompt API's history.
 
     Args:
         scores: N scores; None for a node that shows only its note.
@@ -258,7 +258,7 @@ def show(
         note: A line above the bars; images without content or score are added to it.
         more: Further ones.
         headline: One number for all images, shown large with its band and percentiles.
-        images: N images (1, H, W, C), of which thumbnails are made; none where they are not N.
+        images: N images (1, H, W, C), for thumbnails; no thumbnails if their number differs.
     """
     scores = scores or Scores([], [])
     values = scores.values
@@ -300,13 +300,13 @@ def show(
 
 
 def block_without_images(cls: type[Any]) -> io.NodeOutput:
-    """What a node returns where it got an empty batch or list: nothing that hangs on it runs, all else does."""
+    """The output of a node that got an empty batch or list: connected nodes are blocked, all others run."""
     blocked = [ExecutionBlocker(None)] * len(cls.RETURN_TYPES)
-    return io.NodeOutput(*blocked, ui=show(note=Note.of("no images")))
+    return io.NodeOutput(*blocked, ui=score_panel(note=Note.of("no images")))
 
 
-def first(values: list[Any] | None, default: Any = None) -> Any:
-    """A widget's value where the node takes lists; `default` where nothing is wired."""
+def scalar(values: list[Any] | None, default: Any = None) -> Any:
+    """A widget's value in a node that takes lists; `default` if nothing is wired."""
     return values[0] if values else default
 
 

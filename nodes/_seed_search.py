@@ -1,4 +1,4 @@
-"""The work of both Best-of-N samplers: seeds sampled, decoded and scored; what an interrupt left is gone on with."""
+"""The search of both Best-of-N samplers: seeds are sampled, decoded and scored; an interrupted search resumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..rali_core.seed_search import OUT_OF_MEMORY, SeedSearch, Try, search_seeds
 from ._models import ModelHandle, get_model
 from ._panel import tell_tries
 from ._sampling import Sampling, StepReporter, decode, planned_steps, prepare_samples, to_latent
-from ._scoring import Scores, chosen_coverage, score_what_can_be, show
+from ._scoring import Scores, chosen_coverage, score_panel, score_what_can_be
 
 log = logging.getLogger("rali")
 
@@ -32,17 +32,17 @@ KEPT_SEARCHES = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What both samplers ask for, besides the sampling itself.
+    """The options of both samplers, besides the sampling itself.
 
     Attributes:
         seed: First seed.
         n: Seeds at most.
-        keep: How many of the best come out.
+        keep: How many of the best to output.
         threshold: Stop early at this score; None tries all.
         batch_size: Seeds sampled at once.
         halving: Early pruning; None makes every seed to its end.
         model: The scorer's.
-        coverage: The scorer's.
+        coverage: The scorer's coverage.
     """
 
     seed: int
@@ -71,7 +71,7 @@ class Options:
         """From the nodes' widgets.
 
         Raises:
-            ValueError: Options that do not go together, or fractions that are none.
+            ValueError: Options that cannot be combined, or invalid fractions.
         """
         if early_pruning and batch_per_try > 1:
             raise ValueError(
@@ -96,7 +96,7 @@ def parse_fractions(text: str) -> tuple[float, ...]:
 
 
 class _Stop(BaseException):
-    """Ends a sampling in its middle; not an Exception, so that no sampler's own handler takes it."""
+    """Ends a sampling midway; not an Exception, so that no sampler's handler catches it."""
 
     def __init__(self, denoised: Tensor) -> None:
         self.denoised = denoised
@@ -104,15 +104,15 @@ class _Stop(BaseException):
 
 @dataclass
 class _Unfinished:
-    """A search and what must be known to go on with it.
+    """A search and the state to resume it.
 
     Attributes:
-        search: Itself.
-        about: All that its result depends on.
-        replays: With pruning: the denoiser calls of the candidates that still stand, by seed.
+        search: The search.
+        about: Everything that its result depends on.
+        replays: With pruning: the denoiser calls of the remaining candidates, by seed.
         steps: Steps that were reported, by (first) seed.
         calls: With pruning: calls of the denoiser.
-        calls_per_try: Of one try from its first to its last step; 0 before one is finished.
+        calls_per_try: Denoiser calls of one complete try; 0 before one is finished.
     """
 
     search: SeedSearch
@@ -128,9 +128,9 @@ _interrupts: Counter[str] = Counter()
 
 
 def count_interrupts(unique_id: str, constants: dict[str, Any]) -> int:
-    """For `fingerprint_inputs`: how often a node with these constants has handed on an unfinished result.
+    """For `fingerprint_inputs`: how often a node with these constants has output an unfinished result.
 
-    ComfyUI would take such a result for the node's result and show it again; with another fingerprint it runs again.
+    ComfyUI would cache such a result and reuse it; with another fingerprint the node runs again.
     """
     return _interrupts[_node_key(unique_id, constants)]
 
@@ -144,12 +144,12 @@ class _Tries:
     """Samples, decodes and scores seeds of one search.
 
     Args:
-        sampling: What makes a latent from a seed.
-        latent: What every try starts from.
-        vae: Decodes.
-        options: The node's.
-        state: The search's.
-        report: Told of every step.
+        sampling: Makes a latent from a seed.
+        latent: The latent that every try starts from.
+        vae: Decodes the latents.
+        options: The node's options.
+        state: The search's state.
+        report: Called after every step.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class _Tries:
         ]  # fmt: skip
 
     def preview(self, seeds: list[int], step: int) -> list[Try]:
-        """Tries with the scores of what the denoiser expects after a step; see `SeedSearch`."""
+        """Tries with the scores of their denoised previews after a step; see `SeedSearch`."""
         from comfy.model_management import soft_empty_cache
 
         from ..rali_core.devices import is_out_of_memory
@@ -201,7 +201,7 @@ class _Tries:
                 if not tries or not is_out_of_memory(error):
                     raise
                 tries.append(Try(seed, nan, OUT_OF_MEMORY))
-            if tries[-1].reason == OUT_OF_MEMORY:  # the error is gone, and with it what it held on to
+            if tries[-1].reason == OUT_OF_MEMORY:  # the error no longer holds on to memory
                 soft_empty_cache()
         return tries
 
@@ -211,14 +211,14 @@ class _Tries:
     def _call(self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, *more: Any) -> list[Tensor]:
         def compute() -> list[Tensor]:
             made: list[Tensor] = executor(model, conds, x, timestep, *more)
-            self._state.calls += 1  # not one that an interrupt ended: it is made again
+            self._state.calls += 1  # one that an interrupt ended is not counted: it is repeated
             return made
 
         assert self._running is not None
         return self._running(compute, x, timestep)
 
     def _sample(self, seeds: list[int], stop_after: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """The samples of some seeds; and the denoised ones where these are what can be looked at.
+        """The samples of some seeds, and the denoised ones if the samples still contain noise.
 
         Args:
             seeds: One, where it stops.
@@ -251,14 +251,14 @@ class _Tries:
 def run_search(
     node: type[io.ComfyNode], sampling: Sampling, latent: dict[str, Any], vae: Any, options: Options
 ) -> io.NodeOutput:
-    """Search, and put the best into a node's outputs: images, latents, seeds, scores, report.
+    """Search, and return the best as a node's outputs: images, latents, seeds, scores, report.
 
     Args:
         node: The node that runs; it knows `hidden.unique_id` and `hidden.dynprompt`.
-        sampling: What makes a latent from a seed.
-        latent: What every try starts from.
-        vae: Decodes.
-        options: The node's.
+        sampling: Makes a latent from a seed.
+        latent: The latent that every try starts from.
+        vae: Decodes the latents.
+        options: The node's options.
 
     Raises:
         ImageError: No seed gave an image that can be scored.
@@ -296,7 +296,7 @@ def run_search(
 
 
 def _take(about: tuple[Any, ...]) -> _Unfinished | None:
-    """The remembered search about these things; it is no longer remembered then."""
+    """Take the remembered search with these inputs out of the memory."""
     for index, state in enumerate(_unfinished):
         if state.about.matches(*about):
             return _unfinished.pop(index)
@@ -338,7 +338,7 @@ def _output(state: _Unfinished, options: Options, resumed: int) -> io.NodeOutput
         winners,
         [each.score for each in search.kept],
         report,
-        ui=show(
+        ui=score_panel(
             scores,
             threshold=options.threshold,
             chosen=[index for index, each in enumerate(tried) if each.seed in winners],

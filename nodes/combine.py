@@ -12,13 +12,13 @@ from ..rali_core.scales import share_a_scale
 from ..rali_core.selection import rank
 from ._inputs import KEEPS_ITS_PANEL
 from ._panel import Note
-from ._scoring import Scores, first, indexes_text, show
+from ._scoring import Scores, indexes_text, scalar, score_panel
 
 LETTERS = "abcd"
 
 
 class RaliCombineScores(io.ComfyNode):
-    """Several scorers' numbers to one per image."""
+    """Combines several scorers' numbers into one per image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -98,15 +98,15 @@ class RaliCombineScores(io.ComfyNode):
         **inputs: Any,
     ) -> io.NodeOutput:
         wired = [letter for letter in LETTERS if inputs.get(f"scores_{letter}")]
-        weights = [first(inputs[f"weight_{letter}"]) for letter in wired]
-        turned = _letters(first(lower_is_better, ""))
+        weights = [scalar(inputs[f"weight_{letter}"]) for letter in wired]
+        turned = _letters(scalar(lower_is_better, ""))
         given = {letter: [float(x) for x in flat_numbers(inputs[f"scores_{letter}"])] for letter in wired}
         used = [scores for scores, weight in zip(given.values(), weights, strict=True) if weight > 0]
-        if first(normalisation) == "none" and not share_a_scale(used):
+        if scalar(normalisation) == "none" and not share_a_scale(used):
             raise ValueError(_different_scales(given))
         lists = [[-score for score in scores] if letter in turned else scores for letter, scores in given.items()]
         scores = combine_scores(
-            lists, weights=weights, normalisation=first(normalisation), combination=first(combination)
+            lists, weights=weights, normalisation=scalar(normalisation), combination=scalar(combination)
         ).tolist()
         order = rank(scores)
         lines = [
@@ -118,8 +118,9 @@ class RaliCombineScores(io.ComfyNode):
             scores,
             indexes_text(order),
             "\n".join(lines),
-            ui=show(
-                Scores(scores, [None] * len(scores)), note=Note.of("combined", how=first(combination), count=len(wired))
+            ui=score_panel(
+                Scores(scores, [None] * len(scores)),
+                note=Note.of("combined", how=scalar(combination), count=len(wired)),
             ),
         )
 
@@ -128,7 +129,7 @@ def _letters(text: str) -> set[str]:
     """Letters of lists from "a, c".
 
     Raises:
-        ValueError: There is another.
+        ValueError: An unknown letter.
     """
     letters = {part.strip() for part in text.lower().split(",")} - {""}
     if not letters <= set(LETTERS):

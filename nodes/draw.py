@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._convert import check_numbers, from_pil, join_images, split_images, to_pil
 from ._inputs import images_input, model_input, scores_input
-from ._scoring import block_without_images, first, judge_pixels, score_what_can_be, show
+from ._scoring import block_without_images, judge_pixels, scalar, score_panel, score_what_can_be
 
 POSITIONS = ["below", "above", "over the bottom", "over the top"]
 
@@ -68,15 +68,15 @@ class RaliDrawScore(io.ComfyNode):
             return block_without_images(cls)
         texts = split_labels(labels, len(single))
         wired = check_numbers(scores, len(single), "scores")
-        scored = judge_pixels(single, wired) if wired else score_what_can_be(single, first(model))
+        scored = judge_pixels(single, wired) if wired else score_what_can_be(single, scalar(model))
         drawn = []
         for image, value, band, text in zip(single, scored.values, scored.bands(), texts, strict=True):
             number = "no score" if isnan(value) else f"{value:.3f}"
             line = "   ".join(part for part in (number, band, text) if part)
             pixels = to_pil(image.nan_to_num().clamp(0.0, 1.0))
-            size = max(first(height), 12) if first(height) else None
-            drawn.append(from_pil(draw_banner(pixels, line, value, position=first(position), height=size)))
-        return io.NodeOutput(join_images(drawn), ui=show(scored, images=single))
+            size = max(scalar(height), 12) if scalar(height) else None
+            drawn.append(from_pil(draw_banner(pixels, line, value, position=scalar(position), height=size)))
+        return io.NodeOutput(join_images(drawn), ui=score_panel(scored, images=single))
 
 
 def split_labels(labels: list[str] | None, count: int) -> list[str]:

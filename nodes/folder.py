@@ -1,4 +1,4 @@
-"""RALI Score Folder and RALI Load Score: images that lie on the disk."""
+"""RALI Score Folder and RALI Load Score: images on the disk."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from comfy_api.latest import io
 from ..rali_core.content import NO_CONTENT
 from ..rali_core.files import Survey
 from ..rali_core.folder import list_folder, score_table, split_patterns
-from ..rali_core.images import read_pixels, to_float, to_picture
+from ..rali_core.images import read_pixels, to_float, to_pil_image
+from ._attachments import block_output
 from ._convert import from_core, from_pil
-from ._followers import nothing
 from ._inputs import coverage_input, model_input
 from ._models import ready_model
-from ._scoring import Scores, chosen_coverage, progress_reporter, rank_with_content, show
+from ._scoring import Scores, chosen_coverage, progress_reporter, rank_with_content, score_panel
 
 ORDERS = ["best first", "by name"]
 SHOWN = 64
-"""Scores on the node, and images on its sheet, at most."""
+"""Maximum number of scores on the node and of images on its sheet."""
 
 THUMBNAIL = 240
 TEXT_SECONDS = 0.5
 
 
 def find_path(name: str, base: str) -> Path:
-    """A full path as it is, else below a folder of ComfyUI: `base`, or that named behind it, as in "a.png [input]"."""
+    """A full path unchanged, else below ComfyUI's folder `base`, or the one in brackets, as in "a.png [input]"."""
     inner, chosen = folder_paths.annotated_filepath(name.strip().strip('"'))
     return Path(chosen or base) / os.path.expanduser(inner.strip())
 
 
 class RaliScoreFolder(io.ComfyNode):
-    """Scores a folder without loading it whole."""
+    """Scores a folder without loading it at once."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -96,13 +96,13 @@ class RaliScoreFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: Any, recursive: Any, include: Any, exclude: Any, **others: Any) -> str:  # noqa: ARG003
-        """Changes when a file in the folder does."""
+        """A value that changes with any file in the folder."""
         digest = blake2b(digest_size=16)
         try:
             for path in _list(folder or "", bool(recursive), include or "", exclude or "", Survey()):
                 status = path.stat()
                 digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-        except OSError as error:  # executing it will say so
+        except OSError as error:  # execution reports it
             digest.update(str(error).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -146,11 +146,11 @@ class RaliScoreFolder(io.ComfyNode):
             images,
             [names[index] for index in best],
             [scores[index] for index in best],
-            _draw_sheet(files, results, best[:SHOWN]) if best else nothing(),
+            _draw_sheet(files, results, best[:SHOWN]) if best else block_output(),
             table,
             [names[index] for index in ordered],
             [scores[index] for index in ordered],
-            ui=show(shown, note=note, images=images[:SHOWN]),
+            ui=score_panel(shown, note=note, images=images[:SHOWN]),
         )
 
 
@@ -190,7 +190,7 @@ def _read_image(path: Path) -> Any:
 
 
 def _read_best(files: list[Path], ranking: list[int], k: int) -> tuple[list[int], list[Any]]:
-    """The best k that are still there, read again."""
+    """The best k that still exist, read again."""
     best, images = [], []
     for index in ranking:
         if len(best) == k:
@@ -198,7 +198,7 @@ def _read_best(files: list[Path], ranking: list[int], k: int) -> tuple[list[int]
         try:
             images.append(_read_image(files[index]))
             best.append(index)
-        except (OSError, ValueError):  # it was scored, but it is gone or another one now
+        except (OSError, ValueError):  # it was scored, but has been deleted or changed since
             continue
     return best, images
 
@@ -208,7 +208,7 @@ def _draw_sheet(files: list[Path], results: list[Any], chosen: list[int]) -> Any
 
     thumbnails = []
     for index in chosen:
-        small = to_picture(files[index])
+        small = to_pil_image(files[index])
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         thumbnails.append(small)
     return from_pil(
@@ -270,7 +270,7 @@ class RaliLoadScore(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: Any, **others: Any) -> str:  # noqa: ARG003
-        """Changes when the file or the list beside it does."""
+        """A value that changes with the file or the list beside it."""
         from ..rali_core.saved_score import LIST_NAME
 
         path = find_path(file or "", folder_paths.get_output_directory())
@@ -297,5 +297,5 @@ class RaliLoadScore(io.ComfyNode):
                 "it; save images with RALI Save Image, or switch score_if_missing on"
             )
         shown = Scores([score], reasons, calibration)
-        panel = show(shown, note=source, headline=score, images=[image])
+        panel = score_panel(shown, note=source, headline=score, images=[image])
         return io.NodeOutput(score, image, source, saved is not None, ui=panel)

@@ -1,4 +1,4 @@
-"""RALI Gate: the rest of the graph runs only where the images are good enough."""
+"""RALI Gate: the rest of the graph runs only if the images are good enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._inputs import (
     threshold_input,
 )
 from ._panel import Note
-from ._scoring import AGGREGATIONS, Scores, block_without_images, check_threshold, first, score_images, show
+from ._scoring import AGGREGATIONS, Scores, block_without_images, check_threshold, scalar, score_images, score_panel
 
 MODES = ["block", "raise", "either-or"]
 
@@ -36,24 +36,24 @@ def _judge(
     scores_low: Any = None,
     scores_high: Any = None,
 ) -> tuple[bool, float, Scores] | None:
-    """Whether the gate is open, the number that decided, and the scores behind it; None where nothing came."""
+    """Whether the gate is open, the number that decided, and its scores; None if no image came."""
     if images is None and score is None:
         raise ValueError("RALI Gate has nothing to judge: connect images, or a score")
     if score:
         values = [float(value) for value in flat_numbers(score)]
         scores = Scores(values, [None] * len(values), scale=scale_of(scores_direction, scores_low, scores_high))
     else:
-        check_threshold(first(threshold))
+        check_threshold(scalar(threshold))
         single = split_images(images)
         if not single:
             return None
-        scores = score_images(single, first(model), first(coverage))
-    number = scores.aggregate(first(aggregation))
-    return scores.scale.reaches(number, first(threshold)), number, scores
+        scores = score_images(single, scalar(model), scalar(coverage))
+    number = scores.aggregate(scalar(aggregation))
+    return scores.scale.reaches(number, scalar(threshold)), number, scores
 
 
 class RaliGate(io.ComfyNode):
-    """Lets a value through only where a score is reached."""
+    """Passes a value only if a score is reached."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -138,8 +138,8 @@ class RaliGate(io.ComfyNode):
         if judged is None:
             return []
         opened, _, _ = judged
-        wanted = "value" if opened else "otherwise" if first(mode) == "either-or" else None
-        # An input that is wired but not computed yet is (None,); what is not wired is absent.
+        wanted = "value" if opened else "otherwise" if scalar(mode) == "either-or" else None
+        # An input that is wired but not computed yet is (None,); an input that is not wired is absent.
         return [wanted] if wanted in lazy and all(item is None for item in lazy[wanted]) else []
 
     @classmethod
@@ -164,24 +164,24 @@ class RaliGate(io.ComfyNode):
             return block_without_images(cls)
         opened, number, scores = judged
         signs = ("<=", ">") if scores.scale.lower_is_better else (">=", "<")
-        verdict = f"{number:.3f} {signs[0] if opened else signs[1]} {first(threshold):.3f}"
+        verdict = f"{number:.3f} {signs[0] if opened else signs[1]} {scalar(threshold):.3f}"
         if opened:
             result: Any = list(value or [])
-        elif first(mode) == "raise":
+        elif scalar(mode) == "raise":
             because = f" ({remarks})" if (remarks := scores.remarks()) else ""
             missed = "high" if scores.scale.lower_is_better else "low"
             raise ValueError(
                 f"RALI Gate: the score is too {missed}, {verdict}{because}. The run was stopped, as mode says."
             )
-        elif first(mode) == "either-or":
+        elif scalar(mode) == "either-or":
             if otherwise is None:
                 raise ValueError("RALI Gate: mode switch (either-or) needs something connected to otherwise")
             result = list(otherwise)
         else:
             result = ExecutionBlocker(None)
         state = "open" if opened else "shut"
-        note: Note | str = Note.of(state, score=number, threshold=float(first(threshold)))
+        note: Note | str = Note.of(state, score=number, threshold=float(scalar(threshold)))
         if scores.scale.lower_is_better:
             note = f"{state}: {verdict}"
-        ui = show(scores, threshold=first(threshold), note=note, headline=number, images=split_images(images))
+        ui = score_panel(scores, threshold=scalar(threshold), note=note, headline=number, images=split_images(images))
         return io.NodeOutput(result, opened, number, ui=ui)

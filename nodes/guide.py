@@ -100,7 +100,7 @@ class RaliGuidance(io.ComfyNode):
             return io.NodeOutput(model)
         handle = rali_model or get_model()
         guided, guide = model.clone(), Guide(settings)
-        guided.set_additional_models("rali", [vae.patcher, handle.patcher])  # room is made for all of them at once
+        guided.set_additional_models("rali", [vae.patcher, handle.patcher])  # memory is freed for all of them at once
         guided.add_callback_with_key(CallbacksMP.ON_PRE_RUN, "rali", lambda _: guide.reset())
         guided.set_model_sampler_post_cfg_function(_Nudge(guided, vae, handle, guide, chosen_coverage(coverage)))
         return io.NodeOutput(guided)
@@ -111,10 +111,10 @@ class _Nudge:
 
     Args:
         patcher: Of the diffusion model.
-        vae: Decodes.
+        vae: Decodes the latents.
         handle: The scorer.
-        guide: Of the run.
-        coverage: The scorer's.
+        guide: The guidance of this run.
+        coverage: The scorer's coverage.
     """
 
     def __init__(self, patcher: Any, vae: Any, handle: ModelHandle, guide: Guide, coverage: Any) -> None:

@@ -19,7 +19,7 @@ from ._models import (
 
 
 class RaliLoadModel(io.ComfyNode):
-    """Chooses a model; without it the other nodes take the bundled one."""
+    """Chooses a model; without it the other nodes use the bundled one."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,4 +1,4 @@
-"""RALI Retry Start and RALI Retry End: what lies between is repeated with new seeds until it is good."""
+"""RALI Retry Start and RALI Retry End: what is between them is repeated with new seeds until it is good."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..rali_core.graph_loop import Attempt, Retry, copy_between, nodes_between
 from ..rali_core.seed_search import MAX_SEED, SEED_STEP
+from ._attachments import block_output
 from ._convert import check_numbers, join_images, split_images
-from ._followers import nothing
 from ._inputs import (
     KEEPS_ITS_PANEL,
     coverage_input,
@@ -27,16 +27,16 @@ from ._scoring import (
     AGGREGATIONS,
     Scores,
     check_threshold,
-    first,
     judge_pixels,
+    scalar,
+    score_panel,
     score_what_can_be,
-    show,
 )
 
 RetryType = io.Custom("RALI_RETRY")
 VALUES = ("value_1", "value_2", "value_3")
 SEED, ATTEMPT = 1, 2
-"""Numbers of the outputs of RALI Retry Start."""
+"""Output indexes of RALI Retry Start."""
 
 
 class RaliRetryStart(io.ComfyNode):
@@ -80,7 +80,7 @@ class RaliRetryStart(io.ComfyNode):
 
 
 class RaliRetryEnd(io.ComfyNode):
-    """Repeats what lies between, and keeps the best."""
+    """Repeats what is between, and keeps the best."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -155,25 +155,25 @@ class RaliRetryEnd(io.ComfyNode):
     ) -> io.NodeOutput:
         single = split_images(images)
         result = _single(single, values)
-        limit, wired = first(threshold), check_numbers(scores, len(single), "scores")
+        limit, wired = scalar(threshold), check_numbers(scores, len(single), "scores")
         if wired:
             scored = judge_pixels(single, wired, scale_of(scores_direction))
         else:
             check_threshold(limit)
-            scored = score_what_can_be(single, first(model), first(coverage))
-        loop = retry[0].after(_attempt(retry[0].seeds[-1], scored, first(aggregation), result))
+            scored = score_what_can_be(single, scalar(model), scalar(coverage))
+        loop = retry[0].after(_attempt(retry[0].seeds[-1], scored, scalar(aggregation), result))
         assert loop.best is not None
         passed = scored.scale.reaches(scored.scale.upwards([loop.best.score])[0], limit)
-        if passed or len(loop.lines) >= first(n):
+        if passed or len(loop.lines) >= scalar(n):
             return _output(loop, scored, limit, passed)
         return _again(loop, cls.hidden.unique_id, cls.hidden.dynprompt, len(cls.RETURN_TYPES))
 
 
 def _single(images: list[Tensor], values: dict[str, list[Any]]) -> tuple[Tensor, dict[str, Any]]:
-    """A try's images as one batch, and its values.
+    """A try's images as one batch, and its attachments.
 
     Raises:
-        ValueError: No images, of different sizes, or a value that is a list: a repeated node cannot hand on lists.
+        ValueError: No images, of different sizes, or a value that is a list: a repeated node cannot output lists.
     """
     joined = join_images(images)
     if len(joined) != 1:
@@ -195,7 +195,7 @@ def _attempt(seed: int, scored: Scores, aggregation: Any, result: Any) -> Attemp
 
 
 def _again(loop: Retry, here: str, graph: Any, outputs: int) -> io.NodeOutput:
-    """The same once more, as new nodes of the running prompt.
+    """One more try, as new nodes of the running prompt.
 
     Raises:
         ValueError: The seed is not used between the two nodes.
@@ -239,8 +239,8 @@ def _output(loop: Retry, scored: Scores, threshold: float, passed: bool) -> io.N
         tries,
         passed,
         "\n".join([ending, *loop.lines]),
-        *(values.get(name, nothing()) for name in VALUES),
-        ui=show(
+        *(values.get(name, block_output()) for name in VALUES),
+        ui=score_panel(
             Scores([score], [None], scored.calibration, scored.scale),
             threshold=threshold,
             note=f"best: seed {best.seed}; {ending}",

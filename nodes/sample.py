@@ -55,7 +55,7 @@ def _search_inputs(same_node: str) -> list[Any]:
 
 
 def _pruning_inputs() -> list[Any]:
-    """They come last: saved workflows hold the widgets' values in order."""
+    """These come last: saved workflows hold the widgets' values in order."""
     return [
         io.Boolean.Input(
             "early_pruning",

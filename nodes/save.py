@@ -1,4 +1,4 @@
-"""RALI Save Image: the score goes into the file's name, its metadata and a list beside it."""
+"""RALI Save Image: the score in the file's name, its metadata and a list beside it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ._convert import check_numbers, split_images, to_pil
 from ._files import FORMATS, both_scales, encode, write_new
 from ._inputs import direction_input, images_input, model_input, scale_of, scores_input
 from ._names import NameFields, check_template, make_prefix
-from ._scoring import Scores, block_without_images, first, score_what_can_be, show
+from ._scoring import Scores, block_without_images, scalar, score_panel, score_what_can_be
 
 log = logging.getLogger("rali")
 
 SIDECAR = "rali_scores.jsonl"
 OTHER_KEY = "score"
-"""Of connected scores that cannot be RALI's and have no name."""
+"""Key of connected scores that cannot be RALI's and have no name."""
 TAKEN_KEYS = {"prompt", "workflow", "rali_score"}
 
 
 def check_name(name: str) -> str:
-    """A key for another scorer's scores.
+    """Check the key for another scorer's scores.
 
     Raises:
         ValueError: It cannot be one.
@@ -44,7 +44,7 @@ def check_name(name: str) -> str:
 
 
 def score_keys(score: float | None, name: str) -> dict[str, float | None]:
-    """What is written for an image: RALI's score under its keys, another scorer's under its name."""
+    """The scores to write for an image: RALI's under its keys, another scorer's under its name."""
     return {name: score} if name else both_scales(score)
 
 
@@ -109,7 +109,7 @@ class RaliSaveImage(io.ComfyNode):
     def validate_inputs(cls, filename_prefix: Any = None) -> bool | str:
         for template in filename_prefix or []:
             try:
-                if template is not None:  # it is where something is wired to it
+                if template is not None:  # valid if something is wired to it
                     check_template(template, seeds=True)
             except ValueError as error:
                 return str(error)
@@ -132,17 +132,17 @@ class RaliSaveImage(io.ComfyNode):
         single = split_images(images)
         if not single:
             return block_without_images(cls)
-        template, count = first(filename_prefix), len(single)
+        template, count = scalar(filename_prefix), len(single)
         check_template(template, seeds=bool(seeds))  # before the work
-        key = check_name(first(scores_name, "")) if scores else ""
+        key = check_name(scalar(scores_name, "")) if scores else ""
         wired = check_numbers(scores, count, "scores")
         numbers = check_numbers(seeds, count, "seeds") or [None] * count
-        # An image that cannot be scored is saved without one: it may be all that is left of a long run.
+        # An image that cannot be scored is saved without a score: it may be the only result of a long run.
         if wired and not key and not all(isnan(value) or 0.0 <= value <= 1.0 for value in wired):
             log.warning("RALI Save Image: these scores are not RALI's: saved as %r, see scores_name", OTHER_KEY)
             key = OTHER_KEY
         scale = scale_of(scores_direction)
-        scored = Scores(wired, [None] * count, scale=scale) if wired else score_what_can_be(single, first(model))
+        scored = Scores(wired, [None] * count, scale=scale) if wired else score_what_can_be(single, scalar(model))
         order = scored.ranking()
         files, shown = [], []
         for index, (image, value) in enumerate(zip(single, scored.values, strict=True)):
@@ -153,12 +153,12 @@ class RaliSaveImage(io.ComfyNode):
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
                 prefix, folder_paths.get_output_directory(), image.shape[2], image.shape[1]
             )
-            # As the host's own node: what cannot be scored is not lost here.
-            picture = to_pil(torch.nan_to_num(image).clamp(0.0, 1.0), alpha=first(format) != "jpeg")
+            # Like the host's own node: an image that cannot be scored is saved all the same.
+            image_file = to_pil(torch.nan_to_num(image).clamp(0.0, 1.0), alpha=scalar(format) != "jpeg")
             data, ending = encode(
-                picture,
-                first(format),
-                quality=first(quality),
+                image_file,
+                scalar(format),
+                quality=scalar(quality),
                 scores=score_keys(score, key),
                 prompt=cls.hidden.prompt,
                 extra=cls.hidden.extra_pnginfo,
@@ -166,16 +166,16 @@ class RaliSaveImage(io.ComfyNode):
             path = write_new(Path(folder), name.replace("%batch_num%", str(index)), counter, ending, data)
             files.append(str(path))
             shown.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
-            if first(sidecar):
+            if scalar(sidecar):
                 record = {
                     "file": path.name,
                     **score_keys(score, key),
                     "rank": place,
                     "of": count,
                     "seed": numbers[index],
-                    "width": picture.width,
-                    "height": picture.height,
+                    "width": image_file.width,
+                    "height": image_file.height,
                     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 }
                 append_json_line(Path(folder) / SIDECAR, record)
-        return io.NodeOutput(images, files, ui={"images": shown, **show(scored)})
+        return io.NodeOutput(images, files, ui={"images": shown, **score_panel(scored)})

@@ -10,7 +10,7 @@ from torch import Tensor
 from ._convert import split_images
 from ._inputs import coverage_input, images_input, model_input, threshold_input
 from ._panel import Note
-from ._scoring import AGGREGATIONS, block_without_images, first, indexes_text, score_images, show
+from ._scoring import AGGREGATIONS, block_without_images, indexes_text, scalar, score_images, score_panel
 
 
 class RaliScore(io.ComfyNode):
@@ -87,8 +87,8 @@ class RaliScore(io.ComfyNode):
         single = split_images(images)
         if not single:
             return block_without_images(cls)
-        scores = score_images(single, first(model), first(coverage))
-        how, limit = first(aggregation), float(first(threshold))
+        scores = score_images(single, scalar(model), scalar(coverage))
+        how, limit = scalar(aggregation), float(scalar(threshold))
         score = scores.aggregate(how)
         return io.NodeOutput(
             images,
@@ -97,7 +97,7 @@ class RaliScore(io.ComfyNode):
             score >= limit,
             indexes_text(scores.ranking()),
             scores.report(),
-            ui=show(
+            ui=score_panel(
                 scores,
                 threshold=limit,
                 note=Note.of("aggregate", how=how, score=score) if len(single) > 1 else "",

@@ -1,4 +1,4 @@
-"""RALI Best of N and RALI Filter: some of the images, and what belongs to them."""
+"""RALI Best of N and RALI Filter: some of the images, with their attachments."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ..rali_core.combine import combine_scores
 from ..rali_core.scales import Scale
+from ._attachments import Attachments, block_output
 from ._convert import check_numbers, join_images, split_images
-from ._followers import Followers, nothing
 from ._inputs import (
     KEEPS_ITS_PANEL,
     attachment_inputs,
     attachment_outputs,
     coverage_input,
-    follower_inputs,
-    follower_outputs,
     images_input,
+    latent_mask_seed_inputs,
+    latent_mask_seed_outputs,
     model_input,
     scale_inputs,
     scale_of,
@@ -31,11 +31,11 @@ from ._scoring import (
     Scores,
     block_without_images,
     check_threshold,
-    first,
     indexes_text,
     judge_pixels,
+    scalar,
     score_images,
-    show,
+    score_panel,
 )
 
 ORDERS = ["best first", "as they came", "worst first"]
@@ -73,7 +73,7 @@ class RaliBestOfN(io.ComfyNode):
                     tooltip="Order of the output: best first, input order, or worst first (keeps the k worst).",
                 ),
                 model_input(),
-                *follower_inputs(),
+                *latent_mask_seed_inputs(),
                 scores_input("Another scorer's scores, one per image; see scores_weight and scores_direction."),
                 io.Float.Input(
                     "scores_weight",
@@ -95,7 +95,7 @@ class RaliBestOfN(io.ComfyNode):
                 io.Image.Output("best_images", is_output_list=True, tooltip="The chosen images."),
                 io.Float.Output("scores", is_output_list=True, tooltip="The chosen images' scores."),
                 io.String.Output("indexes", tooltip='Which ones they are, counted from 0: "5,2".'),
-                *follower_outputs("chosen"),
+                *latent_mask_seed_outputs("chosen"),
                 *attachment_outputs("chosen"),
                 io.Int.Output("index_list", is_output_list=True, tooltip="The same as indexes, as a list of numbers."),
             ],
@@ -119,25 +119,27 @@ class RaliBestOfN(io.ComfyNode):
         single = split_images(images)
         if not single:
             return block_without_images(cls)
-        followers = Followers.split(len(single), **attached)
+        attachments = Attachments.split(len(single), **attached)
         scale = scale_of(scores_direction, scores_low, scores_high)
         wired = check_numbers(scores, len(single), "scores")
-        scored = _mix(single, wired, first(scores_weight, 1.0), scale, first(model), first(coverage))
-        chosen = _choose(scored, first(k), first(order))
+        scored = _mix(single, wired, scalar(scores_weight, 1.0), scale, scalar(model), scalar(coverage))
+        chosen = _choose(scored, scalar(k), scalar(order))
         return io.NodeOutput(
             join_images([single[index] for index in chosen]),
             [scored.values[index] for index in chosen],
             indexes_text(chosen),
-            *followers.outputs(chosen),
+            *attachments.outputs(chosen),
             chosen,
-            ui=show(scored, chosen=chosen, note=Note.of("kept", count=len(chosen), of=len(single)), images=single),
+            ui=score_panel(
+                scored, chosen=chosen, note=Note.of("kept", count=len(chosen), of=len(single)), images=single
+            ),
         )
 
 
 def _mix(
     images: list[Tensor], wired: list[float] | None, weight: float, scale: Scale, model: Any, coverage: str
 ) -> Scores:
-    """RALI's scores, the wired ones, or their weighted mean, for which these are brought to 0..1."""
+    """RALI's scores, the wired ones, or their weighted mean, for which the wired ones are scaled to 0..1."""
     if wired and weight >= 1.0:
         return judge_pixels(images, wired, scale)
     scored = score_images(images, model, coverage)
@@ -187,7 +189,7 @@ class RaliFilter(io.ComfyNode):
                     any_scale=True,
                 ),
                 model_input(),
-                *follower_inputs(),
+                *latent_mask_seed_inputs(),
                 scores_input("Another scorer's scores, one per image; then nothing is scored here."),
                 coverage_input(),
                 *scale_inputs(),
@@ -201,7 +203,7 @@ class RaliFilter(io.ComfyNode):
                 io.Float.Output("scores", is_output_list=True, tooltip="All the scores, in the order of the input."),
                 io.Float.Output("passed_scores", is_output_list=True, tooltip="The scores of the images that passed."),
                 io.String.Output("indexes", tooltip="Which images passed, counted from 0; empty for none."),
-                *follower_outputs("passed"),
+                *latent_mask_seed_outputs("passed"),
                 *attachment_outputs("passed"),
                 io.Int.Output("index_list", is_output_list=True, tooltip="The same as indexes, as a list of numbers."),
             ],
@@ -220,28 +222,28 @@ class RaliFilter(io.ComfyNode):
         scores_high: list[float] | None = None,
         **attached: Any,
     ) -> io.NodeOutput:
-        single, limit = split_images(images), first(threshold)
+        single, limit = split_images(images), scalar(threshold)
         if not single:
             return block_without_images(cls)
-        followers = Followers.split(len(single), **attached)
+        attachments = Attachments.split(len(single), **attached)
         if wired := check_numbers(scores, len(single), "scores"):
             scored = judge_pixels(single, wired, scale_of(scores_direction, scores_low, scores_high))
         else:
             check_threshold(limit)
-            scored = score_images(single, first(model), first(coverage))
+            scored = score_images(single, scalar(model), scalar(coverage))
         passed = scored.passing(limit)
         rejected = [index for index in range(len(single)) if index not in set(passed)]
         return io.NodeOutput(
-            join_images([single[index] for index in passed]) if passed else nothing(),
-            join_images([single[index] for index in rejected]) if rejected else nothing(),
+            join_images([single[index] for index in passed]) if passed else block_output(),
+            join_images([single[index] for index in rejected]) if rejected else block_output(),
             len(passed),
             not rejected,
             scored.values,
-            [scored.values[index] for index in passed] if passed else nothing(),
+            [scored.values[index] for index in passed] if passed else block_output(),
             indexes_text(passed),
-            *followers.outputs(passed),
-            passed if passed else nothing(),
-            ui=show(
+            *attachments.outputs(passed),
+            passed if passed else block_output(),
+            ui=score_panel(
                 scored,
                 threshold=limit,
                 passed=[index in set(passed) for index in range(len(single))],

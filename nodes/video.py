@@ -1,4 +1,4 @@
-"""RALI Score Video: scores over the time of a VIDEO, or of an IMAGE batch that is one."""
+"""RALI Score Video: scores over time of a VIDEO, or of an IMAGE batch with a frame rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..rali_core.images import to_float
 from ._convert import from_core, from_pil, split_images, to_core
 from ._inputs import coverage_input, model_input
 from ._models import ready_model
-from ._scoring import Scores, block_without_images, chosen_coverage, progress_reporter, show
+from ._scoring import Scores, block_without_images, chosen_coverage, progress_reporter, score_panel
 
 AGGREGATES = ["mean", "worst tenth", "minimum"]
 PLOT_SIZE = (960, 320)
@@ -132,7 +132,7 @@ class RaliScoreVideo(io.ComfyNode):
             scores,
             scored.times.tolist(),
             report,
-            ui=show(Scores(scores, list(scored.reasons), calibration), note=aggregation, headline=score),
+            ui=score_panel(Scores(scores, list(scored.reasons), calibration), note=aggregation, headline=score),
         )
 
 
@@ -189,13 +189,13 @@ class _File:
 
 
 def _open(video: Any) -> _Batch | _File:
-    """A VIDEO of a file as that file; one that is made of images, as these, since writing it would change them."""
+    """A VIDEO from a file as that file; one made of images as these, because a file would change them."""
     if not isinstance(video, InputImpl.VideoFromFile):
         parts = video.get_components()
         return _Batch(parts.images, float(parts.frame_rate))
     if hasattr(video, "get_active_trim_window"):
         start, length = video.get_active_trim_window()
-    else:  # older versions of ComfyUI keep it to themselves
+    else:  # older versions of ComfyUI do not expose it
         start = getattr(video, "_VideoFromFile__start_time", 0) or 0
         length = getattr(video, "_VideoFromFile__duration", 0) or 0
         if start < 0:

@@ -1,4 +1,4 @@
-"""RALI Quality Map and RALI Contact Sheet: scores as pictures."""
+"""RALI Quality Map and RALI Contact Sheet: scores as images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._convert import check_numbers, from_core, from_pil, join_images, join_mask
 from ._inputs import KEEPS_ITS_PANEL, coverage_input, images_input, model_input, scores_input
 from ._models import ready_model
 from ._panel import Note
-from ._scoring import Scores, block_without_images, first, judge_pixels, progress_reporter, score_images, show
+from ._scoring import Scores, block_without_images, judge_pixels, progress_reporter, scalar, score_images, score_panel
 from .draw import split_labels
 
 MAP_MODES = ["tiles", "patch tokens"]
@@ -25,7 +25,7 @@ PROGRESS_PER_IMAGE = 1000
 
 
 class RaliQualityMap(io.ComfyNode):
-    """Shows where a picture is weak."""
+    """Shows where an image is weak."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -107,7 +107,7 @@ class RaliQualityMap(io.ComfyNode):
         single = split_images(images)
         if not single:
             return block_without_images(cls)
-        handle = ready_model(first(model))
+        handle = ready_model(scalar(model))
         heats, overlays, masks, scores, lines = [], [], [], [], []
         lowest: list[float] = []
         reasons: list[str | None] = []
@@ -119,18 +119,18 @@ class RaliQualityMap(io.ComfyNode):
         for number, image in enumerate(single):
             try:
                 pixels = to_pixels(to_core(image)).cpu()
-                if first(mode) == MAP_MODES[0]:
+                if scalar(mode) == MAP_MODES[0]:
                     drawn = score_tiles(
-                        handle.scorer, pixels, tile=first(tile_size), progress=partial(report_tiles, number)
+                        handle.scorer, pixels, tile=scalar(tile_size), progress=partial(report_tiles, number)
                     )
                     assert drawn is not None  # an interrupt is an exception
                 else:
                     drawn = score_patches(handle.scorer, pixels)
-            except ValueError as error:  # one image's fault costs no other its map
+            except ValueError as error:  # an error of one image does not affect the others' maps
                 grey = torch.full((1, *image.shape[1:3], 3), 0.5)
                 heats.append(grey)
                 overlays.append(grey)
-                masks.append(torch.ones(grey.shape[:3]))  # nothing of it is known to be good
+                masks.append(torch.ones(grey.shape[:3]))  # no part of it is known to be good
                 scores.append(nan)
                 lowest.append(nan)
                 reasons.append(str(error))
@@ -138,11 +138,11 @@ class RaliQualityMap(io.ComfyNode):
                 report(PROGRESS_PER_IMAGE * (number + 1), None)
                 continue
             low, high = (float(value) for value in drawn.pixels.aminmax())
-            stretched = first(stretch_colours) and high > low
+            stretched = scalar(stretch_colours) and high > low
             colours = colour_scores(drawn.pixels, low, high) if stretched else colour_scores(drawn.pixels)
             heats.append(from_core(colours))
             overlays.append(from_core(torch.lerp(pixels, colours, OVERLAY_SHARE)))
-            masks.append(weak_regions(drawn.pixels, first(weak_limit), first(weak_mode)).unsqueeze(0))
+            masks.append(weak_regions(drawn.pixels, scalar(weak_limit), scalar(weak_mode)).unsqueeze(0))
             scores += drawn.regions.flatten().tolist()
             lowest.append(low)
             reasons.append(drawn.reason)
@@ -159,12 +159,12 @@ class RaliQualityMap(io.ComfyNode):
             join_masks(masks),
             scores,
             "\n".join(lines),
-            ui=show(note=note, more=Scores(lowest, reasons).notes()),
+            ui=score_panel(note=note, more=Scores(lowest, reasons).notes()),
         )
 
 
 class RaliContactSheet(io.ComfyNode):
-    """Ranks images on one picture."""
+    """Ranks images on one sheet."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -185,7 +185,7 @@ class RaliContactSheet(io.ComfyNode):
                 coverage_input(),
                 io.Boolean.Input(
                     "ranked",
-                    optional=True,  # prompts of before this widget run as they did
+                    optional=True,  # prompts from before this widget run unchanged
                     default=True,
                     advanced=True,
                     tooltip="Best first and numbered; off: in the order of the input, as an XY plot needs it.",
@@ -219,9 +219,9 @@ class RaliContactSheet(io.ComfyNode):
             return block_without_images(cls)
         texts = split_labels(labels, len(single)) if labels else [f"image {index}" for index in range(len(single))]
         wired = check_numbers(scores, len(single), "scores")
-        scored = judge_pixels(single, wired) if wired else score_images(single, first(model), first(coverage))
+        scored = judge_pixels(single, wired) if wired else score_images(single, scalar(model), scalar(coverage))
         ranking = [index for index in scored.ranking() if not isnan(scored.values[index])]
-        by_score = first(ranked, True)
+        by_score = scalar(ranked, True)
         ranking = ranking if by_score else sorted(ranking)
         if not ranking:
             raise ValueError(f"scores: there is no scored image to draw ({scored.remarks()})")
@@ -231,8 +231,8 @@ class RaliContactSheet(io.ComfyNode):
             [scored.values[index] for index in ranking],
             names=[texts[index] for index in ranking],
             bands=[bands[index] for index in ranking],
-            columns=first(columns),
-            cell=first(cell),
+            columns=scalar(columns),
+            cell=scalar(cell),
             ranked=by_score,
         )
-        return io.NodeOutput(from_pil(sheet), ui=show(scored, images=single))
+        return io.NodeOutput(from_pil(sheet), ui=score_panel(scored, images=single))

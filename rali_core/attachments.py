@@ -1,9 +1,9 @@
-"""What belongs to images and is selected with them: batches, lists, lists in a list, or one thing for all.
+"""Attachments of images, selected together with them: batches, lists, lists in a list, or one value for all.
 
-Node graphs carry "one per image" in many ways. Known here are tensors with a batch axis (images, masks), latents
+Node graphs carry "one per image" in many ways. Supported are tensors with a batch axis (images, masks), latents
 (`{"samples": (B, ...)}`), conditioning (`[[(B, ...), {...}], ...]`), regions as Impact Pack's SEGS
-(`((height, width), [region, ...])`), lists with an entry per image, and lists of any of these. A selection comes out in
-the form in which the whole came in.
+(`((height, width), [region, ...])`), lists with an entry per image, and lists of any of these. A selection has
+the form of the input.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ Join = Callable[[list[Any]], list[Any]]
 
 @dataclass(frozen=True)
 class Attachment:
-    """Things that belong to N images.
+    """The attachments of N images.
 
     Attributes:
-        parts: N parts, one per image; or one for all images, where `join` is None.
-        join: From some of the parts to the list of values that a node hands on; None for one for all.
+        parts: N parts, one per image; or one for all images, if `join` is None.
+        join: Function from some of the parts to the list of values that a node outputs; None for one for all.
     """
 
     parts: list[Any]
     join: Join | None
 
     def select(self, indexes: Sequence[int]) -> list[Any]:
-        """What belongs to the images with these 0-based indexes; one for all comes out as it came in."""
+        """The attachments of the images with these 0-based indexes; one for all is returned unchanged."""
         return self.parts if self.join is None else self.join([self.parts[index] for index in indexes])
 
 
 def attach(values: Sequence[Any], count: int, name: str) -> Attachment:
-    """Take what came to an input apart.
+    """Split an input's values into one part per image.
 
     Args:
-        values: What came: one or several values, at least one.
+        values: The input's values, at least one.
         count: How many images there are.
-        name: The input's, for the error.
+        name: The input's name, for the error.
 
     Raises:
-        ValueError: There is neither one for each image nor one for all.
+        ValueError: There is neither one per image nor one for all.
 
     Example:
         >>> attach(["a", "b", "c"], 3, "captions").select([2, 0])
@@ -73,7 +73,7 @@ def attach(values: Sequence[Any], count: int, name: str) -> Attachment:
 
 
 def flat_numbers(values: Sequence[Any]) -> list[Any]:
-    """Numbers out of lists, lists of lists, arrays and tensors, in order.
+    """Numbers from lists, lists of lists, arrays and tensors, in order.
 
     Example:
         >>> flat_numbers([[0.5, 0.25], 1, (2, [3])])
@@ -91,7 +91,7 @@ def flat_numbers(values: Sequence[Any]) -> list[Any]:
 
 
 def split_latent(latent: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A latent to latents of one; what belongs to the batch (noise mask, batch index) is split with it.
+    """Split a latent into latents of one, with the entries of the batch (noise mask, batch index).
 
     Raises:
         ValueError: It holds several tensors.
@@ -105,7 +105,7 @@ def split_latent(latent: Mapping[str, Any]) -> list[dict[str, Any]]:
     for index in range(len(samples)):
         one = {**latent, "samples": samples[index : index + 1]}
         if mask is not None and len(mask) > 1 and not of_frames:
-            place = index % len(mask)  # a shorter one is repeated, as the host does it
+            place = index % len(mask)  # a shorter one is repeated, as in the host
             one["noise_mask"] = mask[place : place + 1]
         if "batch_index" in latent:
             one["batch_index"] = [latent["batch_index"][index]]
@@ -114,7 +114,7 @@ def split_latent(latent: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def join_latents(latents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Single latents to one where their shapes and their other entries allow it, else to a list."""
+    """Join single latents into one if their shapes and their other entries allow it, else into a list."""
     first = latents[0]
     if len({tuple(latent["samples"].shape) for latent in latents}) > 1 or len({tuple(sorted(x)) for x in latents}) > 1:
         return latents
@@ -137,14 +137,14 @@ def _is_of_frames(latent: Mapping[str, Any]) -> bool:
 
 
 def _take_apart(value: Any, count: int | None) -> tuple[list[Any], Join]:
-    """Parts of one value, and how some of them are put together again; what has no parts is one part.
+    """Parts of one value, and a function that joins some of them; a value without parts is one part.
 
     Args:
         value: Anything.
-        count: How many parts are hoped for; what may be one thing or several is taken apart only for these.
+        count: Expected number of parts; an ambiguous value is split only if it has that many.
     """
     if isinstance(value, Tensor) and value.ndim:
-        # One axis may be a list of numbers or one thing, such as a sampler's sigmas.
+        # One axis may be a list of numbers or one value, such as a sampler's sigmas.
         return (list(value.split(1)), _cat) if value.ndim > 1 or len(value) == count else ([value], list)
     if isinstance(value, np.ndarray) and value.ndim:
         return [value[i : i + 1] for i in range(len(value))], lambda parts: [np.concatenate(parts)]
@@ -179,7 +179,7 @@ def _is_conditioning(value: Any) -> bool:
 
 
 def _split_conditioning(value: list[Any]) -> tuple[list[Any], Join]:
-    """Along the batch axis of its tensors; several pairs of one batch are one thing that is combined."""
+    """Along the batch axis of its tensors; several pairs of one batch belong together."""
     size = len(value[0][0])
     if any(len(tensor) != size for tensor, _ in value):
         return [value], list

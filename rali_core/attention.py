@@ -1,7 +1,7 @@
 """Scaled dot-product attention, softmax(q k^T / sqrt(D)) v (Vaswani et al., NeurIPS 2017), where torch's own is slow.
 
-In bfloat16 on a CPU, torch's fused kernel takes longer than the plain products, picture by picture, whose weights stay
-in the processor's cache: on an AMD EPYC with AVX-512 and bfloat16 instructions, 577 tokens in 6 heads, 4.5 against 3.0
+In bfloat16 on a CPU, torch's fused kernel takes longer than the plain products, image by image, whose weights stay in
+the processor's cache: on an AMD EPYC with AVX-512 and bfloat16 instructions, 577 tokens in 6 heads, 4.5 against 3.0
 ms forwards and 11.6 against 5.8 ms backwards. Everywhere else torch's kernel is used.
 """
 
@@ -27,12 +27,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         (B, H, M, D).
     """
     if query.dtype is torch.bfloat16 and query.device.type == "cpu" and query.shape[-2] > 1:
-        return cast(Tensor, _PictureByPicture.apply(query, key, value))
+        return cast(Tensor, _ImageByImage.apply(query, key, value))
     return functional.scaled_dot_product_attention(query, key, value)
 
 
-class _PictureByPicture(torch.autograd.Function):
-    """(B, H, N, D) each; the weights (H, N, N) of one picture at a time."""
+class _ImageByImage(torch.autograd.Function):
+    """(B, H, N, D) each; the weights (H, N, N) of one image at a time."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

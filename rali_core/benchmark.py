@@ -38,7 +38,7 @@ OFFICIAL_SHAPE = {"image_size": 336, "layers": 24, "width": 1024, "head_width": 
 EMBED_DIM, PCA_DIM, PROTOTYPES = 768, 512, 250
 OFFICIAL = "official architecture, float32"
 SLOW_S = 20.0
-"""A model whose one pass takes longer is measured in the first round only."""
+"""A model whose single pass takes longer, in seconds, is measured in the first round only."""
 
 Log = Callable[[str], None]
 
@@ -74,7 +74,7 @@ class Contender(Protocol):
 
 
 class ModelContender:
-    """This package with a model.
+    """This package's scorer as a contender.
 
     Args:
         scorer: A `RaliScorer`.
@@ -152,9 +152,9 @@ class Worker:
     """A contender's process.
 
     Args:
-        name: What it is called in the results.
+        name: Its name in the results.
         command: A process that calls `serve`.
-        threads: Of the computation; by default as the libraries choose.
+        threads: Of the computation; by default the libraries' choice.
 
     Attributes:
         error: Why it cannot be measured, or None.
@@ -181,7 +181,7 @@ class Worker:
         self._process.wait()
 
     def measure(self, case: Case) -> dict[str, Any]:
-        """Score the case once, after an unmeasured time where it is new; see `serve` for what comes back."""
+        """Score the case once, for a new case after a warm-up; see `serve` for the result."""
         assert self._process.stdin is not None
         try:
             print(json.dumps(vars(case)), file=self._process.stdin, flush=True)
@@ -199,7 +199,7 @@ class Worker:
 
 
 def serve(make: Callable[[], Contender]) -> None:
-    """A worker's process: load, then score what standard input asks for, a JSON object a line, until it ends.
+    """Main loop of a worker: load, then score the cases on standard input, one JSON object per line, until it ends.
 
     Each answer is a JSON object: `wall` and `processor` seconds, `peak` resident bytes and those `before` the model was
     loaded, `dtype`, the number of `scores`; or `error`.
@@ -239,15 +239,15 @@ def compare(
     commands: Mapping[str, Sequence[str]], cases: Sequence[Case], *, reference: str, rounds: int,
     threads: int | None = None, log: Log = print,
 ) -> dict[str, Any]:  # fmt: skip
-    """Let contenders take turns.
+    """Measure contenders in turn.
 
     Args:
-        commands: By name the command of each contender's process; those that cannot start are left out.
+        commands: The command of each contender's process by name; those that cannot start are left out.
         cases: What each scores.
-        reference: Whom the ratios are against; one of the names.
-        rounds: How often each scores each case.
+        reference: The contender that ratios refer to; one of the names.
+        rounds: Number of times that each scores each case.
         threads: Of each contender.
-        log: Called with lines on what is going on.
+        log: Called with lines of progress.
 
     Returns:
         `missing`: reasons by name; `load`: seconds by name; `cases`: per case and name images per second (median, min,
@@ -338,7 +338,7 @@ def cold_start(*, rounds: int, model: str | None = None, threads: int | None = N
 
 
 def command_line() -> list[str]:
-    """The `rali` command of this very package."""
+    """The `rali` command of this package."""
     return [sys.executable, "-c", f"import sys; from {__package__}.cli import main; sys.exit(main())"]
 
 
@@ -400,11 +400,11 @@ def measure_model(
 
     Args:
         model: Name or file; by default the bundled one.
-        rounds: How often each contender scores each case.
+        rounds: Number of times that each contender scores each case.
         images: Files of the folder run.
         threads: Of each process; by default as torch chooses.
         quick: Speed only.
-        log: Called with lines on what is going on.
+        log: Called with lines of progress.
 
     Returns:
         JSON: `machine`, `compare` (see there), and unless `quick` `memory`, `cold_start` and `folder`.
@@ -416,7 +416,7 @@ def measure_model(
     result: dict[str, Any] = {"machine": describe_machine(), "model": model}
     result["compare"] = compare(commands, CASES, reference=OFFICIAL, rounds=rounds, threads=threads, log=log)
     if not quick:
-        log("memory, one after the other")
+        log("memory, one model at a time")
         result["memory"] = compare_memory(commands, reference=OFFICIAL, case=Case(), threads=threads)
         log("start")
         result["cold_start"] = cold_start(rounds=rounds, model=model, threads=threads)
@@ -450,7 +450,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes; 0 where the system does not tell (Windows)."""
+    """Largest resident set of this process so far, in bytes; 0 if the system does not report it (Windows)."""
     try:
         import resource
     except ImportError:
@@ -460,7 +460,7 @@ def peak_memory() -> int:
 
 
 def current_memory() -> int:
-    """Resident set now, in bytes; the peak so far where the system tells no more than that."""
+    """Resident set now, in bytes; the peak so far if the system reports only that."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmRSS:"):

@@ -20,7 +20,7 @@ class Population:
     """The scores of reference images of one kind.
 
     Attributes:
-        name: What kind of images, such as `"photographs"`.
+        name: The kind of images, such as `"photographs"`.
         reference: Which images these are.
         quantiles: Ascending scores at percentiles 0, 1, ... 100.
     """
@@ -39,7 +39,7 @@ class Population:
     def from_scores(cls, name: str, scores: ArrayLike, reference: str) -> Population:
         """The population of (N,) scores of reference images."""
         quantiles = np.quantile(np.asarray(scores, dtype=np.float64), np.linspace(0.0, 1.0, QUANTILES))
-        # Rounded, so that no two of them differ by less than interpolation between them can bear.
+        # Rounded, so that no two of them are too close for interpolation between them.
         return cls(name, reference, tuple(np.maximum.accumulate(quantiles).round(6).tolist()))
 
 
@@ -55,8 +55,8 @@ class Calibration:
     """Reference populations and band limits of a model.
 
     Attributes:
-        populations: Reference images of one or several kinds; the first is the one that a percentile is given among
-            where none is named. Empty where the maker had no reference images: then there are bands and no percentiles.
+        populations: Reference images of one or several kinds; the first is the default for
+            percentiles. Empty if there are no reference images: then there are bands but no percentiles.
         band_thresholds: Ascending lower limits of poor, fair, good and excellent.
     """
 
@@ -68,7 +68,7 @@ class Calibration:
         object.__setattr__(self, "band_thresholds", limits)
         names = self.population_names
         if len(set(names)) < len(names):
-            raise ValueError(f"each population needs a name of its own, got {names}")
+            raise ValueError(f"each population needs its own name, got {names}")
 
     @property
     def population_names(self) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ class Calibration:
             population: Which kind of reference images; by default the first.
 
         Returns:
-            (N,) percentage of the reference images that score lower; all NaN where there are no reference images.
+            (N,) percentage of the reference images that score lower; all NaN without reference images.
 
         Raises:
             ValueError: There is no such population.
@@ -130,7 +130,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        """The calibration from what `to_dict` gave, in this version or in 0.1 (one unnamed population).
+        """The calibration from a `to_dict` of this version or of 0.1 (one unnamed population).
 
         Raises:
             ValueError: A key is missing or unknown, or a value is unusable.
@@ -151,7 +151,7 @@ class Calibration:
 
     @classmethod
     def from_scores(cls, populations: dict[str, tuple[ArrayLike, str]]) -> Calibration:
-        """The calibration on scores of reference images, with the default bands.
+        """A calibration from scores of reference images, with the default bands.
 
         Args:
             populations: Name to ((N,) scores, which images these are).

@@ -1,4 +1,4 @@
-"""The model file: one `.safetensors` with encoder, head and everything that is needed to use and to judge it.
+"""The model file: one `.safetensors` with encoder, head and everything that is needed to use and judge it.
 
 Tensors: `encoder.*` in open_clip's visual naming and `head.{mean,scale,components,prototypes,scores,logit_scale}`.
 Metadata: JSON texts under the keys of `ModelInfo`, besides `format` and `format_version`. No pickle is ever opened,
@@ -40,13 +40,13 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says about itself besides its architecture.
+    """A model file's metadata, besides its architecture.
 
     Attributes:
         name: Short name, such as `"rali-small"`.
         licence: SPDX identifier of the weights' licence.
         score_range: Worst and best score the model can give.
-        calibration: Percentiles and bands; None where the maker had no reference pictures.
+        calibration: Percentiles and bands; None without reference images.
         training: How and on what it was trained, with its measured figures; free-form JSON.
         source: Where the weights came from, with hashes; free-form JSON.
     """
@@ -68,12 +68,12 @@ class LoadedModel:
 
 
 def save_model(path: str | os.PathLike[str], model: RaliModel, info: ModelInfo) -> None:
-    """Write a model file, under a temporary name first: there is never half a file under `path`.
+    """Write a model file, under a temporary name first, so `path` never holds a partial file.
 
     Args:
         path: Where to write; must end in `.safetensors`.
         model: The model; tensors are stored in the dtype they have.
-        info: What the file says about itself.
+        info: Its metadata.
 
     Raises:
         ValueError: Another ending, or a tensor is not finite.
@@ -95,7 +95,7 @@ def save_model(path: str | os.PathLike[str], model: RaliModel, info: ModelInfo) 
 def encode_metadata(
     info: ModelInfo, encoder: EncoderConfig, preprocess: PreprocessConfig, coverage: Coverage
 ) -> dict[str, str]:
-    """The metadata of a model file as texts, the only thing that safetensors stores besides tensors."""
+    """The metadata of a model file as texts, the only type that safetensors stores besides tensors."""
     return {
         "format": FORMAT,
         "format_version": json.dumps(FORMAT_VERSION),
@@ -112,7 +112,7 @@ def encode_metadata(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a model file says about itself, without its tensors.
+    """Read a model file's metadata, without its tensors.
 
     Returns:
         The decoded metadata: `format_version`, the fields of `ModelInfo`, `encoder`, `preprocess` and `coverage`.
@@ -156,14 +156,15 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
                 if problem:
                     problems.append(problem)
                 else:
-                    # A copy even where the dtype stays: the mapped file may change or vanish under the model.
+                    # A copy even if the dtype stays: the mapped file may change or be deleted while the model is in
+                    # use.
                     tensors[name] = tensor.to(torch.float32 if name.startswith("head.") else dtype, copy=True)
                 del tensor
     if problems:
         raise CheckpointError(_describe(path, problems))
     model.load_state_dict(tensors, assign=True)
     stranded = [name for name, buffer in model.named_buffers() if buffer.is_meta]
-    if stranded:  # an encoder that computes buffers when it is built, and does not store them
+    if stranded:  # an encoder with buffers that are computed when it is built, and not stored
         model = _construct(settings, shapes)
         model.encoder.to(dtype)
         model.load_state_dict(tensors)
@@ -171,7 +172,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
 
 
 def _split(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Names in parts of some `MAPPED_VALUES` values: what was read of a file stays in memory as long as it is open."""
+    """Split the names into parts of some `MAPPED_VALUES` values: what was read stays in memory until it closes."""
     part: list[str] = []
     for name in sorted(shapes):
         part.append(name)
@@ -192,7 +193,7 @@ def _open(path: str | os.PathLike[str]) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not a readable .safetensors file ({error}); it may be damaged or half downloaded"
+            f"{path} is not a readable .safetensors file ({error}); it may be damaged or incompletely downloaded"
         ) from error
 
 
@@ -292,10 +293,10 @@ def _build(path: Path, settings: _Settings, shapes: dict[str, tuple[int, ...]]) 
             )
         )
     try:
-        with torch.device("meta"):  # no random weights are drawn only to be overwritten
+        with torch.device("meta"):  # avoids drawing random weights that are overwritten
             return _construct(settings, shapes)
     except ValueError:
-        pass  # older versions of timm compute with plain numbers while they build, which cannot be done on "meta"
+        pass  # older versions of timm compute numbers while they build, which is impossible on "meta"
     try:
         with torch.random.fork_rng(devices=[]):
             return _construct(settings, shapes)

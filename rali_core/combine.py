@@ -1,4 +1,4 @@
-"""Several scores to one: over the images of a batch, and over different scorers of the same images."""
+"""Combines several scores into one: of the images of a batch, or of different scorers of the same images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def aggregate_scores(scores: ArrayLike, how: Aggregation = "mean") -> float:
 
     Args:
         scores: (N,) scores, higher is better.
-        how: `"minimum"` asks about the worst image, `"maximum"` about the best.
+        how: `"minimum"` is the worst image, `"maximum"` the best.
 
     Raises:
         ValueError: There is no score, one of them is NaN, or `how` is unknown.
@@ -31,7 +31,7 @@ def aggregate_scores(scores: ArrayLike, how: Aggregation = "mean") -> float:
     if values.ndim != 1 or not len(values):
         raise ValueError(f"expected at least one score, got an array of shape {values.shape}")
     if np.isnan(values).any():
-        raise ValueError("an image without a score (NaN) is among the scores: there is no aggregate")
+        raise ValueError("the scores include an image without a score (NaN): there is no aggregate")
     if how not in get_args(Aggregation):
         raise ValueError(f"aggregation must be one of {', '.join(get_args(Aggregation))}, got {how!r}")
     # Quantiles 0, 0.5 and 1 are the minimum, the median and the maximum.
@@ -40,7 +40,7 @@ def aggregate_scores(scores: ArrayLike, how: Aggregation = "mean") -> float:
 
 
 def normalise_scores(scores: ArrayLike, how: Normalisation) -> NDArray[np.float64]:
-    """Bring one scorer's scores of one batch to a scale that can be compared with another's.
+    """Normalise one scorer's scores of one batch to a scale that is comparable with another's.
 
     Args:
         scores: (N,) scores, higher is better; NaN stays NaN and does not count.
@@ -49,7 +49,7 @@ def normalise_scores(scores: ArrayLike, how: Normalisation) -> NDArray[np.float6
 
     Returns:
         (N,). All but `"none"` compare within this batch: the numbers are no longer absolute. Where all scores are
-        equal they become 0.5 (z-score: 0), so that such a scorer decides nothing.
+        equal they become 0.5 (z-score: 0), so that such a scorer has no influence.
 
     Raises:
         ValueError: `how` is unknown.
@@ -91,8 +91,8 @@ def combine_scores(
 
     Args:
         lists: M lists of N scores each, higher is better.
-        weights: M weights of at least 0; by default 1 each. A list of weight 0 has no influence at all.
-        normalisation: What is done to each list first, see `normalise_scores`.
+        weights: M weights of at least 0; by default 1 each. A list of weight 0 has no influence.
+        normalisation: How each list is normalised first, see `normalise_scores`.
         combination: `"mean"`, weighted; `"minimum"`, an image is as good as its worst score, weights only switch
             lists off; `"geometric mean"`, weighted, needs scores of at least 0.
 
@@ -131,7 +131,7 @@ def combine_scores(
         mean: NDArray[np.float64] = factors @ stacked
         return mean
     if (stacked < 0).any():
-        raise ValueError("a geometric mean needs scores of at least 0; z-scores are not: take the mean or the minimum")
+        raise ValueError("a geometric mean needs scores of at least 0; z-scores are not: use the mean or the minimum")
     with np.errstate(divide="ignore"):  # log 0 = -inf, and exp brings it back to 0
         geometric: NDArray[np.float64] = np.exp(factors @ np.log(stacked))
     return geometric

@@ -30,7 +30,7 @@ RALI_PROTOTYPES: int = 250
 """Basis vectors K of the paper: the K-means centroids of all bins together."""
 
 RALI_INITIAL_TEMPERATURE: float = 0.07
-"""The paper's initial softmax temperature tau; the trained value in the model file counts."""
+"""The paper's initial softmax temperature tau; the trained value is in the model file."""
 
 BAND_NAMES: tuple[str, str, str, str, str] = ("bad", "poor", "fair", "good", "excellent")
 """The five categories of the absolute category rating scale, ITU-R BT.500 / P.910."""

@@ -1,19 +1,20 @@
-"""Whether an image holds anything to judge: blank frames get the lowest score instead of the model's guess.
+"""Detects images without content: blank frames get the lowest score instead of the model's.
 
-A model that learnt from photographs gives a black, white or grey frame a middling score. So every way of scoring asks
-`has_content` first, and an image without content gets `NO_CONTENT_SCORE` and the reason `NO_CONTENT`.
+A model that was trained on photographs gives a black, white or grey frame a middling score. So every way of scoring
+calls `has_content` first, and an image without content gets `NO_CONTENT_SCORE` and the reason `NO_CONTENT`.
 
-No content have:
+Without content are:
 
 - images with a side under `MIN_SIDE` pixels;
 - (nearly) constant images of any colour, which includes fully transparent ones (composited on white) and the black
-  frames of a VAE that overflowed; noise up to a standard deviation of some 2/255 and a few hot pixels change nothing;
+  frames of a VAE that overflowed; noise up to a standard deviation of some 2/255 and a few hot pixels make no
+  difference;
 - smooth ramps: images that a quadratic surface per channel describes but for such noise;
-- a thin border around any of these: the outermost thirty-second on each side is not looked at.
+- a thin border around any of these: the outermost 1/32 on each side is ignored.
 
-Content is all else: structure in large parts of the image, however faint (`WEAK`: a dark or foggy photograph), or few
-pixels that stand out clearly (`STRONG`: stars, thin lines on white, a line of text). A watermark on a blank frame is
-content. So is noise from some 3/255 on; what such an image is worth is the model's to say.
+Everything else has content: structure in large parts of the image, however faint (`WEAK`: a dark or foggy photograph),
+or few pixels that stand out clearly (`STRONG`: stars, thin lines on white, a line of text). A watermark on a blank
+frame is content. So is noise from some 3/255 on; such an image is left to the model.
 
 Cost: at most 36,864 pixels of an image are read, whatever its size: one to two milliseconds on one core, 0.3 % of what
 the bundled model takes for a megapixel (`bench/content_cost.py`), and less for plain black frames.
@@ -30,19 +31,19 @@ NO_CONTENT = "no content"
 """The reason in results."""
 
 NO_CONTENT_SCORE = 0.02
-"""Below the limits of all bands, and not 0, which would look like a failure."""
+"""Below all band limits, but not 0, which would look like a failure."""
 
 MIN_SIDE = 8
 """Shorter sides hold too few pixels to judge."""
 
 BORDER = 32
-"""The outermost 1/32 on each side is not looked at."""
+"""The outermost 1/32 on each side is ignored."""
 
 MAX_ROWS = MAX_COLUMNS = 192
 """At most so many rows and columns are read."""
 
 BLOCK = 4
-"""Faint structure is looked for in means of so many by so many of the pixels that are read."""
+"""Faint structure is searched for in means of blocks of so many by so many of the pixels that are read."""
 
 WEAK, WEAK_SHARE = 2.0 / 255.0, 0.02
 """Content is a deviation of the means of small blocks by more than this in more than this share of the blocks ..."""
@@ -52,13 +53,14 @@ STRONG, STRONG_COUNT = 16.0 / 255.0, 6
 
 
 def has_content(pixels: Tensor) -> bool:
-    """Whether one image holds content; see the module's text for what counts. Not differentiable, never raises on NaN.
+    """Whether one image holds content; see the module's docstring for the rules. Not differentiable, never raises on
+    NaN.
 
     Args:
         pixels: (3, H, W) or (1, H, W), floating point in [0, 1] or uint8, on any device.
 
     Returns:
-        False for blank, nearly constant and tiny images, smooth ramps, and where NaN or infinite values were met.
+        False for blank, nearly constant and tiny images, smooth ramps, and images with NaN or infinite values.
 
     Raises:
         ValueError: Another shape.
@@ -105,7 +107,7 @@ def lower_blank(scores: Tensor, pixels: Tensor) -> Tensor:
         pixels: (B, 3, H, W), floating point, about [0, 1].
 
     Returns:
-        (B,). The gradient is the model's for all, so that a blank image can become another one.
+        (B,). The gradient is the model's for all, so that optimisation can leave a blank image.
     """
     blank = torch.tensor([not has_content(image.clamp(0.0, 1.0)) for image in pixels.detach()], device=scores.device)
     return torch.where(blank, scores - scores.detach() + NO_CONTENT_SCORE, scores)
@@ -117,7 +119,7 @@ def is_no_content(score: float) -> bool:
 
 
 def _choose_rows(height: int) -> NDArray[np.int64]:
-    """Rows to read; where there are many, unevenly spread, so that no regular pattern falls between them."""
+    """Rows to read; if there are many, unevenly spaced, so that no regular pattern is missed."""
     margin = height // BORDER
     inside = height - 2 * margin
     count = min(inside, MAX_ROWS)
@@ -126,14 +128,14 @@ def _choose_rows(height: int) -> NDArray[np.int64]:
 
 
 def _choose_columns(width: int) -> NDArray[np.int64]:
-    """Columns to read, evenly spaced; each row is read with a shift of its own to the right, less than that spacing."""
+    """Columns to read, evenly spaced; each row is read with its own shift to the right, less than that spacing."""
     margin = width // BORDER
     step = -(-(width - 2 * margin) // MAX_COLUMNS)
     return margin + step * np.arange((width - 2 * margin) // step)
 
 
 def _shifts(count: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1) that are spread evenly however many are taken: multiples of the golden ratio."""
+    """A low-discrepancy sequence in [0, 1): multiples of the golden ratio."""
     shifts: NDArray[np.float64] = (np.arange(count, dtype=np.float64) * 0.6180339887498949) % 1.0
     return shifts
 
@@ -156,7 +158,7 @@ def _read(pixels: Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) -
 
 
 def _means(values: NDArray[np.float32], block: int, axis: int) -> NDArray[np.float32]:
-    """Means over runs of `block` along an axis; what is left over at its end is dropped."""
+    """Means over runs of `block` along an axis; a remainder at its end is dropped."""
     whole = values.shape[axis] // block * block
     parts = [
         values[tuple([slice(None)] * axis + [slice(offset, whole, block)])]  # views

@@ -20,39 +20,39 @@ from .vision_transformer import ClipEncoder, DinoEncoder
 
 Precision = Literal["float32", "bfloat16", "float16"]
 DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
-"""What scorers take: a precision, or `"auto"` for the fastest of this machine."""
+"""The dtype argument of scorers: a precision, or `"auto"` for the fastest on this machine."""
 
 CPU = torch.device("cpu")
 
 AUTO = "auto"
-"""CUDA where there is a GPU of its kind, else the CPU. Apple's has to be asked for: training was not tried there."""
+"""CUDA if available, else the CPU. Apple's GPU has to be named: training was not tested there."""
 
 MIN_GAIN = 1.1
-"""Fewer bits are chosen only where they are this much faster than float32; less is within what a probe can tell."""
+"""16 bits are chosen only if they are this much faster than float32; less is within the probe's noise."""
 
 PROBE_ROUNDS = 20
 PROBE_SECONDS = 0.4
-"""How often a block is tried in either, and after how long no further round begins; two are made in any case."""
+"""Rounds of the probe, and the time in seconds after which no further round begins; there are always two."""
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""As Linux names the instructions on x86 and Arm. Without them bfloat16 took ten times as long as float32."""
+"""Linux's names of the instructions on x86 and Arm. Without them bfloat16 took ten times as long as float32."""
 
 
 def narrowest_precision(device: torch.device) -> Precision:
-    """What `fastest_precision` may choose besides float32; models are loaded in it, and again where float32 wins."""
+    """The alternative of `fastest_precision` to float32; models are loaded in it, then again if float32 wins."""
     if device.type == "cuda":
         return "float16"
     return "bfloat16" if device.type == "cpu" and has_bf16_instructions() else "float32"
 
 
 def fastest_precision(encoder: nn.Module, device: torch.device) -> Precision:
-    """What an encoder runs fastest in on this machine, tried on one of its blocks.
+    """The fastest precision of an encoder on this machine, measured on one of its blocks.
 
     Args:
         encoder: In any floating dtype, on the CPU.
-        device: Where it is to run.
+        device: Where it will run.
 
     Returns:
-        float16 on a CUDA device; bfloat16 on a CPU where a block of a plain vision transformer was at least 1.1 times
+        float16 on a CUDA device; bfloat16 on a CPU if a block of a plain vision transformer was at least 1.1 times
         as fast as in float32; else float32.
     """
     narrowest = narrowest_precision(device)
@@ -77,7 +77,7 @@ def _first_block(encoder: nn.Module) -> tuple[nn.Module | None, Tensor | None]:
 
 
 def _fastest_seconds(blocks: list[nn.Module], inputs: list[Tensor]) -> list[float]:
-    """Of each block its fastest run on its own input; they take turns, so that other work slows all of them."""
+    """Each block's fastest run on its own input; the blocks take turns, so that other load slows all of them."""
     fastest = [float("inf")] * len(blocks)
     with torch.inference_mode():
         for block, tokens in zip(blocks, inputs, strict=True):
@@ -94,7 +94,7 @@ def _fastest_seconds(blocks: list[nn.Module], inputs: list[Tensor]) -> list[floa
 
 
 def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies bfloat16 in hardware, as far as Linux tells; False on other systems."""
+    """Whether the processor multiplies bfloat16 in hardware, as far as Linux reports it; False on other systems."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -104,7 +104,7 @@ def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, tried with one small sum; None is the fastest that works here, else the CPU.
+    """The device of that name, tested with one small sum; None is the fastest that works here, else the CPU.
 
     Args:
         device: A name such as `cpu`, `cuda`, `cuda:1`, `xpu`, `mps`, any other that this torch knows, or `directml`
@@ -135,7 +135,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def _accelerators() -> list[str]:
-    """Kinds of device besides the CPU that torch says are here, the usual ones first."""
+    """Types of device besides the CPU that torch reports, the usual ones first."""
     xpu = getattr(torch, "xpu", None)
     here = {
         "cuda": torch.cuda.is_available(),
@@ -151,12 +151,12 @@ def _accelerators() -> list[str]:
 
 
 def _problem(device: torch.device) -> str | None:
-    """Why a device cannot be used, in one line; None where it can."""
+    """Why a device cannot be used, in one line; None if it can."""
     if device.type == "cpu":
         return None
     try:
         total = float(torch.ones(2, device=device).sum().cpu())
-    except Exception as error:  # each kind of device has errors of its own
+    except Exception as error:  # each type of device raises its own errors
         lines = str(error).strip().splitlines()
         return (lines[0] if lines else type(error).__name__)[:200]
     return None if total == 2.0 else "it computes 1 + 1 wrongly"
@@ -196,7 +196,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def training_autocast(device: torch.device, *, wanted: bool = True) -> torch.autocast:
-    """bfloat16 autocast where it is wanted and done in hardware; on other CPUs it is far slower than float32."""
+    """bfloat16 autocast if requested and supported in hardware; on other CPUs it is far slower than float32."""
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=wanted and torch.cuda.is_bf16_supported())
     in_hardware = device.type == "cpu" and has_bf16_instructions()
@@ -204,7 +204,7 @@ def training_autocast(device: torch.device, *, wanted: bool = True) -> torch.aut
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of whatever device."""
+    """Whether an error means that any device ran out of memory."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     text = str(error).lower()

@@ -1,4 +1,4 @@
-"""The image encoder: any open_clip vision encoder, built from a configuration that travels in the model file.
+"""The image encoder: any open_clip vision encoder, built from a configuration in the model file.
 
 Plain vision transformers, the bundled model's and the authors' among them, are built by `vision_transformer`, so that
 open_clip and timm need not be imported to score; any other encoder by open_clip. The parameters' names are the same.
@@ -54,7 +54,7 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EncoderConfig:
-        """The configuration from what `to_dict` gave.
+        """The configuration from a `to_dict`.
 
         Raises:
             ValueError: A key is missing or unknown, or a value is of the wrong type.
@@ -86,7 +86,7 @@ class EncoderConfig:
 
 
 def build_encoder(config: EncoderConfig) -> nn.Module:
-    """Build the encoder with random weights; the checkpoint fills them.
+    """Build the encoder with random weights, to be filled from a checkpoint.
 
     Args:
         config: Which encoder.
@@ -108,7 +108,7 @@ def build_encoder(config: EncoderConfig) -> nn.Module:
     if timm_name:
         import timm
 
-        # A name such as "hf-hub:..." would make timm go to the network, at the wish of whoever wrote the file.
+        # A name such as "hf-hub:..." would make timm access the network, controlled by the author of the file.
         if not timm.is_model(timm_name):
             raise ValueError(f"timm has no model {timm_name!r}; a newer timm may be needed (pip install -U timm)")
         settings["timm_model_pretrained"] = False
@@ -117,7 +117,7 @@ def build_encoder(config: EncoderConfig) -> nn.Module:
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
         raise ValueError(f"open_clip cannot build a vision encoder from {config.vision_cfg!r}: {error}") from error
     if timm_name and hasattr(encoder.trunk, "set_input_size"):
-        # open_clip does not hand its image_size on to timm, whose DINOv2 would insist on 518 pixels.
+        # open_clip does not pass its image_size to timm, whose DINOv2 would insist on 518 pixels.
         encoder.trunk.set_input_size(img_size=(config.image_size, config.image_size))
     module: nn.Module = encoder.eval()
     return module

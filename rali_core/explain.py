@@ -1,22 +1,22 @@
-"""Which prototypes make a score, and which parts of the image."""
+"""Explains a score by its prototypes, and by the parts of the image."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .lazy import renamed_attribute
 from .preprocess import View
 
 
 @dataclass(frozen=True)
 class PrototypeShare:
-    """What one prototype adds to a score.
+    """One prototype's contribution to a score.
 
     Attributes:
-        prototype: 0-based index of the prototype; -1 for all that are not listed one by one.
+        prototype: 0-based index of the prototype; -1 for all that are not listed individually.
         weight: Its softmax weight; the weights of all shares sum to 1.
         score: Its own score (for -1: the weighted mean of theirs).
         contribution: weight * score; the contributions of all shares sum to the image's score.
@@ -27,11 +27,7 @@ class PrototypeShare:
     score: float
     contribution: float
 
-    @property
-    def part(self) -> float:
-        """The old name of `contribution`; goes in the next release."""
-        warnings.warn("part is deprecated and goes in the next release; use contribution", DeprecationWarning, 2)
-        return self.contribution
+    part = renamed_attribute("part", "contribution")
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,10 @@ def share_score(weights: NDArray[np.float64], scores: NDArray[np.float64], *, to
     Args:
         weights: (K,) softmax weights of an image, summing to 1.
         scores: (K,) scores of the prototypes.
-        top: How many prototypes to list one by one, by weight.
+        top: How many prototypes to list individually, by weight.
 
     Returns:
-        `top` shares, heaviest first, and one with `prototype=-1` for all others, where there are others.
+        `top` shares, heaviest first, and one with `prototype=-1` for all others, if there are any.
 
     Raises:
         ValueError: `top` is less than 1.

@@ -1,4 +1,4 @@
-"""Files that are copied, moved or linked to: free names that any system takes, and what goes with an image."""
+"""Files that are copied, moved or linked to: free names that any system allows, and the sidecars of an image."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .text_files import name_to_text
 Mode = Literal["copy", "move", "link"]
 
 SIDECAR_SUFFIXES = (".txt", ".json", ".xmp", ".caption", ".npz")
-"""Of files that belong to the image of the same name: `a.txt` or `a.jpg.txt` to `a.jpg`."""
+"""Endings of files that belong to the image of the same name: `a.txt` or `a.jpg.txt` to `a.jpg`."""
 
 LONGEST_NAME = 200
-"""Bytes of a file name; file systems take 255, and a number may be added."""
+"""Bytes of a file name; file systems allow 255, and a number may be added."""
 
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
-"""Names that are devices on Windows, whatever their ending."""
+"""Names of devices on Windows, whatever their ending."""
 
 
 def safe_name(name: str) -> str:
-    """An id as a relative path that every system takes and that cannot leave its folder.
+    """An id as a relative path that every system allows and that cannot leave its folder.
 
     No root, drive, `..`, control characters, names of Windows' devices, dots or spaces at the end, and no part that is
     longer than file systems allow.
@@ -51,11 +51,11 @@ def _safe_part(part: str) -> str:
 
 
 class FreeNames:
-    """Gives each name once, also where capitals and Unicode forms make no difference, and no file a folder's name.
+    """Gives each name once, also for file systems that ignore case and Unicode forms, and no file a folder's name.
 
     Args:
         taken: Relative paths that are not free.
-        by_stem: Names must differ without their endings too, so that what goes with an image finds it.
+        by_stem: Names must differ without their endings too, so that sidecars match one image.
     """
 
     def __init__(self, taken: Iterable[str] = (), *, by_stem: bool = False) -> None:
@@ -67,7 +67,7 @@ class FreeNames:
             self._note(name)
 
     def take(self, name: str) -> str:
-        """`name`, or `name-2` and so on before its ending where that is not free."""
+        """`name`, or with `-2` and so on before its ending if that is not free."""
         *folders, base = name.split("/")
         path = ""
         for folder in folders:
@@ -108,13 +108,13 @@ def _fold(name: str) -> str:
 
 
 def names_in(folder: Path) -> Iterator[str]:
-    """The names in a folder; none where it is not there."""
+    """The names in a folder; none if it does not exist."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         yield from (entry.name for entry in entries)
 
 
 def find_sidecars(image: str | os.PathLike[str]) -> list[tuple[Path, str]]:
-    """What goes with an image: each file, and its ending behind the image's stem (`.txt`) or name (`.jpg.txt`)."""
+    """The sidecars of an image: each file, and its ending after the image's stem (`.txt`) or name (`.jpg.txt`)."""
     path = Path(image)
     found: list[tuple[Path, str]] = []
     for before in ("", path.suffix):
@@ -127,7 +127,7 @@ def find_sidecars(image: str | os.PathLike[str]) -> list[tuple[Path, str]]:
 
 
 def sidecar_path(image: Path, source: str | os.PathLike[str], ending: str) -> Path:
-    """Where what goes with `source` belongs beside `image`, whose name may be another one."""
+    """The path beside `image` for a sidecar of `source`, whose name may differ."""
     suffix = Path(source).suffix
     if suffix and ending.startswith(suffix):
         ending = image.suffix + ending[len(suffix) :]
@@ -135,10 +135,10 @@ def sidecar_path(image: Path, source: str | os.PathLike[str], ending: str) -> Pa
 
 
 def place_file(source: str | os.PathLike[str], target: Path, mode: Mode) -> None:
-    """Copy, move or link to a file. Nothing may be there of the target's name; its folder is made.
+    """Copy, move or link to a file. The target must not exist; its folder is created.
 
     Raises:
-        OSError: It cannot be done; nothing is left of it, and the source stays.
+        OSError: It failed; no partial file remains, and the source is kept.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if mode == "link":
@@ -155,7 +155,7 @@ def place_file(source: str | os.PathLike[str], target: Path, mode: Mode) -> None
 
 
 def remove_moved_sidecars(sidecars: Iterable[Path]) -> None:
-    """Remove what went with images that were moved, but where an image of that name is still there."""
+    """Remove the sidecars of images that were moved, unless an image of that name still exists."""
     for path in sidecars:
         stem = path.stem if path.with_suffix("").suffix.lower() not in IMAGE_SUFFIXES else Path(path.stem).stem
         if not any(

@@ -1,6 +1,6 @@
-"""Files: written whole or not at all, appended to safely, hashed, and found; free of torch and numpy.
+"""Files: atomic writes, safe appends, hashes and searches; free of torch and numpy.
 
-What needs neither an image's pixels nor a model is here, because ComfyUI imports it at its start.
+This module needs neither pixels nor a model, because ComfyUI imports it at its start.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ except ImportError:  # Windows has no such module
 NOT_RASTER = frozenset({
     "BUFR", "EPS", "FITS", "FPX", "GRIB", "HDF5", "IMT", "IPTC", "MCIDAS", "MPEG", "PDF", "WMF", "XVTHUMB",
 })  # fmt: skip
-"""Formats of Pillow that are no raster images, or mere stubs; they are neither searched for nor opened."""
+"""Pillow's formats that are not raster images, or only stubs; they are neither searched for nor opened."""
 
 
 class _ImageSuffixes(Set[str]):
-    """The endings of the image formats that Pillow knows now, plugins that were registered meanwhile included."""
+    """The endings of the image formats that Pillow knows now, including plugins that were registered later."""
 
     def __contains__(self, suffix: object) -> bool:
         return suffix in self._known()
@@ -76,7 +76,7 @@ VIDEO_SUFFIXES = frozenset({
 
 
 TRANSPORT_STREAMS = frozenset({".m2t", ".mts", ".ts"})
-"""Of videos, or of programs in TypeScript."""
+"""Endings of videos, or of TypeScript programs."""
 
 
 def is_video_name(path: str | os.PathLike[str], *, named: bool = False) -> bool:
@@ -84,14 +84,14 @@ def is_video_name(path: str | os.PathLike[str], *, named: bool = False) -> bool:
 
     Args:
         path: The file.
-        named: It was named by itself, and not found in a folder.
+        named: It was named explicitly, not found in a folder.
     """
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     return (suffix in VIDEO_SUFFIXES or (named and suffix in TRANSPORT_STREAMS)) and not is_companion(path)
 
 
 def natural_key(path: str | os.PathLike[str]) -> tuple[list[tuple[str, int]], str]:
-    """For sorting names as people count: `a2` before `a10`; capitals make no difference but between equal names."""
+    """Key for sorting names naturally: `a2` before `a10`; case decides only between otherwise equal names."""
     parts = re.split(r"(\d+)", os.fspath(path).replace(os.sep, "/"))
     texts, numbers = parts[::2], [*map(int, parts[1::2]), -1]
     return [(text.casefold(), number) for text, number in zip(texts, numbers, strict=True)], os.fspath(path)
@@ -101,7 +101,7 @@ TEMPORARY_PREFIX = ".writing-"
 """Readers of data sets skip names that begin with a dot."""
 
 NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES})
-"""What network mounts answer to a request that they cannot fulfil; the bytes are written all the same."""
+"""Errors of network mounts for requests that they do not support; the bytes are written all the same."""
 
 _append_lock = Lock()
 
@@ -117,14 +117,14 @@ def hash_file(path: str | os.PathLike[str], kind: str = "sha256", prefix: bytes 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`; when the block ends well, it is flushed to the disk and renamed to `path`.
+    """A temporary path beside `path`; when the block succeeds, it is flushed to the disk and renamed to `path`.
 
     When the block raises, the temporary file is removed and `path` stays as it was. A file system that cannot flush
     or change permissions (some network mounts) is no error.
 
     Args:
-        path: The file to be made; its folder must exist.
-        durable: Wait until it is on the disk. Without, many small files go faster, and the last ones may be lost when
+        path: The file to create; its folder must exist.
+        durable: Wait until it is on the disk. Without, many small files are faster, but the last ones may be lost if
             the machine stops.
 
     Raises:
@@ -138,7 +138,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with contextlib.suppress(OSError):  # some network mounts know no permissions
+        with contextlib.suppress(OSError):  # some network mounts have no permissions
             os.chmod(temporary, 0o644)
         if durable:
             with temporary.open("rb+") as file, where_supported():
@@ -157,7 +157,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def where_supported() -> Iterator[None]:
-    """Go on where the file system answers that it does not support what is asked within."""
+    """Ignore errors that mean that the file system does not support an operation."""
     try:
         yield
     except OSError as error:
@@ -172,26 +172,26 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Copy a file's bytes, and its times and permissions where the target's file system takes them.
+    """Copy a file's bytes, and its times and permissions if the target's file system supports them.
 
     Raises:
         OSError: The bytes cannot be read or written.
     """
     shutil.copyfile(source, target)
-    with contextlib.suppress(OSError):  # network mounts: EPERM, though the bytes are there
+    with contextlib.suppress(OSError):  # network mounts: EPERM, although the bytes were written
         shutil.copystat(source, target)
 
 
 def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """Append one record to a JSON Lines file, made where it does not exist; crash-safe, safe for several processes.
+    """Append one record to a JSON Lines file, created if needed; crash-safe, safe for several processes.
 
     The line is written with one call in append mode and, except on Windows, under a lock on the file, so lines of
-    several processes do not mix, and it is on the disk before this returns. Where an earlier writer died in the middle
-    of a line, the new one starts on a line of its own.
+    several processes do not mix, and it is on the disk before this returns. If an earlier writer died in the middle
+    of a line, the new record starts on its own line.
 
     Args:
         path: The file; its folder must exist.
-        record: JSON types; NaN is refused, since no JSON reader has to take it.
+        record: JSON types; NaN is refused, because it is not valid JSON.
 
     Raises:
         ValueError: The record holds NaN or infinite numbers.
@@ -212,10 +212,10 @@ def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) ->
 
 @dataclass
 class Survey:
-    """What a search for images met besides them.
+    """What a search for images found besides them.
 
     Attributes:
-        left_out: How many files are no images, by their ending in lower case; hidden files are not counted.
+        left_out: How many files are not images, by their ending in lower case; hidden files are not counted.
         unreadable: A text for each folder that could not be listed.
     """
 
@@ -224,7 +224,7 @@ class Survey:
 
 
 def is_companion(path: str | os.PathLike[str]) -> bool:
-    """Whether it is what macOS leaves beside a file (`._a.jpg`, `__MACOSX/`): an image by its name alone."""
+    """Whether it is a companion file of macOS (`._a.jpg`, `__MACOSX/`): an image by its name only."""
     *folders, name = os.fspath(path).replace(os.sep, "/").split("/")
     return name.startswith("._") or "__MACOSX" in folders
 
@@ -238,13 +238,13 @@ def find_images(
 ) -> list[Path]:
     """The image files under `paths`, in the order given, folders sorted by name, each file once.
 
-    A named file is kept whatever its ending, also where it does not exist: reading it reports the reason.
+    A named file is kept whatever its ending, even if it does not exist: reading it reports the reason.
 
     Args:
         paths: Files and folders.
         recursive: Search folders inside folders as well.
-        survey: Told what is left out, and which folders cannot be listed; these are otherwise passed over.
-        videos: Videos as well.
+        survey: Collects what is left out, and which folders cannot be listed; these are skipped otherwise.
+        videos: Also find videos.
 
     Raises:
         FileNotFoundError: No image in any of the folders, and no file was named.
@@ -282,16 +282,16 @@ def _walk(folder: Path, recursive: bool, survey: Survey) -> Iterator[Path]:
 
 
 def _lock_against_other_processes(file: IO[bytes]) -> None:
-    """Wait for the file's exclusive lock, which closing it gives back."""
+    """Wait for the file's exclusive lock, which closing it releases."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            return  # some network file systems have no locks: appending is then all there is
+            return  # some network file systems have no locks: appending is then the only protection
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there, and renaming is journalled
+    if os.name == "nt":  # folders cannot be opened on Windows, and renaming is journalled
         return
     with where_supported():
         handle = os.open(folder, os.O_RDONLY)

@@ -20,7 +20,7 @@ COLUMNS = ("rank", "file", "score", "band", "percentile", "reason")
 
 
 def split_patterns(text: str) -> list[str]:
-    """Patterns that are separated by semicolons, commas or lines."""
+    """Patterns separated by semicolons, commas or lines."""
     return [part.strip() for part in re.split(r"[;,\n]", text) if part.strip()]
 
 
@@ -35,15 +35,15 @@ def list_folder(
     """The image files of a folder, in natural order (`a2` before `a10`), a folder's own before those inside it.
 
     Args:
-        folder: It.
-        recursive: Folders inside it as well.
-        include: Patterns with `*`, `?` and `[...]`, of which a file's name or its path below `folder` must match one;
-            capitals make no difference. None: all images.
-        exclude: Patterns of what is left out.
-        survey: Told which folders cannot be listed, and of files that are no images.
+        folder: The folder.
+        recursive: Also search folders inside it.
+        include: Patterns with `*`, `?` and `[...]`, one of which a file's name or its path below `folder` must match;
+            case is ignored. None: all images.
+        exclude: Patterns of files that are left out.
+        survey: Collects folders that cannot be listed, and files that are not images.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no image in it that the patterns let through.
+        FileNotFoundError: There is no such folder, or no image in it matches the patterns.
         OSError: The folder cannot be listed.
     """
     root = Path(folder)
@@ -77,7 +77,7 @@ def score_table(files: Sequence[str], results: Sequence[ImageScore], order: Iter
     Args:
         files: Names.
         results: Their scores, by the same indexes.
-        order: 0-based indexes of the lines; their place is the rank, where there is a score.
+        order: 0-based indexes of the lines; their place is the rank, if there is a score.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,12 +1,12 @@
 """Frames of videos (PyAV, the extra `video`) and of animations (GIF, WebP, APNG, AVIF; Pillow), one at a time.
 
-A video is sampled in time: at each multiple of an interval, the frame that is shown then. So a variable frame rate, or
-a frame that stands for minutes, counts as long as a viewer sees it; a frame that is shown at several of these times is
-handed out once. At most one undecoded frame is held, whatever the length; between points far apart the file is seeked.
+A video is sampled in time: at each multiple of an interval, the frame that is shown then. So with a variable
+frame rate each frame counts for as long as a viewer sees it; a frame that is shown at several of these times is
+yielded once. At most one undecoded frame is held, whatever the length; between distant times the file is seeked.
 
-As for images, the pixels are what a viewer sees: the rotation in the file is applied, transparency is composited on
-white, and HDR (PQ and HLG) is tone-mapped to SDR: reference white (203 cd/m2) becomes white, and what is brighter is
-compressed into the upper quarter. Left alone are interlacing and pixels that are not square.
+As for images, the pixels are those that a viewer sees: the rotation in the file is applied, transparency is composited
+on white, and HDR (PQ and HLG) is tone-mapped to SDR: reference white (203 cd/m2) becomes white, and brighter values are
+compressed into the upper quarter. Interlacing and non-square pixels are not changed.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 DEFAULT_FPS = 2.0
 DEFAULT_MAX_FRAMES = 600
 ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
-"""Pillow's names of the formats whose frames follow each other in time; a TIFF's are pages."""
+"""Pillow's names of the formats whose frames are animations; a TIFF's are pages."""
 
 SHORTEST = 0.01
-"""Seconds; browsers show an animation's frame that says less for `UNTIMED`."""
+"""Seconds; browsers show an animation's frame with a shorter duration for `UNTIMED`."""
 
 UNTIMED = 0.1
 SEEK_SECONDS = 10.0
-"""Points in time further apart than this are seeked; nearer ones are reached by decoding what lies between."""
+"""Sampling times further apart than this, in seconds, are seeked; nearer ones are reached by decoding."""
 
 CUT_SECONDS = 1.0
-"""A video that ends so much earlier than it says is damaged."""
+"""A video that ends this much earlier than it states is damaged."""
 
 MAX_THREADS = 4
 EPSILON = 1e-6
 HD_HEIGHT = 720
-"""From this height on a video that does not name its colour matrix has BT.709's, as players take it."""
+"""From this height on a video without a named colour matrix is taken as BT.709, as in players."""
 
 UNSPECIFIED, PQ, HLG = 2, 16, 18
 """Values of ITU-T H.273."""
@@ -60,7 +60,7 @@ REFERENCE_WHITE = 203.0
 
 HLG_PEAK = 1000.0
 KNEE = 0.75
-"""Share of white up to which tone mapping changes nothing."""
+"""Fraction of white up to which tone mapping changes nothing."""
 
 BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
 BT2020_TO_709 = np.array(
@@ -76,11 +76,11 @@ class VideoError(ImageError):
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """Which frames are looked at.
+    """Which frames are sampled.
 
     Attributes:
         fps: Frames per second of playing time; 0 means every frame.
-        max_frames: At most so many points in time, spread evenly where the video is longer.
+        max_frames: At most so many sampling times, spread evenly if the video is longer.
     """
 
     fps: float = DEFAULT_FPS
@@ -93,22 +93,22 @@ class FrameSampling:
             raise ValueError(f"max_frames must be at least 1, got {self.max_frames}")
 
     def interval(self, duration: float, step: float) -> float:
-        """Seconds from one point in time to the next; 0: every frame.
+        """Seconds from one sampling time to the next; 0: every frame.
 
         Args:
-            duration: Of the video, seconds.
-            step: From one of its frames to the next, seconds.
+            duration: Duration of the video in seconds.
+            step: Seconds from one of its frames to the next.
         """
         capped = duration / self.max_frames
         return capped if capped > (1.0 / self.fps if self.fps else step) else 1.0 / self.fps if self.fps else 0.0
 
 
 class Frame(NamedTuple):
-    """A frame that is shown at one or several of the points in time.
+    """A frame that is shown at one or several sampling times.
 
     Attributes:
-        times: These, in seconds from the start, ascending.
-        pixels: (3, H, W), uint8, or float32 in [0, 1] where an animation has more than 8 bits.
+        times: The sampling times, in seconds from the start, ascending.
+        pixels: (3, H, W), uint8, or float32 in [0, 1] if an animation has more than 8 bits.
     """
 
     times: tuple[float, ...]
@@ -116,20 +116,20 @@ class Frame(NamedTuple):
 
 
 class FrameReader:
-    """A video, an animation or (one frame) a still image; nothing is open but while frames are read.
+    """A video, an animation or (one frame) a still image; the file is open only while frames are read.
 
     Args:
         source: A path, the bytes of a file, or an open binary file.
-        name: What errors call it; its ending tells videos from images where the source is no path.
-        limits: What a frame may take.
+        name: Its name in errors; the ending distinguishes videos from images if the source is not a path.
+        limits: Limits for a frame.
         start: Seconds of a video that are left out; times count from there.
-        length: Seconds that are looked at; by default all.
+        length: Seconds that are sampled; by default all.
 
     Attributes:
-        duration: Seconds that it says it has; 0 for a still image. Known from the first frame on, as `expected` is.
-        expected: At about how many points in time it is looked at; None where every frame is.
-        end: Seconds up to which there are frames; known after the last one.
-        problem: Why these are fewer than there should be; None where all is well.
+        duration: Its stated duration in seconds; 0 for a still image. Known from the first frame on, like `expected`.
+        expected: Approximate number of sampling times; None if every frame is read.
+        end: Time of the last frame's end in seconds; known after the last one.
+        problem: Why frames are missing; None if none are.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -158,11 +158,11 @@ class FrameReader:
         self.problem: str | None = None
 
     def frames(self, sampling: FrameSampling, *, skip: int = 0) -> Generator[Frame, None, None]:
-        """The frames at the sampling's points in time.
+        """The frames at the sampling times.
 
         Args:
-            sampling: Which.
-            skip: How many points in time were done before.
+            sampling: Which frames.
+            skip: How many sampling times to skip.
 
         Raises:
             VideoError: It is no video, is damaged, has no frames or only sound.
@@ -186,7 +186,7 @@ class FrameReader:
                     return
 
     def at(self, seconds: float) -> Tensor:
-        """The frame that is shown at a point in time, or the last one: (3, H, W), as `Frame.pixels`.
+        """The frame that is shown at a time, or the last one: (3, H, W), as `Frame.pixels`.
 
         Raises:
             VideoError, ImageError, ModuleNotFoundError: As for `frames`.
@@ -210,19 +210,19 @@ class FrameReader:
 
 
 Begin = Callable[[float, float], "_Clock"]
-"""From a duration and the seconds between frames to the points in time that are wanted."""
+"""Function from a duration and the seconds between frames to the sampling times."""
 
 
 def sample_batch(count: int, rate: float, sampling: FrameSampling) -> list[tuple[int, tuple[float, ...]]]:
-    """Which of so many frames are looked at, and when each of them is shown.
+    """Which frames of a batch are sampled, and the sampling times of each.
 
     Args:
-        count: Frames.
-        rate: Of them, per second.
-        sampling: Which are wanted.
+        count: Number of frames.
+        rate: Frames per second.
+        sampling: Which frames to sample.
 
     Returns:
-        0-based indexes with their points in time, in seconds.
+        0-based indexes with their sampling times, in seconds.
 
     Raises:
         ValueError: `rate` is not more than 0.
@@ -235,7 +235,7 @@ def sample_batch(count: int, rate: float, sampling: FrameSampling) -> list[tuple
 
 
 def is_animation(source: str | os.PathLike[str] | bytes) -> bool:
-    """Whether an image file holds several frames that follow each other in time; False where it cannot be read."""
+    """Whether an image file is an animation; False if it cannot be read."""
     try:
         with open_image(source) as image:
             return image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
@@ -244,7 +244,7 @@ def is_animation(source: str | os.PathLike[str] | bytes) -> bool:
 
 
 def check_pyav() -> None:
-    """See whether videos can be read here, before the work.
+    """Check before the work that videos can be read here.
 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
@@ -272,7 +272,7 @@ def _read_animation(reader: FrameReader, begin: Begin) -> Generator[Frame, None,
         count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
         step = _frame_seconds(image)
         free, clock = begin(0.0, step), begin(step * count if count > 1 else 0.0, step)
-        if clock.interval != free.interval:  # it depends on the length, which only all frames together tell
+        if clock.interval != free.interval:  # it depends on the length, which is known only after all frames
             clock = begin(sum(_walk(image, count, reader, lambda: _frame_seconds(image))), step)
         for seconds, pixels in _walk(image, count, reader, lambda: (_frame_seconds(image), decode_pil(image))):
             since, reader.end = reader.end, round(reader.end + seconds, 6)
@@ -288,7 +288,7 @@ def _walk(image: Image.Image, count: int, reader: FrameReader, make: Callable[[]
         try:
             image.seek(index)
             made = make()
-        except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        except Exception as error:  # Pillow's decoders raise any kind of exception for a damaged file
             if index == 0:
                 raise
             reader.problem = f"damaged from frame {index} of {count} on: {error}"
@@ -297,16 +297,16 @@ def _walk(image: Image.Image, count: int, reader: FrameReader, make: Callable[[]
 
 
 def _frame_seconds(image: Image.Image) -> float:
-    image.load()  # WebP says it only then
+    image.load()  # WebP states it only then
     seconds = float(image.info.get("duration", 0) or 0) / 1000.0
     return seconds if seconds > SHORTEST else UNTIMED
 
 
 class _Clock:
-    """The points in time that are still to come.
+    """The sampling times that are still to come.
 
     Args:
-        interval: Seconds between them; 0: whenever a frame begins.
+        interval: Seconds between them; 0: at the start of each frame.
         skip: How many of them are left out; without an interval, frames.
         start: Without an interval: frames that end before are left out.
     """
@@ -316,17 +316,17 @@ class _Clock:
 
     @property
     def next(self) -> float:
-        """Seconds of the next one, as far as it is known."""
+        """Time of the next one, as far as it is known."""
         return self._number * self.interval if self.interval else self._start
 
     def take(self, since: float, until: float) -> tuple[float, ...]:
-        """Those at which a frame is shown that is there from `since` until `until`; what is before falls to it too."""
+        """The sampling times of a frame that is shown from `since` until `until`; earlier ones count for it too."""
         if not self.interval:
             if until <= self._start + EPSILON:
                 return ()
             self._number -= 1
             return (since,) if self._number < 0 else ()
-        last = max(self._number, ceil(until / self.interval - EPSILON))  # not included: it is the next frame's
+        last = max(self._number, ceil(until / self.interval - EPSILON))  # not included: it belongs to the next frame
         times = tuple(number * self.interval for number in range(self._number, last))
         self._number = last
         return times
@@ -338,7 +338,7 @@ def _read_video(reader: FrameReader, begin: Begin) -> Generator[Frame, None, Non
 
     source = reader.source
     try:
-        # A file may name others, which are read only where they are files.
+        # A file may name others, which are read only if they are files.
         with av.open(
             BytesIO(source) if isinstance(source, bytes) else str(source),
             options={"protocol_whitelist": "file,crypto,data"},
@@ -357,12 +357,12 @@ def _read_video(reader: FrameReader, begin: Begin) -> Generator[Frame, None, Non
     except (av.error.FFmpegError, OSError, ValueError) as error:
         size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
         why = getattr(error, "strerror", None) or error
-        reason = f"damaged, or no video that FFmpeg can read ({why})" if size else "the file is empty"
+        reason = f"damaged, or not a video that FFmpeg can read ({why})" if size else "the file is empty"
         raise VideoError(f"{reader.name}: {reason}") from error
 
 
 def _is_cover(stream: Any) -> bool:
-    """Whether it is the picture in a sound file."""
+    """Whether it is the cover image of a sound file."""
     disposition = getattr(stream, "disposition", None)
     return "attached_pic" in str(disposition).lower() if disposition is not None else False
 
@@ -371,9 +371,9 @@ class _Video:
     """The video stream of an open container.
 
     Args:
-        container: PyAV's, open.
-        reader: Told of the duration, the end and problems.
-        av: The package.
+        container: PyAV's open container.
+        reader: Receives the duration, the end and problems.
+        av: PyAV.
 
     Raises:
         VideoError: There is no stream that can be decoded.
@@ -402,11 +402,11 @@ class _Video:
         self._time = -self._step
         self._faulty = 0
         self._seekable = True
-        # Where only the whole file says its duration, that may be the sound's.
+        # If only the whole file states a duration, that may be the sound's.
         self._knows_end = bool(self._stream.duration) or not container.streams.audio
 
     def _said_duration(self) -> float:
-        """Seconds by the file's own account, else by looking at all its packets without decoding them."""
+        """Duration stated in the file, else from all its packets without decoding them."""
         if self._stream.duration and self._base:
             return float(self._stream.duration) * self._base
         if self._container.duration:
@@ -421,22 +421,22 @@ class _Video:
         return max(last + self._step, packets * self._step if not last else 0.0)
 
     def read(self, begin: Begin) -> Iterator[Frame]:
-        """The frames at the points in time that `begin` asks for."""
+        """The frames at the sampling times of `begin`."""
         reader = self._reader
         length = max(self._said_duration() - reader.start, 0.0)
         length = min(length, reader.length or length)
         until = reader.length or float("inf")
         clock = begin(length, self._step)
-        shown: tuple[float, Any] | None = None  # the frame on the screen, and since when
+        shown: tuple[float, Any] | None = None  # the frame on the screen, and its start time
         if clock.next + reader.start > SEEK_SECONDS:
             self._seek(clock.next)
         packets = self._frames()
-        before: float | None = None  # where a jump began
+        before: float | None = None  # where a seek started
         while (following := next(packets, None)) is not None:
             since, frame = following
             reader.end = max(reader.end, min(since, until))
             if before is not None:
-                self._seekable = since > before  # else the next key frame is further away than the next point in time
+                self._seekable = since > before  # else the next key frame is after the next sampling time
                 before = None
             if since >= until - EPSILON:
                 break
@@ -460,16 +460,16 @@ class _Video:
             reader.problem = f"{self._faulty} damaged packets were left out"
 
     def _seek(self, seconds: float) -> bool:
-        """Go to the last key frame before a point in time; False where the file cannot be seeked."""
+        """Go to the last key frame before a time; False if the file cannot be seeked."""
         try:
             self._container.seek(int((seconds + self._zero) / self._base), stream=self._stream)
         except (self._av.error.FFmpegError, OSError, ValueError, ZeroDivisionError):
             return False
-        self._time = seconds  # for frames that do not say theirs
+        self._time = seconds  # for frames without a timestamp
         return True
 
     def _frames(self) -> Generator[tuple[float, Any], None, None]:
-        """Decoded frames with the seconds at which they begin; a damaged packet costs its own frames only."""
+        """Decoded frames with their start times; a damaged packet affects its own frames only."""
         FFmpegError = self._av.error.FFmpegError
         packets = self._container.demux(self._stream)
         while True:
@@ -515,13 +515,13 @@ def hdr_to_sdr(codes: NDArray[np.uint16], *, hlg: bool = False) -> NDArray[np.ui
 
     Args:
         codes: (H, W, 3) full-range BT.2020 code values, 0..65535.
-        hlg: Their transfer is HLG (ARIB STD-B67), else PQ (SMPTE ST 2084).
+        hlg: The transfer function is HLG (ARIB STD-B67), else PQ (SMPTE ST 2084).
 
     Returns:
         (H, W, 3) sRGB; `REFERENCE_WHITE` becomes 255 but for the knee.
     """
     light = _decode_table(hlg)[codes]
-    if hlg:  # from the scene's light to the display's
+    if hlg:  # from scene light to display light
         light *= (np.maximum(light @ BT2020_LUMA, 1e-6) ** 0.2)[..., None] * np.float32(HLG_PEAK / REFERENCE_WHITE)
     light = np.maximum(light @ BT2020_TO_709.T, 0.0)
     brightest = light.max(axis=-1)
@@ -534,7 +534,7 @@ def hdr_to_sdr(codes: NDArray[np.uint16], *, hlg: bool = False) -> NDArray[np.ui
 
 @lru_cache(2)
 def _decode_table(hlg: bool) -> NDArray[np.float32]:
-    """65,536 code values to light: of the display in units of reference white (PQ), of the scene in 0..1 (HLG)."""
+    """65,536 code values to light: display light in units of reference white (PQ), scene light in 0..1 (HLG)."""
     code = np.linspace(0.0, 1.0, 65536)
     if hlg:
         a, b, c = 0.17883277, 0.28466892, 0.55991073

@@ -1,4 +1,4 @@
-"""Repeating a part of a node graph: which nodes lie between two others, and copies of them with other inputs.
+"""Repeats a part of a node graph: which nodes are between two others, and copies of them with other inputs.
 
 Graphs are those of ComfyUI's prompts: `{id: {"class_type": ..., "inputs": {name: value or [id, output number]}}}`.
 """
@@ -46,18 +46,18 @@ def nodes_between(get_node: GetNode, start: str, end: str) -> set[str]:
 def copy_between(
     get_node: GetNode, start: str, end: str, *, outputs: Mapping[int, Any], inputs: Mapping[str, Any], prefix: str
 ) -> dict[str, dict[str, Any]]:
-    """A copy of what lies between two nodes and of the second one.
+    """A copy of the nodes between two nodes and of the second one.
 
     Args:
         get_node: The graph.
-        start: Where it begins; links to its outputs are replaced.
-        end: Where it ends; it is copied too.
-        outputs: What stands in the place of the first node's outputs, by output number.
+        start: Start node; links to its outputs are replaced.
+        end: End node; it is copied too.
+        outputs: Replacements of the first node's outputs, by output number.
         inputs: Inputs of the copy of `end` that differ.
-        prefix: Put before each id.
+        prefix: Prefix of each id.
 
     Returns:
-        Id to node; links to nodes outside stay as they are.
+        Id to node; links to nodes outside are kept.
     """
     copied = {*nodes_between(get_node, start, end), end}
 
@@ -90,10 +90,10 @@ class Attempt:
     """One pass through a loop's body.
 
     Attributes:
-        seed: It was made with.
-        score: Higher is better; NaN where there is none.
-        result: What it made.
-        text: The score as it is shown.
+        seed: Its seed.
+        score: Higher is better; NaN without one.
+        result: Its outputs.
+        text: The score as text.
     """
 
     seed: int
@@ -104,14 +104,14 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Retry:
-    """A loop so far; it goes through the graph from pass to pass.
+    """The state of a loop; it is passed through the graph from pass to pass.
 
     Attributes:
-        start: Id of the node that it begins with.
-        end: Id of the node that it ends with; empty in the first pass.
-        seeds: Of the passes so far and of the one that runs.
-        lines: A line for each pass that is done.
-        best: The best of them; of equal ones the earlier.
+        start: Id of the start node.
+        end: Id of the end node; empty in the first pass.
+        seeds: Seeds of the passes so far and of the running one.
+        lines: A line for each finished pass.
+        best: The best of them; among equals the earlier one.
     """
 
     start: str
@@ -121,7 +121,7 @@ class Retry:
     best: Attempt | None = field(default=None, repr=False)
 
     def after(self, attempt: Attempt) -> Retry:
-        """The loop once the running pass is done."""
+        """The loop after the running pass."""
         better = self.best is None or (not attempt.score <= self.best.score and not isnan(attempt.score))
         line = f"seed {attempt.seed}: {attempt.text}"
         return replace(self, lines=(*self.lines, line), best=attempt if better else self.best)

@@ -1,7 +1,7 @@
-"""Score guidance: how far each step of a sampler is nudged along a score's gradient.
+"""Score guidance: how each step of a sampler is nudged along a score's gradient.
 
-A warning: a score is not quality. Pushed hard, any scorer is given patterns that please it and nobody else. What is
-here against it: a window of steps, a limit per step, and a pull back to the unguided path. Look at the images, and
+A warning: a score is not quality. Pushed hard, any scorer is fooled by patterns that only it likes. The
+guards are: a window of steps, a limit per step, and a pull back to the unguided path. Look at the images, and
 judge the result by another measure than the one it was guided by.
 """
 
@@ -21,8 +21,8 @@ class GuidanceSettings:
         scale: Step size. A score's gradient per latent is small and differs between models: try powers of ten.
         clip: Largest nudge per step, as a part of the latents' RMS, in (0, 1].
         start: First guided step, as a fraction of all steps; earlier images are too vague to judge.
-        stop: Where guidance ends, as a fraction; the last steps then repair what it broke.
-        regularisation: How much of the nudges so far is taken back at each step, in [0, 1]: the gradient of
+        stop: Where guidance ends, as a fraction; the last steps then repair artifacts.
+        regularisation: The fraction of the nudges so far that is taken back at each step, in [0, 1]: the gradient of
             0.5 * regularisation * |nudges so far|^2.
 
     Raises:
@@ -45,7 +45,7 @@ class GuidanceSettings:
             )
 
     def covers(self, fraction: float) -> bool:
-        """Whether a place between the first step (0) and the end (1) is guided."""
+        """Whether a position between the first step (0) and the end (1) is guided."""
         return self.start <= fraction < self.stop
 
 
@@ -64,15 +64,15 @@ class Guide:
         self.moved: Tensor | None = None
 
     def reset(self) -> None:
-        """A new run begins."""
+        """Start a new run."""
         self.moved = None
 
     def nudge(self, gradient: Tensor, latents: Tensor) -> Tensor:
-        """What to add to the latents of a step.
+        """The nudge to add to the latents of a step.
 
         Args:
             gradient: (B, ...) of the loss at the denoised preview.
-            latents: (B, ...) that are nudged; the limit is a part of their RMS, sample by sample.
+            latents: (B, ...) that are nudged; the limit is relative to their RMS, sample by sample.
 
         Returns:
             (B, ...) float32: -scale * gradient, limited, minus `regularisation` times all nudges so far.
@@ -91,6 +91,6 @@ def rms(values: Tensor) -> Tensor:
 
 
 def limit(values: Tensor, largest: Tensor) -> Tensor:
-    """Scale each sample down to an RMS of at most `largest`; smaller ones stay as they are."""
+    """Scale each sample down to an RMS of at most `largest`; smaller ones are unchanged."""
     size = rms(values)
     return values * torch.where(size > largest, largest / size.clamp_min(torch.finfo(size.dtype).tiny), 1.0)

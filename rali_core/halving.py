@@ -1,4 +1,4 @@
-"""Successive halving: when candidates are compared, and how many go on."""
+"""Successive halving: when candidates are compared, and how many are kept."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .selection import top_k
 
 @dataclass(frozen=True)
 class SuccessiveHalving:
-    """Drop the weaker part of the candidates at some steps (Jamieson and Talwalkar, 2016).
+    """Drops the weaker candidates at some steps (Jamieson and Talwalkar, 2016).
 
     With the default, 16 candidates and 20 steps: 16 go to step 4, 8 to step 8, 4 to step 12 and 2 to the end, which is
     128 of 320 denoiser calls (40 %).
 
     Attributes:
         at: Where to compare, as ascending fractions of the denoising steps, each in (0, 1).
-        keep_fraction: The part of the candidates that goes on, in (0, 1); rounded up, never fewer than are kept at
-            the end.
+        keep_fraction: The fraction of the candidates that is kept, in (0, 1); rounded up, never fewer than are wanted
+            at the end.
         vae: A cheaper decoder for the comparisons, such as an `AutoencoderTiny` of the same latent space; by default
             the pipeline's own VAE.
 
@@ -43,22 +43,22 @@ class SuccessiveHalving:
         object.__setattr__(self, "at", fractions)
 
     def rungs(self, steps: int) -> tuple[int, ...]:
-        """0-based steps after which candidates are compared; fewer than `at` where steps fall together.
+        """0-based steps after which candidates are compared; fewer than `at` if steps coincide.
 
-        The last step is never one: there is nothing left to save.
+        Never the last step, where there is nothing left to save.
         """
         wanted = {max(1, round(fraction * steps)) - 1 for fraction in self.at}
         return tuple(sorted(step for step in wanted if step < steps - 1))
 
     def survivors(self, candidates: int, keep: int) -> int:
-        """How many of `candidates` go on when `keep` are wanted at the end."""
+        """How many of `candidates` are kept when `keep` are wanted at the end."""
         return min(candidates, max(keep, math.ceil(candidates * self.keep_fraction)))
 
     def choose(self, scores: Sequence[float], keep: int) -> list[int]:
-        """0-based indexes of the candidates that go on, best first.
+        """0-based indexes of the candidates that are kept, best first.
 
         Args:
-            scores: One per candidate, of its preview; one that is not finite is worse than all others.
+            scores: One per candidate, of its preview; one that is not finite ranks last.
             keep: How many are wanted at the end.
         """
         ranked = [score if math.isfinite(score) else -math.inf for score in scores]

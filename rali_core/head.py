@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LOGIT_SCALE_FLOOR = 1e-6
-"""The official module's lower limit of logit_scale; a negative one would turn the ranking round."""
+"""The official module's lower limit of logit_scale; a negative one would invert the ranking."""
 
 
 def project(embedding: Tensor, mean: Tensor, scale: Tensor, components: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where models are found: the bundled one, the authors' once it was downloaded, or any model file."""
+"""Finds models: the bundled one, the authors' after its download, or any model file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BUNDLED_FILE = "rali-small.safetensors"
 OFFICIAL_NAME = "official"
 OFFICIAL_FILE = "rali-official.safetensors"
 OFFICIAL_POINTER = "rali-official.path"
-"""A text file with the path of the official model, where that was downloaded to a folder of the user's choice."""
+"""A text file with the path of the official model, if it was downloaded to another folder."""
 
 
 def bundled_model_path() -> Path:
@@ -20,7 +20,7 @@ def bundled_model_path() -> Path:
         FileNotFoundError: The installation lacks it.
     """
     package = Path(__file__).resolve().parent
-    # An installed wheel carries it inside the package; a checkout (and a ComfyUI node pack) beside it.
+    # An installed wheel has it inside the package; a checkout (and a ComfyUI node pack) beside it.
     for folder in (package / "weights", package.parent / "weights"):
         if (folder / BUNDLED_FILE).is_file():
             return folder / BUNDLED_FILE
@@ -39,7 +39,7 @@ def official_model_path() -> Path:
     """Path of the authors' model, converted.
 
     Raises:
-        FileNotFoundError: It was not downloaded yet, or its file is gone.
+        FileNotFoundError: It was not downloaded yet, or its file was deleted.
     """
     folder = cache_folder()
     pointer = folder / OFFICIAL_POINTER
@@ -51,7 +51,7 @@ def official_model_path() -> Path:
     if (folder / OFFICIAL_FILE).is_file():
         return folder / OFFICIAL_FILE
     raise FileNotFoundError(
-        f"the model {OFFICIAL_NAME!r} is not here yet: run `rali download official` (about 1.7 GB), or convert a "
+        f"the model {OFFICIAL_NAME!r} is not downloaded yet: run `rali download official` (about 1.7 GB), or convert a "
         "release that you have with `rali convert RELEASE_DIR` and give the file's path"
     )
 

@@ -1,4 +1,4 @@
-"""Whether some things are the very things that were seen before, without keeping them alive."""
+"""Compares objects with those of an earlier call by identity, without keeping them alive."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 class Identity:
-    """Remembers which objects were given, by weak references where they allow it.
+    """Remembers objects, by weak references where possible.
 
-    Plain values are compared by value and type, lists, tuples and mappings entry by entry, all else by identity: a
-    tensor or a model is another one even where its contents are equal.
+    Plain values are compared by value and type, lists, tuples and mappings entry by entry, everything else by identity:
+        a
+    tensor or a model differs from another one even if their contents are equal.
 
     Args:
         things: What to remember.
@@ -32,7 +33,7 @@ class Identity:
         self._leaves = [_reference(leaf) for leaf in _leaves(things)]
 
     def matches(self, *things: Any) -> bool:
-        """Whether these are the same things."""
+        """Whether these are the same objects."""
         leaves = list(_leaves(things))
         return len(leaves) == len(self._leaves) and all(
             known == (type(leaf), leaf) if isinstance(leaf, _PLAIN) else callable(known) and known() is leaf

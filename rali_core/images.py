@@ -1,9 +1,9 @@
 """Image files and in-memory images to pixels: one (3, H, W) tensor each, float32 in [0, 1] or uint8.
 
-What is done, for files, bytes, streams and members of archives alike: EXIF orientation is applied (to PIL images too);
-an embedded ICC profile is converted to sRGB, where Pillow and the profile allow it, else the values are taken as they
-are; transparent images are composited on white; grey is repeated to RGB; palette and CMYK without profile are converted
-by Pillow; of animated files the first frame is scored.
+For files, bytes, streams and members of archives alike: EXIF orientation is applied (to PIL images too);
+an embedded ICC profile is converted to sRGB, if Pillow and the profile allow it, else the values are used
+unchanged; transparent images are composited on white; grey is repeated to RGB; palette and CMYK without profile are
+converted by Pillow; of animated files the first frame is scored.
 
 Range: 16-bit grey is divided by 65535, or by a TIFF's MaxSampleValue; nothing is stretched per image, and a 16-bit
 image that only uses 12 bits is dark, which is logged. 16-bit RGB is read by Pillow as its upper 8 bits.
@@ -11,8 +11,8 @@ image that only uses 12 bits is dark, which is logged. 16-bit RGB is read by Pil
 JPEGs are decoded whole. Pillow's draft mode would take 0.37 of the time on photographs of 8 megapixels, but moves their
 scores by 0.002 (`bench/jpeg_draft.py`), and a file must score as the same image in memory does.
 
-The state of the host program (Pillow's limits and flags, Python's warning filters) neither decides nor is changed for
-good: while an image is decoded they are set as `ReadLimits` says, and given back after the last thread.
+The global state of the host program (Pillow's limits and flags, Python's warning filters) has no influence and is not
+changed permanently: while an image is decoded it is set as `ReadLimits` says, and restored after the last thread.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ from torch import Tensor
 
 from .files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .files import readable_formats
+from .lazy import renamed
 
 log = logging.getLogger("rali")
+
+__getattr__ = renamed(__name__, {"to_picture": "to_pil_image"})
 
 ImageInput: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], Image.Image, NDArray[np.generic], Tensor
@@ -64,25 +67,25 @@ MAX_SAMPLE_VALUE = 281
 """TIFF tag."""
 
 COPIED_PIXELS = 2**20
-"""So many are taken out of a PIL image at a time."""
+"""Pixels that are converted from a PIL image at a time."""
 
 SAME_COLOUR = 2
-"""A profile that moves no colour by more than this (of 255) is sRGB by another name, and left alone."""
+"""A profile that changes no colour by more than this (of 255) counts as sRGB and is not applied."""
 
 
 class ImageError(ValueError):
-    """An image cannot be read or is not an image; the message says which and why."""
+    """An image cannot be read or is not an image; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """What an image file may take, at most.
+    """Limits for an image file.
 
     Attributes:
         max_pixels: Larger images are refused by their header, before they are decoded.
-        max_text_bytes: Of all text chunks of a PNG together, and of its colour profile, decompressed.
-        pixels_in_flight: Decoded at one time by the threads that read ahead; a larger image is decoded alone. Each
-            takes some 8 bytes, twice that where it must be turned upright.
+        max_text_bytes: Decompressed bytes of all text chunks of a PNG together, and of its colour profile.
+        pixels_in_flight: Pixels decoded at one time by the threads that read ahead; a larger image is decoded alone.
+            Each takes some 8 bytes, twice that if it must be rotated.
     """
 
     max_pixels: int = 178_956_970
@@ -103,7 +106,7 @@ def load_image(path: str | os.PathLike[str], *, limits: ReadLimits = DEFAULT_LIM
 
     Args:
         path: A file that Pillow can read.
-        limits: What it may take.
+        limits: Limits for the file.
 
     Returns:
         (3, H, W) float32 in [0, 1], RGB.
@@ -119,9 +122,9 @@ def decode_image(data: bytes, name: str, *, limits: ReadLimits = DEFAULT_LIMITS)
     """Decode the bytes of an image file.
 
     Args:
-        data: What the file holds, in any format that Pillow can read.
-        name: What errors call it.
-        limits: What it may take.
+        data: The file's bytes, in any format that Pillow can read.
+        name: Its name in errors.
+        limits: Limits for the file.
 
     Returns:
         (3, H, W) float32 in [0, 1], RGB.
@@ -143,11 +146,11 @@ def open_image(
 
     Args:
         source: A path, the bytes of a file, or an open binary file, which is read from its start.
-        name: What errors call it.
-        limits: What it may take.
+        name: Its name in errors.
+        limits: Limits for the file.
 
     Raises:
-        FileNotFoundError, ImageError: As for `load_image`; whatever Pillow raises within the block becomes one.
+        FileNotFoundError, ImageError: As for `load_image`; any exception of Pillow within the block becomes one.
     """
     file, name = _as_file(source, name)
     try:
@@ -158,7 +161,7 @@ def open_image(
             try:
                 yield image
             finally:
-                image.close()  # lets go of its pixels, whoever still knows it
+                image.close()  # frees its pixels, whoever still refers to it
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except UnidentifiedImageError:
@@ -171,7 +174,7 @@ def open_image(
         raise ImageError(f"no permission to read {name}") from error
     except MemoryError as error:
         raise ImageError(f"not enough memory to decode {name}") from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's decoders raise any kind of exception for a damaged file
         raise ImageError(f"damaged image file {name}: {type(error).__name__}: {error}") from error
 
 
@@ -195,7 +198,7 @@ def is_stream(image: object) -> bool:
 
 
 def read_stream(stream: IO[bytes]) -> bytes:
-    """All bytes of an open binary file; where it can seek, from its start, and its position stays as it was.
+    """All bytes of an open binary file; where it can seek, from its start, and its position is kept.
 
     Raises:
         TypeError: It was opened for text.
@@ -224,7 +227,7 @@ class _PixelLimit(float):
 
 
 _OURS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-"""A filter of warnings: files warn of odd metadata, which must neither be shown nor, in a strict host, be an error."""
+"""A filter of warnings: warnings about odd metadata must neither be shown nor, in a strict host, become errors."""
 
 _active: list[ReadLimits] = []
 _host: dict[tuple[Any, str], Any] = {}
@@ -235,9 +238,9 @@ _pillow_lock = Lock()
 
 @contextmanager
 def _pillow_set(limits: ReadLimits) -> Iterator[None]:
-    """Pillow's global state as `limits` say; several threads share it, the last one gives back what was there.
+    """Set Pillow's global state as `limits` say; several threads share it, the last one restores the previous state.
 
-    In between the host's values are never there, not for a moment: another thread may be decoding.
+    In between the host's values are never restored: another thread may be decoding.
     """
     with _pillow_lock:
         _active.append(limits)
@@ -267,7 +270,7 @@ def _set_globals() -> None:
         (PngImagePlugin, "MAX_TEXT_MEMORY", texts),
     ):
         key, now = (module, name), getattr(module, name)
-        if key not in _set or now is not _set[key]:  # the host's, who may have changed it meanwhile
+        if key not in _set or now is not _set[key]:  # the host's, which may have changed meanwhile
             _host[key] = now
         _set[key] = value
         setattr(module, name, value)
@@ -275,7 +278,7 @@ def _set_globals() -> None:
 
 def _give_back() -> None:
     for (module, name), value in _set.items():
-        if getattr(module, name) is value:  # else the host has changed it meanwhile, and that counts
+        if getattr(module, name) is value:  # otherwise the host has changed it meanwhile, and that is kept
             setattr(module, name, _host[module, name])
     _set.clear()
     _host.clear()
@@ -305,7 +308,7 @@ def decode_pil(image: Image.Image) -> Tensor:
     """The pixels of an image that `open_image` opened: (3, H, W), uint8, or float32 in [0, 1] of more than 8 bits."""
     if 0 in image.size:
         raise ImageError(f"expected at least 1 x 1 pixel, got {image.size[0]} x {image.size[1]}")
-    image.load()  # the mode of some files is known only now
+    image.load()  # the mode of some files is known only after loading
     if image.mode == "F":
         return _finish(_grey_values(image), "a PIL image of mode F")
     if image.mode.startswith("I"):  # "I", "I;16", "I;16B": 16-bit grey
@@ -322,7 +325,7 @@ def _grey_values(image: Image.Image) -> Tensor:
 
 
 def _to_levels(image: Image.Image) -> Tensor:
-    """(3, H, W) uint8, some rows at a time: each conversion and what Pillow hands out are copies."""
+    """(3, H, W) uint8, some rows at a time, because each conversion is a copy."""
     width, height = image.size
     transform = _transform_to_srgb(image)
     levels = np.empty((height, width, 3), dtype=np.uint8)
@@ -334,7 +337,7 @@ def _to_levels(image: Image.Image) -> Tensor:
 
 
 def _full_scale(image: Image.Image) -> float:
-    """What white is in a grey image of more than 8 bits: 65535, or less where a TIFF says so."""
+    """The value of white in a grey image of more than 8 bits: 65535, or less if a TIFF says so."""
     try:
         said = getattr(image, "tag_v2", {}).get(MAX_SAMPLE_VALUE, 65535)
         said = max(said) if isinstance(said, tuple) else said
@@ -352,10 +355,10 @@ def _tell_dark(highest: float, full: float) -> None:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A PIL image turned as its EXIF orientation says; odd EXIF data count as none."""
+    """A PIL image rotated as its EXIF orientation says; malformed EXIF data are ignored."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # whatever malformed metadata lead Pillow to: the pixels may be fine
+    except Exception:  # any exception of Pillow for malformed metadata: the pixels may be fine
         return image
     method = TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
     if method is None:
@@ -373,7 +376,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image, transform: Any) -> Image.Image:
     if transform is not None:
         image = _apply(image, transform)
-    if image.mode == "La":  # the one mode that Pillow cannot turn into RGB at once
+    if image.mode == "La":  # the one mode that Pillow cannot convert to RGB directly
         image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -382,7 +385,7 @@ def _to_rgb(image: Image.Image, transform: Any) -> Image.Image:
 
 
 def _apply(image: Image.Image, transform: Any) -> Image.Image:
-    """The image's colours by a transform of `_transform_to_srgb`; alpha stays as it is."""
+    """The image's colours by a transform of `_transform_to_srgb`; alpha is unchanged."""
     from PIL import ImageCms
 
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
@@ -409,7 +412,7 @@ def _colours(image: Image.Image) -> Image.Image:
 
 
 def _transform_to_srgb(image: Image.Image) -> Any:
-    """By the image's ICC profile; None where it has none, or one that is sRGB, broken, or of another kind of image."""
+    """The transform of the image's ICC profile; None without one, or if it is sRGB, broken, or of another type."""
     profile = image.info.get("icc_profile")
     if not profile:
         return None
@@ -444,20 +447,20 @@ def _changes_nothing(transform: Any, mode: str) -> bool:
     return got is not None and int(np.abs(np.asarray(got).astype(int) - expected).max()) <= SAME_COLOUR
 
 
-def to_picture(image: ImageInput) -> Image.Image:
-    """What the scorer sees of an image, as an 8-bit RGB PIL picture to look at.
+def to_pil_image(image: ImageInput) -> Image.Image:
+    """An image as the scorer sees it, as an 8-bit RGB PIL image.
 
     Args:
         image: Any image that can be scored.
 
     Returns:
-        A new picture; EXIF orientation applied, transparency on white, 16-bit grey divided by 257.
+        A new image; EXIF orientation applied, transparency on white, 16-bit grey divided by 257.
 
     Raises:
         TypeError, FileNotFoundError, ImageError: As for `to_pixels`.
     """
     if isinstance(image, Image.Image) and image.mode != "F" and not image.mode.startswith("I"):
-        return to_rgb(upright(image))  # 8 bits stay what they are
+        return to_rgb(upright(image))  # 8-bit values are kept
     values = to_pixels(image).mul(255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(values))
 
@@ -526,7 +529,7 @@ def to_pixels(image: ImageInput, *, limits: ReadLimits = DEFAULT_LIMITS) -> Tens
     Raises:
         TypeError: Not a path, bytes, open file, PIL image, numpy array or tensor.
         FileNotFoundError: A path that does not exist.
-        ImageError: It cannot be read, or its shape, type or range is not what an image has.
+        ImageError: It cannot be read, or its shape, type or range is not that of an image.
     """
     return to_float(read_pixels(image, limits=limits))
 
@@ -536,8 +539,8 @@ def read_pixels(image: ImageInput, *, name: str | None = None, limits: ReadLimit
 
     Args:
         image: Any kind of image.
-        name: What errors call an image file.
-        limits: What an image file may take.
+        name: Name of an image file in errors.
+        limits: Limits for an image file.
 
     Returns:
         (3, H, W), uint8 or float32 in [0, 1]; tensors stay on their device.

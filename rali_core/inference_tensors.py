@@ -1,7 +1,7 @@
 """Gradients through models whose weights were made under `torch.inference_mode()`.
 
 ComfyUI runs all nodes in inference mode, so the weights that its loaders make are "inference tensors", which autograd
-refuses to save for the backward pass. For the time of one call they are replaced by copies that it takes.
+refuses to save for the backward pass. For the duration of one call they are replaced by copies that it accepts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def input_gradient(modules: Sequence[nn.Module], function: Callable[[Tensor], Te
     """The gradient of the sum of `function(x)` to `x`, in or out of inference mode.
 
     Args:
-        modules: Those that the function uses; their weights get no gradient and are not changed.
+        modules: The modules that the function uses; their weights get no gradient and are not changed.
         function: From (B, ...) to any shape.
         x: (B, ...) floating point.
 

@@ -19,11 +19,11 @@ class LabelledImage:
     Attributes:
         path: The image file.
         score: Mean opinion score, scaled to [0, 1]; higher is better.
-        split: `"train"`, `"test"` or whatever else the table says; `"train"` where it says nothing.
+        split: `"train"`, `"test"` or any other name in the table; `"train"` by default.
         near_duplicate: True for a test image that the table flags as (nearly) contained in the training part.
-        content: What the image shows, where the table says so (a prompt, a scene); images of one content are never
+        content: What the image shows, if the table says so (a prompt, a scene); images of one content are never
             split between training and validation.
-        group: A group of images that is measured by itself where the table says so, such as the generator.
+        group: A group of images that is also measured separately, such as the generator, if the table has one.
     """
 
     path: Path
@@ -46,7 +46,7 @@ def read_labels(
 
     Args:
         path: CSV file with the columns `image` and `mos`, and optionally `split` and `near_dup_in_train` (1 = yes); its
-            encoding and separator are those that `text_files.read_table` knows.
+            encoding and separator are detected by `text_files.read_table`.
         root: Folder that the `image` column is relative to; by default the folder of the CSV file.
         score_range: Worst and best score of the table's own scale; mapped to 0 and 1.
         content_column: Name of a further column, for `LabelledImage.content`.
@@ -110,7 +110,7 @@ def split_validation(
 
     Args:
         rows: Labelled images; only those with `split == "train"` are used.
-        fraction: Share of the contents (of the images, where the table names no contents) that becomes validation, in
+        fraction: Share of the contents (of the images, if the table has no contents) that becomes validation, in
             [0, 1); at least one unless it is 0.
         seed: Seed of the permutation.
 

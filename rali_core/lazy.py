@@ -1,4 +1,4 @@
-"""A package's public names, each imported from its module when it is first asked for."""
+"""A package's public names, each imported from its module at first use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
+
+DEPRECATED = "{old} is deprecated and goes in the next release; use {new}"
 
 
 def import_on_first_use(
@@ -19,9 +21,9 @@ def import_on_first_use(
 
     Args:
         package: The package's `__name__`.
-        homes: From the name of a module in it to the public names that it holds. None of the modules may have
+        homes: From the name of a module in it to the public names in it. None of the modules may have
             such a name itself: importing it would put the module in the name's place.
-        old_names: From a name of the last release to what it is called now; it works with a DeprecationWarning.
+        old_names: From a name of the last release to the current one; the old name works with a DeprecationWarning.
 
     Returns:
         A function from a name to its value; raises AttributeError for others.
@@ -64,6 +66,21 @@ def renamed(module: str, old_names: Mapping[str, str]) -> Callable[[str], Any]:
     return get
 
 
+def renamed_attribute(old: str, new: str) -> Any:
+    """A property for the last release's name of an attribute or method, which works with a DeprecationWarning.
+
+    Args:
+        old: The old name.
+        new: The name that it has now.
+    """
+
+    def get(self: object) -> Any:
+        warnings.warn(DEPRECATED.format(old=old, new=new), DeprecationWarning, 2)
+        return getattr(self, new)
+
+    return property(get, doc=f"The old name of `{new}`; goes in the next release.")
+
+
 def _get_renamed(module: str, old: str, new: str) -> Any:
-    warnings.warn(f"{old} is deprecated and goes in the next release; use {new}", DeprecationWarning, 3)
+    warnings.warn(DEPRECATED.format(old=old, new=new), DeprecationWarning, 3)
     return getattr(sys.modules[module], new)

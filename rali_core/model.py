@@ -23,7 +23,7 @@ class RaliModel(nn.Module):
         preprocess_config: Size and normalisation of its input.
         pca_dim: P, dimension after PCA.
         prototypes: K, number of prototypes.
-        coverage: What `forward` does with pictures that are not square, unless it is told otherwise.
+        coverage: How `forward` scores images that are not square, by default.
 
     Raises:
         ValueError: The encoder cannot be built, or its input size differs from the preprocessing's.
@@ -69,7 +69,7 @@ class RaliModel(nn.Module):
     def embed(self, inputs: Tensor) -> Tensor:
         """(N, 3, S, S) encoder input to (N, D) un-normalised embeddings, in the encoder's dtype.
 
-        On a CPU a plain encoder gets as many at a time as are fastest there, `ViTConfig.max_batch`.
+        On a CPU a plain encoder gets the fastest number at a time, `ViTConfig.max_batch`.
         """
         dtype = next(self.encoder.parameters()).dtype
         passes = 1
@@ -79,7 +79,7 @@ class RaliModel(nn.Module):
 
     def _embed_once(self, inputs: Tensor) -> Tensor:
         embedding = self.encoder(inputs)
-        pooled: Tensor = embedding[0] if isinstance(embedding, tuple) else embedding  # output_tokens gives a pair
+        pooled: Tensor = embedding[0] if isinstance(embedding, tuple) else embedding  # output_tokens returns a pair
         return pooled
 
     def weights(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
@@ -93,7 +93,7 @@ class RaliModel(nn.Module):
         return (weights * shares.unsqueeze(-1)).sum(dim=1)
 
     def forward(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
-        """Score pictures of one size; differentiable.
+        """Score images of one size; differentiable.
 
         Args:
             pixels: (B, 3, H, W), floating point, RGB in [0, 1], on the model's device.
@@ -119,11 +119,11 @@ def with_image_size(model: RaliModel, image_size: int) -> RaliModel:
     """The same model for another input size; its position embeddings are resampled (bicubic, antialiased).
 
     Args:
-        model: With a plain vision transformer for an encoder.
+        model: A model whose encoder is a plain vision transformer.
         image_size: Side of the new input in pixels.
 
     Raises:
-        ValueError: The encoder is of another kind.
+        ValueError: The encoder is not a plain vision transformer.
     """
     if image_size == model.preprocess_config.image_size:
         return model

@@ -1,8 +1,8 @@
-"""Embeddings of single patches, in the space in which the head scores whole pictures.
+"""Embeddings of single patches, in the space in which the head scores whole images.
 
-Not part of the paper: RALI scores the pooled embedding only. Each patch token goes through what the encoder does to its
-class token (norm, projection), and so through the same head. The head never saw patch tokens in training: such scores
-tell where in a picture the evidence lies, they are not calibrated.
+Not part of the paper: RALI scores the pooled embedding only. Each patch token passes through the class token's
+layers (norm, projection) and the same head. The head never saw patch tokens in training: such scores show where in an
+image the evidence is, they are not calibrated.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Bicubic resizing of 8-bit pictures that gives Pillow's own pixels, on any device.
+"""Bicubic resizing of 8-bit images that gives exactly Pillow's pixels, on any device.
 
 Pillow (`Image.resize` with `BICUBIC`, observed in 10.4 to 13.0) resizes along one axis at a time, with weights rounded
-to multiples of 2^-22 and sums of whole numbers, rounded to 8 bits after each pass. Floating-point arithmetic lands on
-the neighbouring level where a sum ends near one half, which is often: at simple ratios the same few weights come back
-in every row. Whole numbers cannot. Checked against Pillow in `tests/test_pillow_resize.py`, equal in every pixel.
+to multiples of 2^-22 and sums of whole numbers, rounded to 8 bits after each pass. Floating-point arithmetic gives
+the neighbouring level if a sum is near one half, which is frequent: at simple ratios the same few weights recur in
+every row. Integers do not. Checked against Pillow in `tests/test_pillow_resize.py`, equal in every pixel.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ WEIGHT_BITS = 22
 """255 times the sum of the absolute weights stays below 2^31 with these."""
 
 SUMS_AT_ONCE = 2**16
-"""So many fit into a processor's cache; without that a large photograph takes several times as long."""
+"""Number of values that fit into a processor's cache; larger blocks take several times as long."""
 
 CUBIC = -0.5
 """Keys' parameter a, as Pillow and CLIP's processor use it."""
 
 
 def bicubic_weights(length: int, new_length: int) -> tuple[Tensor, Tensor]:
-    """Which pixels of a line make each pixel of the resized line, and with what weight.
+    """The source pixels of each pixel of a resized line, with their weights.
 
     Args:
         length: Pixels of the line.
@@ -33,7 +33,7 @@ def bicubic_weights(length: int, new_length: int) -> tuple[Tensor, Tensor]:
         largest number of pixels that any of them needs, and the others' weights are 0.
     """
     scale = length / new_length
-    stretch = max(scale, 1.0)  # shrinking widens the kernel, which is the antialiasing
+    stretch = max(scale, 1.0)  # downscaling widens the kernel, which is the antialiasing
     centers = (torch.arange(new_length, dtype=torch.float64, device="cpu") + 0.5) * scale
     first = (centers - 2.0 * stretch + 0.5).trunc().clamp(min=0)
     end = (centers + 2.0 * stretch + 0.5).trunc().clamp(max=length)
@@ -65,7 +65,7 @@ def resize_axis(levels: Tensor, new_length: int, axis: int) -> Tensor:
         uint8, the same shape but for `axis`.
     """
     moved: Tensor = levels.movedim(axis, 0)
-    lines = moved.flatten(1)  # (L, M): whole lines are added up
+    lines = moved.flatten(1)  # (L, M): sums of whole lines
     positions, weights = (tensor.to(levels.device) for tensor in bicubic_weights(len(lines), new_length))
     columns = max(1, SUMS_AT_ONCE // new_length)
     parts = [_add_up(part, positions, weights) for part in lines.split(columns, dim=1)]
@@ -83,7 +83,7 @@ def _add_up(lines: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
 
 
 def resize_levels(levels: Tensor, height: int, width: int) -> Tensor:
-    """Resize along x, then along y, as Pillow does (from version 13 on not for pictures over twice as high as wide).
+    """Resize along x, then along y, as Pillow does (from version 13 on not for images over twice as high as wide).
 
     Args:
         levels: (..., H, W) uint8.
@@ -91,7 +91,7 @@ def resize_levels(levels: Tensor, height: int, width: int) -> Tensor:
         width: Pixels along x afterwards.
 
     Returns:
-        (..., height, width) uint8; an axis that has its length already is left as it is.
+        (..., height, width) uint8; an axis that has its length already is unchanged.
     """
     for axis, new_length in ((-1, width), (-2, height)):
         if levels.shape[axis] != new_length:
@@ -101,7 +101,7 @@ def resize_levels(levels: Tensor, height: int, width: int) -> Tensor:
 
 def to_levels(pixels: Tensor) -> Tensor:
     """Floating-point pixels in [0, 1] to the nearest of 256 levels, uint8, without a gradient."""
-    # uint8 cuts off what is behind the point; in place, because a large photograph takes longer here than in the sums.
+    # uint8 truncates; in place, because a large photograph takes longer here than in the sums.
     return pixels.detach().mul(255.0).add_(0.5).clamp_(0.0, 255.0).to(torch.uint8)
 
 

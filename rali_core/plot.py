@@ -1,4 +1,4 @@
-"""Scores over the time of a video as an image, drawn with Pillow alone."""
+"""Plots a video's scores over time, drawn with Pillow alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LINE = (59, 110, 165)
 WORST = (250, 222, 220)
 OVERSAMPLING = 2
-"""Drawn so much larger and made small again, for smooth lines."""
+"""Supersampling factor, for smooth lines."""
 
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 MOST_TICKS = 8
@@ -38,14 +38,14 @@ def draw_time_plot(
 
     Args:
         video: The scores; frames that could not be scored are gaps.
-        title: Above the plot; shortened where it is too long.
+        title: Title above the plot; shortened if it is too long.
         width: Pixels, at least `MIN_WIDTH`.
         height: Pixels, at least `MIN_HEIGHT`.
         passage: Seconds of the worst passage.
-        band_thresholds: Where the bands' lines are.
+        band_thresholds: Scores of the bands' lines.
 
     Returns:
-        An RGB image. The scale goes from 0 to 1, or further where scores do.
+        An RGB image. The scale goes from 0 to 1, or further if scores exceed it.
 
     Raises:
         ValueError: A size is too small.
@@ -102,7 +102,7 @@ def draw_time_plot(
 
 
 def draw_time_plots(videos: Sequence[tuple[str, VideoScore]], **options: Any) -> Image.Image:
-    """Several videos' plots, one below the other; titles and scores in order, options as for `draw_time_plot`.
+    """Several videos' plots in a column; titles and scores in order, options as for `draw_time_plot`.
 
     Raises:
         ValueError: There is none.

@@ -270,7 +270,7 @@ class View(NamedTuple):
         top: First row.
         width: Columns.
         height: Rows.
-        full_size: Seen at its own size, not made smaller.
+        full_size: Seen at its own size, not resized.
     """
 
     left: int

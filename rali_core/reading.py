@@ -1,4 +1,4 @@
-"""What `RaliScorer.score` takes, one image or many of mixed kinds, and reading files ahead in bounds."""
+"""The inputs of `RaliScorer.score`, one image or many of mixed kinds, and bounded reading ahead."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .images import (
 Images = ImageInput | Iterable[ImageInput]
 
 MAX_DECODERS = 8
-"""More threads than this do not decode images faster than a GPU scores them."""
+"""Upper limit of decoding threads; more are not faster than a GPU scores."""
 
 Made = TypeVar("Made")
 
@@ -52,11 +52,11 @@ class PixelBudget:
         self._condition = Condition()
 
     def __reduce__(self) -> tuple[type[PixelBudget], tuple[int]]:
-        return PixelBudget, (self.limit,)  # a copy in another process has threads of its own
+        return PixelBudget, (self.limit,)  # a copy in another process has its own threads
 
     @contextmanager
     def hold(self, pixels: int) -> Iterator[None]:
-        """Wait for room for so many pixels, and take it until the block ends."""
+        """Wait until so many pixels are free, and reserve them until the block ends."""
         with self._condition:
             self._condition.wait_for(lambda: not self._held or self._held + pixels <= self.limit)
             self._held += pixels
@@ -69,12 +69,12 @@ class PixelBudget:
 
 
 def read_image(image: ImageInput, finish: Callable[[Tensor], Made], *, limits: ReadLimits, budget: PixelBudget) -> Made:
-    """Read one image and pass its pixels to `finish`, within a budget of pixels where they are decoded from a file.
+    """Read one image and pass its pixels to `finish`, within a budget of pixels if they are decoded from a file.
 
     Args:
         image: Any kind of image.
-        finish: Gets (3, H, W) pixels, uint8 or float32 in [0, 1], and returns what is to remain of them.
-        limits: What a file may take.
+        finish: Gets (3, H, W) pixels, uint8 or float32 in [0, 1], and returns what to keep of them.
+        limits: Limits for a file.
         budget: Shared by the threads that read.
 
     Raises:
@@ -103,7 +103,7 @@ def digest_image(image: ImageInput) -> bytes:
     from .score_cache import bytes_key, content_key, file_key
 
     if isinstance(image, str | os.PathLike):
-        if not os.path.isfile(image):  # the loader says what is wrong
+        if not os.path.isfile(image):  # the loader reports what is wrong
             load_image(image)
         return file_key(image)
     if is_file(image):
@@ -134,7 +134,7 @@ def iterate(images: Images) -> Iterator[ImageInput]:
 
 
 def count(images: Images) -> int | None:
-    """How many images `iterate` gives, where that can be told without reading them."""
+    """How many images `iterate` gives, if that is known without reading them."""
     if isinstance(images, str | os.PathLike) and os.path.isdir(images):
         return len(_images_in(images))
     if is_single(images):
@@ -150,7 +150,7 @@ def is_single(images: object) -> bool:
 
 
 def may_read_ahead(images: object) -> bool:
-    """Lists of files are there before they are asked for; a generator may be waiting for what it gave to be scored."""
+    """Lists of files can be read ahead; a generator may be waiting for its last image to be scored."""
     if isinstance(images, str | os.PathLike):
         return os.path.isdir(images)
     return (
@@ -163,11 +163,11 @@ def may_read_ahead(images: object) -> bool:
 def make_in_turn(
     make: Callable[[int, ImageInput], Made], images: Iterator[ImageInput], batch_size: int
 ) -> Iterator[list[Made]]:
-    """`make(index, image)` of all images, a batch at a time, as they are asked for."""
+    """`make(index, image)` of all images, a batch at a time, lazily."""
     numbered = enumerate(images)
     while chunk := list(islice(numbered, batch_size)):
         made = [make(index, image) for index, image in chunk]
-        chunk.clear()  # lets go of the pixels before the encoder needs its memory
+        chunk.clear()  # frees the pixels before the encoder needs its memory
         yield made
 
 
@@ -204,6 +204,6 @@ def _images_in(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _decoder_count(device: torch.device) -> int:
-    """Threads that decode beside the encoder: on a CPU it needs the processors itself."""
+    """Number of threads that decode beside the encoder, which on a CPU needs the processors itself."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_DECODERS, max(1, processors // 2 if device.type == "cpu" else processors))

@@ -1,8 +1,8 @@
-"""Going on with a loop that cannot be suspended: run it again, and answer the calls that it made before from memory.
+"""Resumes a loop that cannot be suspended: runs it again, and answers its earlier calls from memory.
 
-A sampler's loop holds its state (earlier outputs, random generators) in local variables. Begun again with the same
+A sampler's loop holds its state (earlier outputs, random generators) in local variables. Started again with the same
 noise and seed it makes the same calls of the denoiser, which are nearly all of its cost: those whose inputs are known
-are answered at once, and the loop comes bit by bit to where it was.
+are answered at once, and the loop reaches its former state bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Replay:
     """Remembers a loop's calls, in main memory.
 
     Attributes:
-        computed: How many calls were really made.
+        computed: How many calls were computed.
 
     Example:
         >>> import torch
@@ -38,16 +38,16 @@ class Replay:
         self.computed = 0
 
     def begin(self) -> None:
-        """Called before the loop runs, the first time and again."""
+        """Call before each run of the loop."""
         self._next = 0
 
     def __call__(self, compute: Callable[[], Sequence[Tensor]], *inputs: Tensor) -> list[Tensor]:
-        """A call's outputs, from memory where the same call was made at this place before.
+        """A call's outputs, from memory if the same call was made at this position before.
 
         Args:
-            compute: Makes the call. One whose inputs differ from those known at this place is made, and forgets what
-                is known from here on.
-            inputs: All that the outputs depend on and that can differ from one run of the loop to the next.
+            compute: Computes the call. If the inputs differ from those known at this position, it is computed, and the
+                calls known from here on are forgotten.
+            inputs: Everything that the outputs depend on and that can differ between runs of the loop.
 
         Returns:
             The outputs, on the first input's device; the caller may change them.

@@ -1,4 +1,4 @@
-"""What a scorer gives: the score of one image, and the scores of several."""
+"""Results of a scorer: the score of one image, and the scores of several."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class ImageScore:
 
     Attributes:
         index: 0-based position in the input.
-        score: In the model's range, by default 0..1, higher is better; NaN where `error` is set.
+        score: In the model's range, by default 0..1, higher is better; NaN if `error` is set.
         band: bad, poor, fair, good or excellent; empty without a score.
-        percentile: Percentage of the model's reference pictures that score lower; NaN without calibration.
+        percentile: Percentage of the model's reference images that score lower; NaN without calibration.
         error: Why the image has no score, or None.
-        reason: `"no content"` where the score is not the model's because the image is blank, see `content`; else None.
+        reason: `"no content"` if the image is blank and the score not the model's, see `content`; else None.
     """
 
     index: int
@@ -39,11 +39,11 @@ class ScoreResult:
     Attributes:
         scores: (N,) float32 in the model's range, by default 0..1, higher is better; NaN for an image with an error.
         bands: N names: bad, poor, fair, good, excellent; empty for an image with an error.
-        percentiles: (N,) float32, 0..100; NaN where the model file has no calibration.
+        percentiles: (N,) float32, 0..100; NaN if the model file has no calibration.
         errors: N texts, None for each image that was scored.
-        stopped: True where the progress callback ended the run; N then counts only what was done.
-        reasons: N texts; `"no content"` where the score is not the model's, because the image is blank (see
-            `content`), None for all others.
+        stopped: True if the progress callback ended the run; N then counts only what was done.
+        reasons: N texts; `"no content"` if the image is blank and the score not the model's (see `content`), None for
+            all others.
     """
 
     scores: NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""The score that RALI Save Image wrote into an image file, or into the list beside it."""
+"""Reads the score that RALI Save Image wrote into an image file, or into the list beside it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .images import DEFAULT_LIMITS, ReadLimits, open_image
 KEY = "rali_score"
 LIST_NAME = "rali_scores.jsonl"
 FIRST_EXIF_TAG = 0x0110
-"""ComfyUI's texts ("key:value") stand in this EXIF tag and in those below it."""
+"""ComfyUI's texts ("key:value") are in this EXIF tag and in those below it."""
 
 EXIF_TAGS = 0x0110 - 0x0100
-"""So many of them are looked at."""
+"""Number of these tags that are read."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class SavedScore:
     """A score that was read.
 
     Attributes:
-        score: 0..1, as the scorer gave it; four decimals in a file's own metadata.
-        source: Where it stood: "metadata" of the file itself, or "sidecar", the list beside it.
+        score: 0..1; rounded to four decimals in a file's own metadata.
+        source: Where it was found: "metadata" of the file itself, or "sidecar", the list beside it.
         record: The list's line; empty for metadata.
     """
 
@@ -36,18 +36,18 @@ class SavedScore:
 
 
 def read_saved_score(path: str | os.PathLike[str], *, limits: ReadLimits = DEFAULT_LIMITS) -> SavedScore | None:
-    """The score that was saved with an image; None where there is none.
+    """The score that was saved with an image; None if there is none.
 
     The file's own metadata (a PNG's text, EXIF of WebP and JPEG) come first, then the last line about it in
     `rali_scores.jsonl` beside it.
 
     Args:
         path: An image file.
-        limits: What it may take.
+        limits: Limits for the file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ImageError: It is no image, or damaged.
+        ImageError: It is not an image, or damaged.
         OSError: The list beside it cannot be read.
     """
     path = Path(path)
@@ -56,7 +56,7 @@ def read_saved_score(path: str | os.PathLike[str], *, limits: ReadLimits = DEFAU
         try:
             exif = image.getexif()
             texts += [str(exif.get(FIRST_EXIF_TAG - place, "")) for place in range(EXIF_TAGS)]
-        except Exception:  # whatever malformed metadata lead Pillow to
+        except Exception:  # any exception of Pillow for malformed metadata
             pass
     for text in texts:
         key, _, value = text.partition(":")

@@ -1,4 +1,4 @@
-"""Scores of other scorers: their range, and which end of it is the better one."""
+"""Scales of other scorers: their range, and whether higher or lower is better."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from math import isfinite, isnan
 from .combine import Aggregation, aggregate_scores
 
 UNIT_SLACK = 1.0
-"""Scores between -1 and 1 are taken for one scale with those between 0 and 1: similarities, z-scores of a reward."""
+"""Scores in -1..1 count as one scale with those in 0..1: similarities, z-scores of a reward."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a scorer's numbers mean.
+    """The scale of a scorer's numbers.
 
     Attributes:
         low: Lowest score that it gives.
-        high: Highest.
-        lower_is_better: Whether `low` is the best of them, as with NIQE, BRISQUE or LPIPS.
+        high: Highest score that it gives.
+        lower_is_better: Whether lower scores are better, as with NIQE, BRISQUE or LPIPS.
 
     Raises:
         ValueError: `low` is not less than `high`, or one is not finite.
@@ -42,7 +42,7 @@ class Scale:
             )
 
     def upwards(self, scores: Sequence[float]) -> list[float]:
-        """The scores, or their negatives, so that higher is better: for ranking."""
+        """The scores, negated if lower is better: for ranking."""
         return [-score if self.lower_is_better else score for score in scores]
 
     def reaches(self, score: float, threshold: float) -> bool:
@@ -53,7 +53,7 @@ class Scale:
         """The scores mapped to 0 (worst) to 1 (best); NaN stays NaN.
 
         Raises:
-            ValueError: One lies outside the range.
+            ValueError: A score is outside the range.
         """
         outside = [score for score in scores if not isnan(score) and not self.low <= score <= self.high]
         if outside:
@@ -65,17 +65,17 @@ class Scale:
         return [1.0 - share if self.lower_is_better else share for share in shares]
 
     def aggregate(self, scores: Sequence[float], how: Aggregation) -> float:
-        """One number for several: the minimum is the worst of them; NaN counts as the worst that the scorer gives."""
+        """Aggregate scores; the minimum is the worst of them, and NaN counts as the worst score of the scale."""
         worst = self.high if self.lower_is_better else self.low
         number = aggregate_scores(self.upwards([worst if isnan(score) else score for score in scores]), how)
         return self.upwards([number])[0]
 
 
 def share_a_scale(lists: Sequence[Sequence[float]]) -> bool:
-    """Whether several scorers' scores look as if they had one scale: all within -1 to 1, or none of them.
+    """Whether several scorers' scores seem to share a scale: all within -1 to 1, or none of them.
 
     Args:
-        lists: Each scorer's scores; NaN does not count.
+        lists: Each scorer's scores; NaN is ignored.
     """
     small = [all(abs(score) <= UNIT_SLACK for score in scores if not isnan(score)) for scores in lists]
     return all(small) or not any(small)

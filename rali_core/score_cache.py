@@ -1,8 +1,8 @@
-"""Scores by content: what was scored once, by the same model in the same way, is not computed again.
+"""Scores by content: what the same model has scored before in the same way is not computed again.
 
-In memory, or in a file besides that several processes may share (SQLite; on a disk of this machine, because SQLite's
-locks do not hold on network file systems). Contents are told apart by XXH3 with 128 bits, which is made for speed: two
-different pictures do not meet by chance, but it is no protection against somebody who makes them meet on purpose.
+In memory, and optionally in a file that several processes may share (SQLite; on a local disk, because SQLite's locks do
+not work on network file systems). Contents are hashed by XXH3 with 128 bits: accidental collisions are negligible, but
+the hash is not cryptographic.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
-# sqlite3 and xxhash are imported where they are used: ComfyUI imports this module at its start, and waits for that.
+# sqlite3 and xxhash are imported where they are used, because ComfyUI imports this module at its start.
 
 DEFAULT_CAPACITY = 65536
-"""Remembered scores in memory; an entry takes some 200 bytes."""
+"""Scores kept in memory; an entry takes some 200 bytes."""
 
 FILE_CAPACITY = 4_000_000
-"""Remembered scores in a file; an entry takes some 120 bytes."""
+"""Scores kept in a file; an entry takes some 120 bytes."""
 
 FILE_NAME = "rali-scores.sqlite3"
 APPLICATION_ID = 0x52414C49
-"""Tells our files from other SQLite files: "RALI"."""
+"""Application id of our SQLite files: "RALI"."""
 
 BUSY_SECONDS = 60.0
-"""How long a process waits for another one that writes."""
+"""Seconds that a process waits for another one that writes."""
 
 TOUCH_SECONDS = 3600
-"""A use is noted in the file as seldom as this, so that hits need not write."""
+"""Minimum seconds between two updates of an entry's last use, so that hits need not write."""
 
 PARALLEL_BYTES = 2**22
-"""From so many on, several images are hashed at once."""
+"""From so many bytes on, several images are hashed at once."""
 
 Compute = Callable[[list[Tensor]], Sequence[float]]
 Key = tuple[str, bytes]
@@ -79,12 +79,12 @@ def content_keys(images: Sequence[Tensor]) -> list[bytes]:
     large = sum(image.numel() * image.element_size() for image in images) >= PARALLEL_BYTES
     if len(images) < 2 or not large:
         return [content_key(image) for image in images]
-    with ThreadPoolExecutor(min(len(images), 4)) as pool:  # the hash lets other threads run meanwhile
+    with ThreadPoolExecutor(min(len(images), 4)) as pool:  # the hash releases the GIL
         return list(pool.map(content_key, images))
 
 
 def bytes_key(data: bytes | bytearray | memoryview) -> bytes:
-    """A digest of what a file holds, from its bytes; the same as `file_key` of that file."""
+    """A digest of a file's bytes; equal to `file_key` of that file."""
     import xxhash
 
     digest = xxhash.xxh3_128(b"file")
@@ -94,7 +94,7 @@ def bytes_key(data: bytes | bytearray | memoryview) -> bytes:
 
 
 def file_key(path: str | os.PathLike[str]) -> bytes:
-    """A digest of what a file holds.
+    """A digest of a file's content.
 
     Raises:
         OSError: It cannot be read.
@@ -114,16 +114,16 @@ def tensors_key(tensors: Mapping[str, Tensor]) -> str:
 
 
 class ScoreCache:
-    """Remembers scores, the least recently used are forgotten first.
+    """Remembers scores; the least recently used are dropped first.
 
     Args:
         capacity: How many scores to remember in memory, at least 1.
-        folder: Where to keep them for the next time, and for other processes; created where it is missing.
+        folder: Where to keep them for later runs, and for other processes; created if missing.
         file_capacity: How many scores to keep there, at least 1.
 
     Raises:
         ValueError: A capacity is less than 1, or the folder holds something else under the cache's name.
-        OSError: The folder cannot be made or written.
+        OSError: The folder cannot be created or written.
 
     Examples:
         >>> import torch
@@ -154,7 +154,7 @@ class ScoreCache:
         return len(self._scores)
 
     def find(self, keys: Iterable[Key]) -> dict[Key, float]:
-        """The scores of those keys that are known."""
+        """The scores of the known keys."""
         wanted = list(dict.fromkeys(keys))
         with self._lock:
             known = {key: self._scores[key] for key in wanted if key in self._scores}
@@ -176,8 +176,8 @@ class ScoreCache:
 
         Args:
             images: N images.
-            compute: Given the unknown images, each once, in order, returns their scores. It is not called where
-                there is none. What it raises passes through, and nothing is remembered then.
+            compute: Given the unknown images, each once, in order, returns their scores. It is not called if
+                there is none. Its exceptions pass through, and nothing is remembered then.
             namespace: Everything besides the pixels that the score depends on: model, dtype, coverage.
 
         Returns:
@@ -197,7 +197,7 @@ class ScoreCache:
         return [known[key] for key in keys]
 
     def close(self) -> None:
-        """Close the file, where there is one."""
+        """Close the file, if there is one."""
         if self._file is not None:
             self._file.close()
 
@@ -211,7 +211,7 @@ class ScoreCache:
 
 
 class _ScoreFile:
-    """The scores in an SQLite file. Processes wait for each other; a transaction is there wholly or not at all."""
+    """The scores in an SQLite file. Processes wait for each other; transactions are atomic."""
 
     def __init__(self, path: Path, capacity: int) -> None:
         self.path, self.capacity = path, capacity
@@ -243,7 +243,7 @@ class _ScoreFile:
     def put(self, scores: Mapping[Key, float]) -> None:
         now = int(time.time())
         with self._open() as connection:
-            connection.execute("BEGIN IMMEDIATE")  # the right to write at once: a later upgrade could be refused
+            connection.execute("BEGIN IMMEDIATE")  # the write lock at once: a later upgrade could be refused
             connection.executemany(
                 "INSERT OR REPLACE INTO scores (namespace, key, score, used) VALUES (?, ?, ?, ?)",
                 [(*key, score, now) for key, score in scores.items()],
@@ -253,7 +253,7 @@ class _ScoreFile:
                 connection.execute(
                     "DELETE FROM scores WHERE (namespace, key) IN "
                     "(SELECT namespace, key FROM scores ORDER BY used LIMIT ?)",
-                    (excess + self.capacity // 20,),  # some room, so that not every insertion has to clear up
+                    (excess + self.capacity // 20,),  # some slack, so that not every insertion has to evict
                 )
 
     def close(self) -> None:
@@ -264,7 +264,7 @@ class _ScoreFile:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A transaction; what is damaged or cannot be opened is said with its remedy."""
+        """A transaction; errors of a damaged or unusable file say what to do."""
         import sqlite3
 
         with self._lock:

@@ -1,7 +1,7 @@
-"""Best of N over seeds: which seeds, in which order, and when to stop; making an image is the caller's affair.
+"""Best of N over seeds: which seeds, in which order, and when to stop; generating an image is up to the caller.
 
-A search keeps what it has done in itself: where a call of `run` was broken off (an interrupt, an error), calling it
-again goes on from there and ends where one that was never broken off would have ended.
+A search keeps its state: after a call of `run` was interrupted (or failed), calling it again resumes and ends with the
+result of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .halving import SuccessiveHalving
 MAX_SEED = 2**64 - 1
 
 SEED_STEP = 1_000_000
-"""Distance between the seeds of one search: a seed one higher, as ComfyUI's "increment" gives it, repeats none."""
+"""Distance between the seeds of one search, so that a start seed one higher (ComfyUI's "increment") repeats none."""
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -25,7 +25,7 @@ OUT_OF_MEMORY = "out of memory"
 def search_seeds(seed: int, n: int) -> list[int]:
     """The `n` seeds of a search: the first is `seed`, each next one is `SEED_STEP` higher (modulo 2^64).
 
-    Searches that begin at seed, seed + 1, seed + 2, ... have no seed in common before a million of them.
+    Searches that begin at seed, seed + 1, seed + 2, ... share no seed within the first million.
 
     Example:
         >>> search_seeds(5, 3)
@@ -39,11 +39,11 @@ class Try:
     """One seed that was tried.
 
     Attributes:
-        seed: The seed that makes it again.
-        score: Of its final image, or of its preview where it was pruned; NaN where it has none.
+        seed: Its seed.
+        score: Score of its final image, or of its preview if it was pruned; NaN without one.
         reason: None, `NO_CONTENT`, or why there is no score.
         pruned_at: The 1-based step after which it was dropped; None for one that was finished.
-        made: What the caller made; only the kept ones hold it.
+        made: The caller's result; only the kept ones hold it.
     """
 
     seed: int
@@ -64,10 +64,10 @@ class Try:
 
 
 Make = Callable[[list[int]], list[Try]]
-"""From seeds to their finished tries, with what was made of each."""
+"""Function from seeds to their finished tries, with their results."""
 
 Preview = Callable[[list[int], int], list[Try]]
-"""From seeds and a 0-based step to tries with the scores of their previews after that step."""
+"""Function from seeds and a 0-based step to tries with the scores of their previews after that step."""
 
 
 class SeedSearch:
@@ -76,13 +76,13 @@ class SeedSearch:
     Args:
         seeds: N different seeds, in the order in which they are tried.
         keep: How many of the best to keep, at least 1.
-        release: Called after memory ran out, when the error is gone.
-        notify: Called with the search after every part of the work.
+        release: Called after memory ran out, once the error is released.
+        notify: Called with the search after every unit of work.
 
     Attributes:
-        tried: The tries so far, by seed, in the order in which they ended; they hold nothing that was made.
-        kept: The best so far, best first: blank ones after all others, of equal ones the earlier.
-        finished: Whether it came to its end.
+        tried: The tries so far, by seed, in the order in which they ended, without results.
+        kept: The best so far, best first: blank ones after all others, among equals the earlier one.
+        finished: Whether it is complete.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class SeedSearch:
         self._early = ""
 
     def run(self, make: Make, *, batch_size: int = 1, threshold: float | None = None) -> None:
-        """Make all seeds, `batch_size` at once, or until `keep` of them reach the threshold.
+        """Generate all seeds, `batch_size` at once, or until `keep` of them reach the threshold.
 
-        A batch for which memory runs out costs its own seeds only, unless nothing has been made before it.
+        A batch that runs out of memory affects its own seeds only, unless nothing was generated before it.
         """
         for start in range(0, len(self.seeds), batch_size):
             batch = self.seeds[start : start + batch_size]
@@ -126,12 +126,12 @@ class SeedSearch:
         steps: int,
         threshold: float | None = None,
     ) -> None:
-        """Compare all seeds by their previews at some steps, drop the weaker ones, and make those that are left.
+        """Compare all seeds by their previews at some steps, drop the weaker ones, and generate the remaining ones.
 
         Args:
-            preview: Scores seeds after a step; called with all that still stand, also after having been broken off.
-            make: Makes one seed; called with the most promising one first.
-            halving: When to compare and how many go on.
+            preview: Scores seeds after a step; called with all remaining ones, also after an interruption.
+            make: Generates one seed; called with the most promising one first.
+            halving: When to compare and how many to keep.
             steps: Denoising steps of one try.
             threshold: Stop when `keep` finished ones reach it.
         """
@@ -155,7 +155,7 @@ class SeedSearch:
 
     @property
     def ending(self) -> str:
-        """How it ended, or where it stands, in words."""
+        """Its ending, or its current state, in words."""
         count, n = len(self.tried), len(self.seeds)
         if not self.finished:
             return f"interrupted after {count} of {n} seeds; the best so far"
@@ -186,5 +186,5 @@ class SeedSearch:
         except (MemoryError, RuntimeError) as error:
             if not self.kept or not is_out_of_memory(error):
                 raise
-        self._release()  # the error is gone, and with it what it held on to
+        self._release()  # the error no longer holds on to memory
         return [Try(seed, nan, OUT_OF_MEMORY) for seed in seeds]

@@ -22,7 +22,7 @@ def rank(scores: ArrayLike) -> list[int]:
 
 
 def top_k(scores: ArrayLike, k: int) -> list[int]:
-    """Indexes of the `k` best scores, best first; all of them where there are fewer.
+    """Indexes of the `k` best scores, best first; all of them if there are fewer.
 
     Raises:
         ValueError: `k` is less than 1.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .images import to_picture
+from .images import to_pil_image
 from .selection import rank
 
 MARGIN = 12
@@ -36,15 +36,15 @@ def draw_contact_sheet(
 
     Args:
         images: N PIL images of any sizes; each is fitted into its cell, never cropped.
-        scores: N scores, in [0, 1] where there are bars; an image whose score is NaN is left out.
-        names: N captions; shortened from the left where they are too long.
+        scores: N scores, in [0, 1] with bars; an image whose score is NaN is left out.
+        names: N captions; shortened from the left if they are too long.
         bands: N names of bands, printed after the score.
-        columns: Images in a row; fewer where there are fewer images.
-        cell: Side of a picture's square cell in pixels, at least 80.
+        columns: Images in a row; fewer if there are fewer images.
+        cell: Side of an image's square cell in pixels, at least 80.
         ranked: Best first and numbered; otherwise in the given order.
         bars: Draw each score as a bar, for scores in [0, 1].
-        enlarge: Enlarge small images to their cell, in whole pixels, as smoothing would hide what is scored; otherwise
-            they keep their size.
+        enlarge: Enlarge small images to their cell, by whole factors, because smoothing would hide what is scored;
+            otherwise they keep their size.
 
     Returns:
         An RGB image.
@@ -92,34 +92,34 @@ def draw_banner(
 
     Args:
         image: Any PIL image.
-        text: What is written; shortened from the left where it is too long.
+        text: The text; shortened from the left if it is too long.
         score: In [0, 1], for the bar's length and colour; NaN draws none.
-        position: One of `BANNER_POSITIONS`: on a strip of its own, or over the image's pixels.
-        height: Of the strip in pixels, at least 12; by default a fifteenth of the image's shorter side.
+        position: One of `BANNER_POSITIONS`: on a separate strip, or over the image's pixels.
+        height: Height of the strip in pixels, at least 12; by default a fifteenth of the image's shorter side.
 
     Returns:
-        A new RGB image, higher by the strip where that stands above or below.
+        A new RGB image, higher by the strip if that is above or below.
 
     Raises:
         ValueError: An unknown position, or a height that is too small.
     """
     if position not in BANNER_POSITIONS:
         raise ValueError(f"position must be one of {', '.join(BANNER_POSITIONS)}, got {position!r}")
-    picture = to_picture(image)
-    height = max(12, min(picture.size) // 15) if height is None else height
+    rgb = to_pil_image(image)
+    height = max(12, min(rgb.size) // 15) if height is None else height
     if height < 12:
         raise ValueError(f"expected a strip of at least 12 pixels, got {height}")
     over, top = position.startswith("over"), position in ("above", "over the top")
-    canvas = Image.new("RGB", (picture.width, picture.height + (0 if over else height)), BACKGROUND)
-    canvas.paste(picture, (0, height if top and not over else 0))
-    strip = Image.new("RGB", (picture.width, height), BACKGROUND)
+    canvas = Image.new("RGB", (rgb.width, rgb.height + (0 if over else height)), BACKGROUND)
+    canvas.paste(rgb, (0, height if top and not over else 0))
+    strip = Image.new("RGB", (rgb.width, height), BACKGROUND)
     draw = ImageDraw.Draw(strip)
     bar = max(2, height // 8)
     if score == score:
-        _draw_bar(draw, 0, 0, picture.width, score, bar)
+        _draw_bar(draw, 0, 0, rgb.width, score, bar)
     font = ImageFont.load_default(size=(height - bar) * 0.72)
     middle = bar + (height - bar) / 2
-    draw.text((height / 4, middle), shorten(text, font, picture.width - height // 2), fill=TEXT, font=font, anchor="lm")
+    draw.text((height / 4, middle), shorten(text, font, rgb.width - height // 2), fill=TEXT, font=font, anchor="lm")
     canvas.paste(strip, (0, 0 if top else canvas.height - height))
     return canvas
 
@@ -134,7 +134,7 @@ def _draw_bar(
 
 
 def _thumbnail(image: Image.Image, cell: int, enlarge: bool) -> Image.Image:
-    thumbnail = to_picture(image)
+    thumbnail = to_pil_image(image)
     times = cell // max(thumbnail.size)
     if enlarge and times > 1:
         return thumbnail.resize((thumbnail.width * times, thumbnail.height * times), Image.Resampling.NEAREST)
@@ -143,7 +143,7 @@ def _thumbnail(image: Image.Image, cell: int, enlarge: bool) -> Image.Image:
 
 
 def shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """A text without its beginning, as far as it does not fit; of what Pillow's own font can draw."""
+    """A text shortened from the left to fit, limited to what Pillow's own font can draw."""
     text = text.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font can draw
     if font.getlength(text) <= width:
         return text

@@ -1,6 +1,6 @@
-"""Text files that people hand over, read as they meant them: lists of images and tables, from any system.
+"""Robust reading of users' text files: lists of images and tables, from any system.
 
-They come as UTF-8 with and without a byte order mark, as UTF-16 (PowerShell), in Windows' code pages, with `;` or tabs
+They may be UTF-8 with or without a byte order mark, UTF-16 (PowerShell) or in Windows' code pages, with `;` or tabs
 between columns and commas in numbers (spreadsheets), with quotes around names, and with names in another Unicode form.
 """
 
@@ -22,7 +22,7 @@ from typing import IO, Any
 from urllib.request import url2pathname
 
 SNIFFED_BYTES = 65536
-"""So much of a file decides about its encoding and its separator."""
+"""Bytes of a file that decide its encoding and its separator."""
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -31,13 +31,13 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-"""Longer marks before their beginnings."""
+"""Longer marks before their prefixes."""
 
 NAME_ENCODINGS = ("cp1252", "cp850", "mac_roman", "cp1250", "cp1251", "cp1253", "cp932", "gbk", "big5", "euc_kr")
-"""Tried for names that are not there as they are written; the first that names a file counts."""
+"""Encodings that are tried for names of missing files; the first that names a file wins."""
 
 SPACES = " \t\u00a0\u202f\u2009'"
-"""What may stand between groups of three digits."""
+"""Separators between groups of three digits."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Table:
 
 
 def decode_text(data: bytes) -> str:
-    """A text file's bytes as text: by its byte order mark, else UTF-8, else UTF-16 where it looks so, else cp1252.
+    """A text file's bytes as text: by its byte order mark, else UTF-8, else UTF-16 if it looks so, else cp1252.
 
-    What no encoding explains stays as surrogate escapes, so that this never fails. Line ends stay as they are.
+    Undecodable bytes stay as surrogate escapes, so this never fails. Line ends are kept.
     """
     mark, encoding = _sniff_encoding(data)
     data = data[len(mark) :]
@@ -74,17 +74,17 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     """Read a table of texts with a line of column names (CSV).
 
     Args:
-        path: Any of the encodings of `decode_text`; columns are separated by `,`, `;` or tabs, as the first line tells
-            (a line `sep=;` before it is obeyed). Empty lines are left out.
+        path: Any of the encodings of `decode_text`; columns are separated by `,`, `;` or tabs, as detected in the first
+            line (a line `sep=;` before it is obeyed). Empty lines are left out.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is empty, is no text, or names a column twice.
+        ValueError: The file is empty, is not text, or names a column twice.
     """
     data = Path(path).read_bytes()
     text = decode_text(data)
     if "\0" in text:
-        raise ValueError(f"{path} is no text file: expected a table with a line of column names, such as a CSV file")
+        raise ValueError(f"{path} is not a text file: expected a table with a line of column names, such as a CSV file")
     skipped = 0
     if declared := re.match(r'"?sep=(.)"?[ ;,\t]*\r?\n', text, re.IGNORECASE):
         text, skipped = text[declared.end() :], 1
@@ -98,7 +98,7 @@ def read_table(path: str | os.PathLike[str]) -> Table:
             records.append((begin, [field.strip() for field in fields]))
             begin = reader.line_num + 1 + skipped
     except csv.Error as error:
-        raise ValueError(f"{path} is no table that can be read: {error}") from error
+        raise ValueError(f"{path} is not a readable table: {error}") from error
     finally:
         csv.field_size_limit(limit)
     records = [(line, fields) for line, fields in records if any(fields)]
@@ -117,7 +117,8 @@ def read_table(path: str | os.PathLike[str]) -> Table:
 
 
 def parse_number(text: str | None) -> float:
-    """A table's field as a number, also with a decimal comma: `0.5`, `0,5`, `1.234,5`, `1 234,5`; NaN where it is none.
+    """A table's field as a number, also with a decimal comma: `0.5`, `0,5`, `1.234,5`, `1 234,5`; NaN if it is not a
+    number.
 
     A single comma or point is the decimal one: `1,234` is 1.234.
     """
@@ -134,15 +135,15 @@ def parse_number(text: str | None) -> float:
 
 
 def read_list(file: IO[bytes], *, null: bool = False) -> Iterator[str]:
-    """Names in a list: one per line, or separated by zero bytes. One line is in memory at a time.
+    """Names in a list: one per line, or separated by null bytes. One line is in memory at a time.
 
     Args:
-        file: Open for reading in binary mode. A list with zero bytes in its first 64 KiB is one of zero bytes, as no
-            name holds any (`find -print0`, `rali dataset filter -0`).
-        null: Names are separated by zero bytes whatever the file looks like.
+        file: Open for reading in binary mode. A list with null bytes in its first 64 KiB is separated by these, because
+            no name holds any (`find -print0`, `rali dataset filter -0`).
+        null: Names are separated by null bytes in any case.
 
     Yields:
-        Names as they are written, also with spaces or quotes around them: `find_listed` knows what they mean. Empty
+        Names as they are written, with spaces or quotes around them: `find_listed` resolves them. Empty
         lines are left out. Bytes that are not UTF-8 are surrogate escapes, as in Python's file names.
     """
     start = _read_up_to(file, SNIFFED_BYTES)
@@ -156,7 +157,7 @@ def read_list(file: IO[bytes], *, null: bool = False) -> Iterator[str]:
         return
     separator = b"\0" if null or b"\0" in start else b"\n"
     if separator == b"\n" and b"\n" not in start and b"\r" in start:
-        separator = b"\r"  # as Macs wrote once, and spreadsheets on them still do
+        separator = b"\r"  # old Mac line ends, which spreadsheets there still write
     left = start[len(mark) :]
     while True:
         *whole, left = left.split(separator)
@@ -173,12 +174,12 @@ def find_listed(folder: str, name: str) -> str:
     """The local file that a list or a table means.
 
     Args:
-        folder: What relative names are relative to.
+        folder: Base of relative names.
         name: As it is written: with quotes around it, with backslashes, as a `file://` URL, in the other Unicode form
             (composed or not) or in a Windows code page.
 
     Returns:
-        The path of the first reading that names something; `folder/name` where none does.
+        The path of the first reading that exists; `folder/name` if none does.
     """
     for reading in _readings(name):
         path = os.path.join(folder, reading)
@@ -244,7 +245,7 @@ def _encodings(text: str) -> Iterator[str]:
         raw = {os.fsencode(text)}
     except UnicodeEncodeError:
         raw = {text.encode("utf-8", "surrogateescape")}
-    with contextlib.suppress(UnicodeEncodeError):  # a table was read as cp1252 and holds a name's bytes in fact
+    with contextlib.suppress(UnicodeEncodeError):  # a table was read as cp1252 but holds a name's bytes
         raw.add(text.encode("cp1252", "surrogateescape"))
     yield from map(os.fsdecode, sorted(raw))
     for data in sorted(raw):
@@ -256,7 +257,7 @@ def _encodings(text: str) -> Iterator[str]:
 
 
 def _sniff_encoding(start: bytes) -> tuple[bytes, str]:
-    """Byte order mark and encoding; UTF-8 stands for all that have ASCII in them."""
+    """Byte order mark and encoding; UTF-8 stands for all that contain ASCII."""
     for mark, encoding in BYTE_ORDER_MARKS:
         if start.startswith(mark):
             return mark, encoding
@@ -269,7 +270,7 @@ def _sniff_encoding(start: bytes) -> tuple[bytes, str]:
 
 def _sniff_separator(line: str) -> str:
     outside = re.sub(r'"[^"]*"', "", line)
-    return max(",;\t", key=outside.count)  # the first of equals: a comma
+    return max(",;\t", key=outside.count)  # first of equals: a comma
 
 
 def _name(raw: bytes, separator: bytes) -> Iterator[str]:
@@ -280,7 +281,7 @@ def _name(raw: bytes, separator: bytes) -> Iterator[str]:
 
 
 def _read_up_to(file: IO[bytes], size: int) -> bytes:
-    """So many bytes, also from a pipe that gives them in pieces."""
+    """So many bytes, also from a pipe that delivers them in pieces."""
     parts = []
     while size > 0 and (part := file.read(size)):
         parts.append(part)
@@ -289,7 +290,7 @@ def _read_up_to(file: IO[bytes], size: int) -> bytes:
 
 
 class _Rejoined(io.RawIOBase):
-    """What was read of a stream already, and the rest of it."""
+    """The part of a stream that was read already, and the rest of it."""
 
     def __init__(self, start: bytes, rest: IO[bytes]) -> None:
         self._start, self._rest = io.BytesIO(start), rest

@@ -1,9 +1,9 @@
 """Videos and animations to scores over time, and to one score: mean, worst tenth or minimum.
 
-A clip is as good as its frames: each frame that `frames.FrameSampling` asks for is scored as an image, in batches, and
-what is in memory does not grow with the length. Scores say nothing of motion: flicker and stutter are not seen.
-Frames without content (`content.NO_CONTENT`) count with the score that such images have; `VideoScore.blank` tells how
-many they are.
+Each frame that `frames.FrameSampling` selects is scored as an image, in batches; memory does not grow with the
+length. Scores say nothing of motion: flicker and stutter are not seen.
+Frames without content (`content.NO_CONTENT`) count with the score that such images have; `VideoScore.blank`
+counts them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Aggregate = Literal["mean", "worst tenth", "minimum"]
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
 PASSAGE_SECONDS = 1.0
-"""Length of the passage that `VideoScore.worst_passage` looks for."""
+"""Default length of `VideoScore.worst_passage` in seconds."""
 
 DEFAULT_SAMPLING = FrameSampling()
 
 VideoProgress = Callable[[int, "int | None"], "bool | None"]
-"""Called as progress(points in time done, about how many there are; None: not known). Returning False stops the run."""
+"""Called as progress(sampling times done, approximate total; None: not known). Returning False stops the run."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Passage:
     Attributes:
         start: Seconds.
         end: Seconds.
-        score: Mean over its points in time.
+        score: Mean over its sampling times.
     """
 
     start: float
@@ -57,7 +57,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class VideoScore:
-    """The scores of a video's points in time.
+    """The scores at a video's sampling times.
 
     Attributes:
         times: (N,) float64, seconds from the start, ascending.
@@ -65,7 +65,7 @@ class VideoScore:
             scored.
         reasons: N texts; "no content" for a blank frame, why there is no score, or None.
         duration: Seconds; 0 for a still image.
-        problem: What is wrong with the file, such as that it ends early; None where all is well.
+        problem: What is wrong with the file, such as that it ends early; None if nothing is.
         stopped: The progress callback ended the run; N then counts only what was done.
     """
 
@@ -97,17 +97,17 @@ class VideoScore:
 
     @property
     def blank(self) -> int:
-        """How many of the points in time show a frame without content."""
+        """How many of the sampling times show a frame without content."""
         return sum(reason == NO_CONTENT for reason in self.reasons)
 
     @property
     def best(self) -> int:
-        """0-based index of the highest score, the first of equal ones; one with content where there is one."""
+        """0-based index of the highest score, the first among equals; one with content if there is one."""
         return max(self._scored(), key=lambda index: (self.reasons[index] is None, float(self.scores[index])))
 
     @property
     def worst(self) -> int:
-        """0-based index of the lowest score, the first of equal ones."""
+        """0-based index of the lowest score, the first among equals."""
         return min(self._scored(), key=lambda index: float(self.scores[index]))
 
     def aggregate(self, how: Aggregate = "mean") -> float:
@@ -121,10 +121,10 @@ class VideoScore:
         return {"mean": self.mean, "worst tenth": self.worst_tenth, "minimum": self.minimum}[how]
 
     def worst_passage(self, seconds: float = PASSAGE_SECONDS) -> Passage:
-        """The passage of that length with the lowest mean score; the whole video where it is shorter.
+        """The passage of that length with the lowest mean score; the whole video if it is shorter.
 
         Args:
-            seconds: Its length, more than 0; where the points in time lie further apart, one of them.
+            seconds: Its length, more than 0; if the sampling times are further apart, one of them.
 
         Raises:
             ValueError: `seconds` is not more than 0.
@@ -186,7 +186,7 @@ class VideoScore:
 
 @dataclass(frozen=True)
 class ClipScore(ImageScore):
-    """A video's result among those of images.
+    """A video's result in the form of an image's.
 
     Attributes:
         video: Its scores over time; None with an error.
@@ -210,19 +210,19 @@ def score_video(
     """Score a video or an animation over time.
 
     Args:
-        scorer: The scorer; its cache, where it has one, knows frames by their pixels.
+        scorer: The scorer; its cache, if it has one, identifies frames by their pixels.
         source: A path, the bytes of a file, or an open binary file: what PyAV reads, or a GIF, WebP, APNG or AVIF.
         sampling: Which frames.
         coverage: As for `RaliScorer.score`.
-        name: What errors call it.
+        name: Its name in errors.
         start: Seconds of a video that are left out; times count from there.
-        length: Seconds that are looked at; by default all.
-        limits: What a frame may take; by default the scorer's.
-        progress: Called after each frame with (done, about how many); returning False stops.
+        length: Seconds that are scored; by default all.
+        limits: Limits for a frame; by default the scorer's.
+        progress: Called after each frame with (done, approximate total); returning False stops.
 
     Raises:
         FileNotFoundError: There is no such file.
-        VideoError: It is no video, is damaged, has no frames or only sound, or no frame could be scored.
+        VideoError: It is not a video, is damaged, has no frames or only sound, or no frame could be scored.
         ImageError: It is an animation that is damaged.
         ModuleNotFoundError: It is a video, and PyAV is not installed.
 
@@ -257,9 +257,9 @@ def score_frames(
 
     Args:
         scorer: The scorer.
-        frames: Each with its pixels and the points in time at which it is shown; held a batch at a time.
+        frames: Each with its pixels and its sampling times; held a batch at a time.
         coverage: As for `RaliScorer.score`.
-        progress: Called after each frame with (points in time done, None); returning False stops.
+        progress: Called after each frame with (sampling times done, None); returning False stops.
     """
     pending: list[tuple[float, ...]] = []
 
@@ -287,11 +287,11 @@ def score_frames(
 
 
 def as_image_score(video: VideoScore, scorer: RaliScorer, how: Aggregate = "mean", *, index: int = 0) -> ClipScore:
-    """A video's result as one of an image: the aggregate with its band and percentile.
+    """A video's result in the form of an image's: the aggregate with its band and percentile.
 
     Args:
         video: Its scores.
-        scorer: Whose calibration gives band and percentile.
+        scorer: Its calibration gives band and percentile.
         how: Which of its figures is the score.
         index: 0-based position in the input.
     """

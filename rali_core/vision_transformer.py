@@ -3,10 +3,10 @@
 The architecture is that of Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, with pre-normalised blocks,
 in the two variants that RALI's models use: CLIP's (a norm before the blocks, a projection behind them) with the
 names of open_clip's `VisionTransformer`, and DINOv2's (biased patches, layer scale) with those of timm's. open_clip and
-timm take longer to import than torch itself, which is most of the time from nothing to a first score.
+timm take longer to import than torch itself, which is most of the time to a first score.
 
-Where only the class token's embedding is asked for, the last block computes nothing for the other tokens; nothing reads
-them. Everything else is the same arithmetic: `tests/test_vision_transformer.py` compares values and gradients.
+If only the class token's embedding is needed, the last block computes nothing for the other tokens. Otherwise the
+arithmetic is the same: `tests/test_vision_transformer.py` compares values and gradients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import attention
-from .lazy import renamed
+from .lazy import renamed, renamed_attribute
 
 __getattr__ = renamed(__name__, {"ClipTower": "ClipEncoder", "DinoTower": "DinoEncoder", "Shape": "ViTConfig"})
 
@@ -29,12 +29,12 @@ PatchPattern = Literal["all", "checkerboard"]
 
 
 CPU_PASS_BYTES = 24 * 2**20
-"""Above 32 MiB the C library takes memory from the system and gives it back for every intermediate result."""
+"""Above 32 MiB the C library allocates and frees system memory for every intermediate result."""
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """What a plain vision transformer is made of.
+    """The configuration of a plain vision transformer.
 
     Attributes:
         image_size: Side of the square input in pixels.
@@ -73,7 +73,7 @@ class ViTConfig:
 
     @property
     def tokens(self) -> int:
-        """Patches and the class token; pixels at the right and lower edge that fill no patch are left out."""
+        """Patches and the class token; pixels at the right and lower edge that do not fill a patch are left out."""
         return (self.image_size // self.patch) ** 2 + 1
 
     @property
@@ -81,8 +81,10 @@ class ViTConfig:
         """Those of them that the blocks see."""
         return self.tokens if self.pattern == "all" else self.tokens // 2 + 1
 
+    inputs_per_pass = renamed_attribute("inputs_per_pass", "max_batch")
+
     def max_batch(self, element_bytes: int) -> int:
-        """How many inputs at a time suit a CPU: the widest intermediate result stays within `CPU_PASS_BYTES`.
+        """The number of inputs per forward pass that suits a CPU: intermediate results stay within `CPU_PASS_BYTES`.
 
         Args:
             element_bytes: Size of a number of the encoder's dtype.
@@ -95,18 +97,18 @@ DINOV2 = {
     "vit_base_patch14_dinov2": (768, 12, 12),
     "vit_large_patch14_dinov2": (1024, 24, 16),
 }
-"""timm's names of DINOv2's encoders without registers: width, layers, heads. The giant's MLP is another one."""
+"""timm's names of DINOv2's encoders without registers: width, layers, heads. The giant model has a different MLP."""
 
 CLIP_SETTINGS = frozenset({"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size"})
 DINOV2_SETTINGS = {
     "timm_pool": "token", "timm_proj": "none", "timm_model_pretrained": False, "timm_proj_bias": False,
     "timm_drop": 0.0, "timm_drop_path": None, "patch_dropout": 0.0,
 }  # fmt: skip
-"""Settings that may be given, with the one value that is built here."""
+"""Settings that are accepted, with their only supported value."""
 
 
 def build_plain(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -> nn.Module | None:
-    """The encoder of an open_clip configuration where it is a plain one; None for any other, which open_clip builds.
+    """The encoder of an open_clip configuration if it is a plain one; None for any other, which open_clip builds.
 
     Args:
         embed_dim: Dimension D of the embedding.
@@ -147,22 +149,21 @@ def _build_clip(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -
 
 
 def draw(parameter: nn.Parameter, deviation: float) -> None:
-    """Fill a parameter with normally distributed numbers; on the "meta" device there is nothing to fill.
-
-    There torch would import its whole compiler to find that out.
+    """Fill a parameter with normally distributed numbers; does nothing on the "meta" device,
+    where torch would import its whole compiler.
     """
     if not parameter.is_meta:
         nn.init.normal_(parameter, std=deviation)
 
 
 def attend(tokens: Tensor, project: Any, heads: int, *, class_token_only: bool) -> Tensor:
-    """Multi-head self-attention without its last layer.
+    """Multi-head self-attention without the output projection.
 
     Args:
         tokens: (B, N, W).
-        project: From (tokens, part) to the projected tokens; part is "qkv" (B, N, 3 W), "q" or "kv".
+        project: Function from (tokens, part) to the projected tokens; part is "qkv" (B, N, 3 W), "q" or "kv".
         heads: How many heads share W.
-        class_token_only: Ask with the first token only.
+        class_token_only: Only the first token is a query.
 
     Returns:
         (B, N, W), with `class_token_only` (B, 1, W).
@@ -177,7 +178,7 @@ def attend(tokens: Tensor, project: Any, heads: int, *, class_token_only: bool) 
 
 
 def _rows(part: str, width: int) -> slice:
-    """Which rows of the stacked query, key and value weights a part is."""
+    """The rows of a part in the stacked query, key and value weights."""
     return {"qkv": slice(None), "q": slice(width), "kv": slice(width, None)}[part]
 
 
@@ -276,7 +277,7 @@ class ClipEncoder(nn.Module):
         draw(self.proj, shape.width**-0.5)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
-        """Which parameters belong to which block, in timm's form, for layer-wise learning rates."""
+        """The block of each parameter, in timm's format, for layer-wise learning rates."""
         return {
             "stem": r"^(?:class_embedding|positional_embedding|conv1|ln_pre)",
             "blocks": [(r"^transformer\.resblocks\.(\d+)", None), (r"^(?:ln_post|proj)", (99999,))],
@@ -365,7 +366,7 @@ class PatchEmbedding(nn.Module):
 
 
 class DinoTrunk(nn.Module):
-    """DINOv2's vision transformer with timm's names of parameters and of the steps that training and maps call."""
+    """DINOv2's vision transformer with timm's names of parameters and methods."""
 
     global_pool = "token"
     num_prefix_tokens = 1
@@ -385,6 +386,8 @@ class DinoTrunk(nn.Module):
 
     def _pos_embed(self, patches: Tensor) -> Tensor:
         return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+
+    keep_own = renamed_attribute("keep_own", "select_patches")
 
     def select_patches(self, tokens: Tensor) -> Tensor:
         """(B, N, W) tokens with the class token first to the visible ones."""
@@ -424,7 +427,7 @@ class DinoEncoder(nn.Module):
         self.head = nn.Sequential()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's signature
-        """Which parameters belong to which block, in timm's form, for layer-wise learning rates."""
+        """The block of each parameter, in timm's format, for layer-wise learning rates."""
         return {
             "stem": r"^trunk\.(?:cls_token|pos_embed|patch_embed)",
             "blocks": [(r"^trunk\.blocks\.(\d+)", None), (r"^trunk\.norm\.", (99999,))],

@@ -60,7 +60,7 @@ def imported_files() -> Callable[[Path, Iterable[ast.AST]], set[Path]]:
 
 
 def make_model(encoder: EncoderConfig, *, seed: int = 0, prototypes: int = 12, pca_dim: int = 8) -> RaliModel:
-    """A model with seeded random weights whose scores differ between pictures."""
+    """A model with seeded random weights whose scores differ between images."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         preprocess = PreprocessConfig(image_size=encoder.image_size, mean=CLIP_MEAN, std=CLIP_STD)

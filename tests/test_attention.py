@@ -42,7 +42,7 @@ def test_under_autocast_the_same_numbers_come_out() -> None:
     assert torch.equal(inside, attention(*split(stacked)))
 
 
-def test_pictures_do_not_depend_on_each_other() -> None:
+def test_images_do_not_depend_on_each_other() -> None:
     stacked = torch.randn(3, 17, 3 * HEADS * 16, generator=torch.Generator().manual_seed(2)).bfloat16()
     together = attention(*split(stacked))
     assert torch.equal(together[1:2], attention(*split(stacked[1:2])))

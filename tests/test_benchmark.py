@@ -144,13 +144,13 @@ def test_the_command_checks_its_numbers(capsys: pytest.CaptureFixture[str]) -> N
     assert "--rounds must be at least 1, got 0" in capsys.readouterr().err
 
 
-def test_the_towers_operations_are_those_that_torch_counts(gpu: ModuleType) -> None:
+def test_the_encoders_operations_are_those_that_torch_counts(gpu: ModuleType) -> None:
     model = benchmark.random_model(gpu.TINY_SHAPE)
     size = gpu.TINY_SHAPE["image_size"]
     # By plain products: the fused kernels' operations are counted by some versions of torch on some processors only.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model.encoder(torch.rand(1, 3, size, size))
-    assert gpu.tower_operations(gpu.TINY_SHAPE, benchmark.EMBED_DIM) == counter.get_total_flops()
+    assert gpu.encoder_operations(gpu.TINY_SHAPE, benchmark.EMBED_DIM) == counter.get_total_flops()
 
 
 def test_the_gpu_script_says_where_it_is_skipped() -> None:
@@ -165,7 +165,7 @@ def test_the_gpu_script_says_where_it_is_skipped() -> None:
 
 def test_the_gpu_script_measures_all_its_parts(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     result = gpu.measure(torch.device("cpu"), tiny=True)
-    assert [row["batch"] for row in result["tower"]] == [1, 2]
+    assert [row["batch"] for row in result["encoder"]] == [1, 2]
     assert {row["from"] for row in result["end_to_end"]} == {"uint8 on the card", "PIL"}
     assert result["language"]["share"] > 0
     gpu.show(result)

@@ -1,4 +1,4 @@
-"""The bundled model: real weights, honest card, sensible scores on real pictures."""
+"""The bundled model: real weights, honest card, sensible scores on real images."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_mirroring_and_light_compression_hardly_move_a_score(
     bundled_scorer: RaliScorer, photographs: dict[str, Image.Image]
 ) -> None:
     before = bundled_scorer.score(photographs.values()).scores
-    mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in photographs.values()]
-    saved = [recode(picture, "JPEG", quality=95) for picture in photographs.values()]
+    mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in photographs.values()]
+    saved = [recode(image, "JPEG", quality=95) for image in photographs.values()]
     assert np.abs(bundled_scorer.score(mirrored).scores - before).max() <= 0.02
     assert np.abs(bundled_scorer.score(saved).scores - before).max() <= 0.03
 
@@ -68,10 +68,10 @@ def test_good_photographs_score_better_than_ruined_ones(
 def test_real_photographs_score_the_same_alone_and_in_batches(
     bundled_scorer: RaliScorer, photographs: dict[str, Image.Image]
 ) -> None:
-    pictures = [*photographs.values(), Image.fromarray(data.camera()), Image.fromarray(data.retina())]
-    alone = np.array([bundled_scorer.score(picture).scores[0] for picture in pictures])
-    together = bundled_scorer.score(pictures).scores
-    backwards = bundled_scorer.score(pictures[::-1]).scores[::-1]
+    images = [*photographs.values(), Image.fromarray(data.camera()), Image.fromarray(data.retina())]
+    alone = np.array([bundled_scorer.score(image).scores[0] for image in images])
+    together = bundled_scorer.score(images).scores
+    backwards = bundled_scorer.score(images[::-1]).scores[::-1]
     assert np.abs(alone - together).max() <= 1e-5
     assert np.abs(alone - backwards).max() <= 1e-5
 
@@ -79,12 +79,12 @@ def test_real_photographs_score_the_same_alone_and_in_batches(
 def test_the_module_gives_the_scorers_scores_with_a_gradient(
     bundled_scorer: RaliScorer, photographs: dict[str, Image.Image]
 ) -> None:
-    picture = photographs["coffee"].resize((300, 200))
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).float() / 255
+    image = photographs["coffee"].resize((300, 200))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).float() / 255
     pixels.requires_grad_()
     score = bundled_scorer.model(pixels)
     score.sum().backward()
-    assert score.item() == pytest.approx(float(bundled_scorer.score(picture).scores[0]), abs=1e-5)
+    assert score.item() == pytest.approx(float(bundled_scorer.score(image).scores[0]), abs=1e-5)
     assert pixels.grad is not None
     assert torch.isfinite(pixels.grad).all()
     assert pixels.grad.abs().max() > 0

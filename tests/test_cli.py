@@ -26,13 +26,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven pictures, two of them in a folder inside, and two files that are no pictures."""
+    """Seven images, two of them in a folder inside, and two files that are no images."""
     random = np.random.default_rng(0)
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     (root / "inner").mkdir(parents=True)
     for name in ("a.png", "b.jpg", "c.webp", "d.bmp", "e.PNG", "inner/f.png", "inner/g.tif"):
         Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(root / name)
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     return root
 
 
@@ -120,7 +120,7 @@ def test_the_printed_parts_add_up_to_the_printed_score(
 ) -> None:
     assert main(["score", str(folder / "a.png"), "--explain", "--model", str(tiny_file)]) == 0
     text = capsys.readouterr().out
-    score = float(re.findall(r"a\.png: (\d\.\d+) = sum of the parts", text)[0])
+    score = float(re.findall(r"a\.png: (\d\.\d+) = sum of the contributions", text)[0])
     parts = [float(line.split()[3]) for line in text.splitlines() if re.match(r"  (#\d+|others) ", line)]
     assert len(parts) == 6
     assert sum(parts) == pytest.approx(score, abs=1e-4)

@@ -156,7 +156,7 @@ def test_what_is_no_video_is_one_sentence(tmp_path: Path, write_clip: Callable[.
     head = write_clip(tmp_path / "a.mp4", levels(3)).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(head[: len(head) // 2])  # its index comes last
     for name, message in (
-        ("sound", "it holds no video, only sound"), ("empty", "the file is empty"), ("text", "no video that FFmpeg can"),
+        ("sound", "it holds no video, only sound"), ("empty", "the file is empty"), ("text", "not a video that FFmpeg can"),
         ("cut", "damaged"),
     ):  # fmt: skip
         with pytest.raises(VideoError, match=message) as raised:

@@ -14,46 +14,46 @@ from rali_core.images import ImageError, load_image, pixels_from_array, pixels_f
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
-def expected(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture).transpose(2, 0, 1).astype(np.float32) / np.float32(255))
+def expected(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image).transpose(2, 0, 1).astype(np.float32) / np.float32(255))
 
 
-def test_all_kinds_of_the_same_image_give_the_same_pixels(picture: Image.Image, tmp_path: Path) -> None:
-    picture.save(tmp_path / "picture.png")
-    array = np.array(picture)
+def test_all_kinds_of_the_same_image_give_the_same_pixels(image: Image.Image, tmp_path: Path) -> None:
+    image.save(tmp_path / "image.png")
+    array = np.array(image)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     kinds: list[Any] = [
-        tmp_path / "picture.png", str(tmp_path / "picture.png"), picture, array, array.astype(np.float32) / 255,
+        tmp_path / "image.png", str(tmp_path / "image.png"), image, array, array.astype(np.float32) / 255,
         array.astype(np.float64) / 255, np.asfortranarray(array), tensor, tensor.float() / 255, array[::-1][::-1],
         array.astype(np.uint16) * 257, (array / 255).astype(">f4"),
     ]  # fmt: skip
     for kind in kinds:
         pixels = to_pixels(kind)
         assert pixels.dtype == torch.float32
-        assert torch.allclose(pixels, expected(picture), atol=1e-6), type(kind)
+        assert torch.allclose(pixels, expected(image), atol=1e-6), type(kind)
 
 
-def test_exif_orientation_is_applied(picture: Image.Image, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(image: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
-    picture.save(tmp_path / "turned.png", exif=exif)
-    upright = picture.transpose(Image.Transpose.ROTATE_270)
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = image.transpose(Image.Transpose.ROTATE_270)
     assert torch.equal(load_image(tmp_path / "turned.png"), expected(upright))
 
 
-def test_transparency_is_composited_on_white(picture: Image.Image, tmp_path: Path) -> None:
-    alpha = Image.new("L", picture.size, 0)
+def test_transparency_is_composited_on_white(image: Image.Image, tmp_path: Path) -> None:
+    alpha = Image.new("L", image.size, 0)
     alpha.paste(255, (0, 0, 10, 12))
-    clear = picture.copy()
+    clear = image.copy()
     clear.putalpha(alpha)
     clear.save(tmp_path / "clear.png")
     for pixels in (load_image(tmp_path / "clear.png"), pixels_from_array(np.array(clear))):
-        assert torch.equal(pixels[:, :, :10], expected(picture)[:, :, :10])
+        assert torch.equal(pixels[:, :, :10], expected(image)[:, :, :10])
         assert (pixels[:, :, 10:] == 1).all()
     half = pixels_from_tensor(torch.full((4, 2, 2), 0.5))
     assert torch.allclose(half, torch.full((3, 2, 2), 0.75))
@@ -110,15 +110,15 @@ def png_claiming(width: int, height: int) -> bytes:
     )
 
 
-def test_unreadable_files_are_refused_with_the_reason(picture: Image.Image, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused_with_the_reason(image: Image.Image, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file: .*absent.png"):
         load_image(tmp_path / "absent.png")
     with pytest.raises(ImageError, match="got a folder"):
         load_image(tmp_path)
-    picture.save(tmp_path / "whole.png")
+    image.save(tmp_path / "whole.png")
     cases = {
         "empty.png": (b"", "the file is empty"),
-        "text.png": (b"this is no picture", "not an image that Pillow can read"),
+        "text.png": (b"this is no image", "not an image that Pillow can read"),
         "cut.png": ((tmp_path / "whole.png").read_bytes()[:200], "damaged image file"),
         "bomb.png": (png_claiming(100_000, 100_000), "too large to open safely"),
         "short.png": (png_claiming(300, 300), "damaged image file"),

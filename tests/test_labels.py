@@ -41,7 +41,7 @@ def test_tables_of_spreadsheets_are_read_as_they_mean_it(labels: Path) -> None:
         ("image,mos\n0.png,0.5\n1.png,many\n", ValueError, r"line 3: mos 'many' is not a number in \[0, 1\]"),
         ("image,mos\n0.png,0.5\n1.png,1.5\n", ValueError, "line 3: mos '1.5'"),
         ("image,mos\ngone.png,0.5\n", FileNotFoundError, "line 2: no file"),
-        ("picture,mos\n0.png,0.5\n", ValueError, r"lacks the column\(s\) image"),
+        ("photo,mos\n0.png,0.5\n", ValueError, r"lacks the column\(s\) image"),
         ("image,mos\n", ValueError, "has no rows"),
     ],
 )

@@ -7,8 +7,10 @@ import warnings
 import pytest
 
 import rali_core
-from rali_core import explain, scorer
+import rali_core.dataset
+from rali_core import explain, images, scorer, vision_transformer
 from rali_core.lazy import import_on_first_use, renamed
+from rali_core.official.verify import Verification
 
 
 def test_every_public_name_comes_from_its_module_whatever_was_imported_before() -> None:
@@ -46,6 +48,8 @@ def test_a_module_with_the_name_of_what_it_holds_is_refused() -> None:
 def test_names_of_the_last_release_work_and_say_what_to_use() -> None:
     with pytest.warns(DeprecationWarning, match="Progress is deprecated .* use ProgressCallback"):
         assert scorer.Progress is scorer.ProgressCallback
+    with pytest.warns(DeprecationWarning, match="Summary is deprecated .* use DatasetSummary"):
+        assert rali_core.dataset.Summary is rali_core.dataset.DatasetSummary
     share = explain.PrototypeShare(0, 0.5, 0.8, 0.4)
     with pytest.warns(DeprecationWarning, match="part is deprecated .* use contribution"):
         assert share.part == share.contribution
@@ -59,3 +63,19 @@ def test_names_of_the_last_release_work_and_say_what_to_use() -> None:
         assert scorer.ImageScore is rali_core.ImageScore
         assert scorer.PrototypeShare is explain.PrototypeShare
         assert scorer.is_out_of_memory(MemoryError())
+
+
+def test_attributes_and_methods_of_the_last_release_work_and_say_what_to_use() -> None:
+    encoder = vision_transformer.DinoEncoder(vision_transformer.ViTConfig(42, 14, 8, 1, 1, 16, "checkerboard"))
+    tokens = encoder.trunk.pos_embed
+    result = Verification(44, 6, "float16", 0.001, {})
+    with pytest.warns(DeprecationWarning, match="DinoTower is deprecated .* use DinoEncoder"):
+        assert vision_transformer.DinoTower is vision_transformer.DinoEncoder
+    with pytest.warns(DeprecationWarning, match="to_picture is deprecated .* use to_pil_image"):
+        assert images.to_picture is images.to_pil_image
+    with pytest.warns(DeprecationWarning, match="inputs_per_pass is deprecated .* use max_batch"):
+        assert encoder.shape.inputs_per_pass(4) == encoder.shape.max_batch(4)
+    with pytest.warns(DeprecationWarning, match="keep_own is deprecated .* use select_patches"):
+        assert encoder.trunk.keep_own(tokens).equal(encoder.trunk.select_patches(tokens))
+    with pytest.warns(DeprecationWarning, match="tower_tensors is deprecated .* use encoder_tensors"):
+        assert result.tower_tensors == result.encoder_tensors

@@ -26,7 +26,7 @@ def resize_with_pillow(array: np.ndarray, width: int, height: int) -> np.ndarray
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def make_picture(kind: str, height: int, width: int, seed: int) -> np.ndarray:
+def make_image(kind: str, height: int, width: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     if kind == "noise":
         return generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -49,37 +49,37 @@ def make_picture(kind: str, height: int, width: int, seed: int) -> np.ndarray:
 def test_every_pixel_is_pillow_s(
     height: int, width: int, new_height: int, new_width: int, kind: str, seed: int
 ) -> None:
-    picture = make_picture(kind, height, width, seed)
-    ours = resize_levels(to_tensor(picture), new_height, new_width)
-    assert np.array_equal(ours.permute(1, 2, 0).numpy(), resize_with_pillow(picture, new_width, new_height))
+    image = make_image(kind, height, width, seed)
+    ours = resize_levels(to_tensor(image), new_height, new_width)
+    assert np.array_equal(ours.permute(1, 2, 0).numpy(), resize_with_pillow(image, new_width, new_height))
 
 
 @pytest.mark.parametrize("ratio", [(2, 1), (16, 7), (3, 2), (10, 3), (1, 2), (3, 7), (25, 1)])
-def test_simple_ratios_of_blurred_pictures_are_pillow_s_too(ratio: tuple[int, int]) -> None:
-    """Where floating-point arithmetic went wrong: at 16:7 in 2 % of the pixels of a blurred picture."""
-    photograph = Image.fromarray(make_picture("noise", 112, 112, 1)).resize((448, 448), Image.Resampling.BICUBIC)
-    picture = np.asarray(photograph)
+def test_simple_ratios_of_blurred_images_are_pillow_s_too(ratio: tuple[int, int]) -> None:
+    """Where floating-point arithmetic went wrong: at 16:7 in 2 % of the pixels of a blurred image."""
+    photograph = Image.fromarray(make_image("noise", 112, 112, 1)).resize((448, 448), Image.Resampling.BICUBIC)
+    image = np.asarray(photograph)
     new = 448 * ratio[1] // ratio[0]
-    ours = resize_levels(to_tensor(picture), new, new).permute(1, 2, 0).numpy()
-    assert np.array_equal(ours, resize_with_pillow(picture, new, new))
+    ours = resize_levels(to_tensor(image), new, new).permute(1, 2, 0).numpy()
+    assert np.array_equal(ours, resize_with_pillow(image, new, new))
 
 
 def test_photographs_prepared_for_the_official_tower_are_pillow_s(photographs: dict[str, Image.Image]) -> None:
     config = PreprocessConfig(336, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), eight_bit=True)
     for image in photographs.values():
-        picture = np.asarray(image)
-        height, width = picture.shape[:2]
+        image = np.asarray(image)
+        height, width = image.shape[:2]
         new_width, new_height = max(336, int(336 * width / height)), max(336, int(336 * height / width))
         left, top = (new_width - 336) // 2, (new_height - 336) // 2
-        expected = resize_with_pillow(picture, new_width, new_height)[top : top + 336, left : left + 336]
-        ours = preprocess(to_tensor(picture).unsqueeze(0).float() / 255, config)[0, 0]
+        expected = resize_with_pillow(image, new_width, new_height)[top : top + 336, left : left + 336]
+        ours = preprocess(to_tensor(image).unsqueeze(0).float() / 255, config)[0, 0]
         assert np.array_equal((ours * 255).round().permute(1, 2, 0).numpy(), expected)
 
 
 def test_floating_point_arithmetic_would_not_do(photographs: dict[str, Image.Image]) -> None:
-    """The reason for whole numbers: the same picture without them has pixels of another level."""
-    picture = photographs["astronaut"]
-    pixels = to_tensor(np.asarray(picture)).unsqueeze(0).float() / 255
+    """The reason for whole numbers: the same image without them has pixels of another level."""
+    image = photographs["astronaut"]
+    pixels = to_tensor(np.asarray(image)).unsqueeze(0).float() / 255
     rounded = (resize_shorter_side(pixels, 336) * 255).round()
     assert (rounded != resize_shorter_side(pixels, 336, eight_bit=True) * 255).float().mean() > 0.01
 
@@ -114,7 +114,7 @@ def test_gradients_are_those_of_the_smooth_resize(height: int, width: int) -> No
         assert torch.allclose(eight_bit, resize_shorter_side(pixels, 32, eight_bit=True), atol=1e-7)
 
 
-def test_a_picture_gives_the_same_pixels_alone_and_in_a_batch() -> None:
+def test_an_image_gives_the_same_pixels_alone_and_in_a_batch() -> None:
     config = PreprocessConfig(24, CLIP_MEAN, CLIP_STD, eight_bit=True)
     pixels = torch.rand(5, 3, 70, 50, generator=torch.Generator().manual_seed(0))
     together = preprocess(pixels, config, coverage="tiles")
@@ -122,7 +122,7 @@ def test_a_picture_gives_the_same_pixels_alone_and_in_a_batch() -> None:
         assert torch.equal(preprocess(pixels[number : number + 1], config, coverage="tiles")[0], together[number])
 
 
-def test_large_pictures_are_computed_in_parts_without_a_seam() -> None:
-    picture = make_picture("noise", 1500, 800, 0)  # 1500 x 3 lines of 300 sums each are several parts
-    ours = resize_axis(to_tensor(picture), 300, -1).permute(1, 2, 0).numpy()
-    assert np.array_equal(ours, resize_with_pillow(picture, 300, 1500))
+def test_large_images_are_computed_in_parts_without_a_seam() -> None:
+    image = make_image("noise", 1500, 800, 0)  # 1500 x 3 lines of 300 sums each are several parts
+    ours = resize_axis(to_tensor(image), 300, -1).permute(1, 2, 0).numpy()
+    assert np.array_equal(ours, resize_with_pillow(image, 300, 1500))

@@ -71,7 +71,7 @@ def test_resizing_matches_pillow_at_many_sizes(photographs: dict[str, Image.Imag
 
 
 def test_resizing_matches_pillow_in_floating_point_much_closer(photographs: dict[str, Image.Image]) -> None:
-    # Pillow's mode "F" does not round; the picture's range is narrowed so that nothing is clipped either.
+    # Pillow's mode "F" does not round; the image's range is narrowed so that nothing is clipped either.
     for size in SIZES:
         grey = of_size(photographs["coffee"], size).convert("L").point(lambda value: value // 2 + 64)
         expected = pillow_reference(grey.convert("F"), 336)
@@ -104,7 +104,7 @@ def test_tiles_cover_the_long_side_evenly(length: int) -> None:
         assert (offsets[0], offsets[-1]) == (0, length - 224)
     if length <= MAX_TILES * 224:
         steps = np.diff(offsets)
-        assert (steps <= 224).all(), "nothing of the picture is left out"
+        assert (steps <= 224).all(), "nothing of the image is left out"
 
 
 @settings(deadline=None, max_examples=25)

@@ -118,16 +118,15 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_readmes_python_examples_run(tmp_path: Path) -> None:
-    blocks = python_blocks((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("document", ["README.md", "docs/library.md"])
+def test_the_documents_python_examples_run(document: str, tmp_path: Path) -> None:
+    blocks = python_blocks((REPOSITORY / document).read_text(encoding="utf-8"))
     assert blocks
     from skimage import data, io
 
     for name, array in (("a.jpg", data.astronaut()), ("b.png", data.coffee())):
         io.imsave(tmp_path / name, array, check_contrast=False)
     for block in blocks:
-        if "diffusers" in block:
-            continue  # tests/diffusers runs those with a tiny pipeline
         done = subprocess.run(
             [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False,
             env={**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")},

@@ -10,12 +10,12 @@ from rali_core.quality_map import colour_scores, score_patches, score_tiles, wea
 from rali_core.scorer import RaliScorer
 
 
-def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def make_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_tiles_score_is_that_of_the_tile_alone(tiny_scorer: RaliScorer) -> None:
-    image = picture(96, 64)
+    image = make_image(96, 64)
     drawn = score_tiles(tiny_scorer, image, tile=32)
     assert drawn is not None
     assert drawn.regions.shape == (3, 2)
@@ -25,7 +25,7 @@ def test_a_tiles_score_is_that_of_the_tile_alone(tiny_scorer: RaliScorer) -> Non
 
 
 def test_a_plain_tile_is_no_weak_one(tiny_scorer: RaliScorer) -> None:
-    image = picture(96, 64)
+    image = make_image(96, 64)
     image[:, :32] = 0.7  # a sky
     drawn = score_tiles(tiny_scorer, image, tile=32)
     assert drawn is not None
@@ -46,32 +46,32 @@ def test_a_blank_image_is_weak_everywhere_and_nan_is_no_image(tiny_scorer: RaliS
         assert drawn.pixels.shape == (48, 80)
         assert drawn.regions.numel() > 1 if way is score_patches else drawn.regions.shape == (1, 2)
         assert drawn.pixels.unique().tolist() == drawn.regions.unique().tolist() == pytest.approx([0.02])
-        spoiled = picture(48, 80)
+        spoiled = make_image(48, 80)
         spoiled[1, 5, 5] = float("nan")
         with pytest.raises(ImageError, match="holds NaN"):
             way(tiny_scorer, spoiled)
 
 
 def test_tiles_that_overlap_share_their_pixels(tiny_scorer: RaliScorer) -> None:
-    drawn = score_tiles(tiny_scorer, picture(32, 48), tile=32)
+    drawn = score_tiles(tiny_scorer, make_image(32, 48), tile=32)
     assert drawn is not None
     assert drawn.regions.shape == (1, 2)
     assert drawn.pixels[0, 20] == pytest.approx(float(drawn.regions.mean()), abs=1e-6)
 
 
-def test_a_tile_larger_than_the_picture_is_cut_to_it(tiny_scorer: RaliScorer) -> None:
-    drawn = score_tiles(tiny_scorer, picture(20, 20), tile=500)
+def test_a_tile_larger_than_the_image_is_cut_to_it(tiny_scorer: RaliScorer) -> None:
+    drawn = score_tiles(tiny_scorer, make_image(20, 20), tile=500)
     assert drawn is not None
     assert drawn.regions.shape == (1, 1)
 
 
 def test_stopping_leaves_no_half_map(tiny_scorer: RaliScorer) -> None:
-    assert score_tiles(tiny_scorer, picture(200, 200), tile=32, progress=lambda _done, _total: False) is None
+    assert score_tiles(tiny_scorer, make_image(200, 200), tile=32, progress=lambda _done, _total: False) is None
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (40, 100), (200, 60), (1, 1)])
-def test_patches_cover_pictures_of_any_shape(tiny_scorer: RaliScorer, shape: tuple[int, int]) -> None:
-    drawn = score_patches(tiny_scorer, picture(*shape))
+def test_patches_cover_images_of_any_shape(tiny_scorer: RaliScorer, shape: tuple[int, int]) -> None:
+    drawn = score_patches(tiny_scorer, make_image(*shape))
     assert drawn.pixels.shape == shape
     assert torch.isfinite(drawn.pixels).all()
     assert drawn.regions.min() >= 0
@@ -80,14 +80,14 @@ def test_patches_cover_pictures_of_any_shape(tiny_scorer: RaliScorer, shape: tup
 
 def test_patches_of_a_timm_tower_are_scored_too(tiny_timm_file: object) -> None:
     scorer = RaliScorer(*(lambda loaded: (loaded.model, loaded.info))(load_model(tiny_timm_file)), device="cpu")  # type: ignore[arg-type]
-    assert score_patches(scorer, picture(64, 64)).regions.shape == (4, 4)
+    assert score_patches(scorer, make_image(64, 64)).regions.shape == (4, 4)
 
 
 def test_the_class_token_put_in_a_patchs_place_gives_the_pooled_embedding(tiny_timm_file: object) -> None:
     # The patches go through what the class token goes through: check it on the class token itself.
     model = load_model(tiny_timm_file).model  # type: ignore[arg-type]
     trunk = model.encoder.trunk
-    inputs = picture(64, 64).unsqueeze(0)
+    inputs = make_image(64, 64).unsqueeze(0)
     with torch.inference_mode():
         tokens = trunk.forward_features(inputs)
         through = model.encoder.head(trunk.forward_head(tokens[:, :1].reshape(-1, 1, tokens.shape[-1])))
@@ -97,7 +97,7 @@ def test_the_class_token_put_in_a_patchs_place_gives_the_pooled_embedding(tiny_t
 
 def test_an_open_clip_tower_is_left_as_it_was(tiny_scorer: RaliScorer) -> None:
     before = tiny_scorer.model.encoder.output_tokens
-    score_patches(tiny_scorer, picture(32, 32))
+    score_patches(tiny_scorer, make_image(32, 32))
     assert tiny_scorer.model.encoder.output_tokens is before
 
 
@@ -118,9 +118,9 @@ def test_colours_run_from_red_to_green() -> None:
 
 def test_senseless_settings_are_refused(tiny_scorer: RaliScorer) -> None:
     with pytest.raises(ValueError, match="tile must be at least 16 pixels, got 8"):
-        score_tiles(tiny_scorer, picture(32, 32), tile=8)
+        score_tiles(tiny_scorer, make_image(32, 32), tile=8)
     with pytest.raises(ValueError, match="at most 32:1, got 100 x 2: use tiles"):
-        score_patches(tiny_scorer, picture(2, 100))
+        score_patches(tiny_scorer, make_image(2, 100))
     with pytest.raises(ValueError, match="a share must lie in 0..1, got 2"):
         weak_regions(torch.zeros(2, 2), 2.0, "weakest share")
     with pytest.raises(ValueError, match="mode must be one of below score, weakest share, got 'x'"):

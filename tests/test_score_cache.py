@@ -86,9 +86,9 @@ def test_keys_tell_shapes_types_and_single_bits_apart() -> None:
     assert content_key(gaps.permute(1, 2, 0).contiguous().permute(2, 0, 1)) != content_key(torch.zeros(3, 4, 10))
 
 
-def test_many_large_pictures_have_the_keys_that_each_has_alone() -> None:
-    pictures = [torch.full((600, 600, 3), value).permute(2, 0, 1) for value in (0.25, 0.5, 0.75)]
-    assert content_keys(pictures) == [content_key(picture) for picture in pictures]
+def test_many_large_images_have_the_keys_that_each_has_alone() -> None:
+    images = [torch.full((600, 600, 3), value).permute(2, 0, 1) for value in (0.25, 0.5, 0.75)]
+    assert content_keys(images) == [content_key(image) for image in images]
 
 
 def test_a_file_keeps_scores_for_the_next_time(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_scorer_asks_its_cache_first(
     for name in ("cat", "coffee"):
         files.append(tmp_path / f"{name}.png")
         photographs[name].save(files[-1])
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     images = [*files, tmp_path / "bad.png", photographs["rocket"], torch.rand(3, 40, 50)]
     cold = RaliScorer(tiny_model, tiny_info, device="cpu", cache=ScoreCache(folder=tmp_path / "cache"))
     expected = cold.score(images, on_error="record")

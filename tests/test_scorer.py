@@ -130,13 +130,13 @@ def test_a_progress_callback_hears_of_every_batch_and_can_stop(tiny_model: RaliM
 def test_a_generator_is_read_as_it_is_scored_and_its_images_are_let_go(tiny_scorer: RaliScorer) -> None:
     read = 0
 
-    def pictures() -> Iterator[np.ndarray]:
+    def images() -> Iterator[np.ndarray]:
         nonlocal read
         for _ in range(60):
             read += 1
             yield np.zeros((500, 500, 3), dtype=np.uint8)  # 0.75 MB each
 
-    stream = tiny_scorer.stream(pictures())
+    stream = tiny_scorer.stream(images())
     next(stream)
     assert read == tiny_scorer.batch_size
     tracemalloc.start()

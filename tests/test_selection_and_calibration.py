@@ -35,7 +35,7 @@ def test_senseless_selections_are_refused() -> None:
         rank([[0.1]])
 
 
-def test_percentiles_tell_the_share_of_reference_pictures_that_score_lower() -> None:
+def test_percentiles_tell_the_share_of_reference_images_that_score_lower() -> None:
     reference = np.linspace(0.0, 1.0, 1001)
     calibration = Calibration.from_scores({"made up": (reference, "made up")})
     assert calibration.percentiles([0.25, 0.5, -1.0, 2.0]) == pytest.approx([25.0, 50.0, 0.0, 100.0], abs=0.2)
@@ -91,7 +91,7 @@ def test_unusable_calibrations_are_refused() -> None:
         Population("a", "x", tuple(np.linspace(1, 0, 101)))
     with pytest.raises(ValueError, match="band_thresholds must be 4 ascending"):
         Calibration(band_thresholds=(0.2, 0.1, 0.6, 0.8))
-    with pytest.raises(ValueError, match="each population needs a name of its own"):
+    with pytest.raises(ValueError, match="each population needs its own name"):
         Calibration(two_populations().populations[:1] * 2)
     with pytest.raises(ValueError, match="expected the keys"):
         Calibration.from_dict({"quantiles": []})

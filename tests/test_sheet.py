@@ -66,7 +66,7 @@ def test_senseless_requests_are_refused(
 def test_the_command_draws_the_images_it_scored(
     tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name, image in zip(("a.png", "b.png", "c.png"), plain_images(), strict=True):
         image.save(folder / name)

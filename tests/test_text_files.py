@@ -66,7 +66,12 @@ def test_rows_know_their_line_and_short_rows_their_columns(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "is empty"), (b"\xff\xd8\xff\0\0\1", "no text file"), (b"a,A\n1,2", "two columns 'a'"), (b"\n \n", "empty")],
+    [
+        (b"", "is empty"),
+        (b"\xff\xd8\xff\0\0\1", "not a text file"),
+        (b"a,A\n1,2", "two columns 'a'"),
+        (b"\n \n", "empty"),
+    ],
 )
 def test_what_is_no_table_is_one_clear_error(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "t.csv").write_bytes(data)

@@ -144,7 +144,7 @@ def test_the_command_scores_videos_among_images(
     captured = capsys.readouterr()
     assert f"{clip}: mean " in captured.out
     assert "worst passage" in captured.out
-    assert "broken.mp4: damaged, or no video" in captured.err
+    assert "broken.mp4: damaged, or not a video" in captured.err
     rows = (tmp_path / "s.csv").read_text().splitlines()
     assert len(rows) == 4
     assert rows[0].endswith("duration,frames,mean,worst_tenth,minimum,best_time,worst_start,worst_end,problem")

@@ -1,4 +1,4 @@
-"""What is compared: ways from pictures to quality scores.
+"""What is compared: ways from images to quality scores.
 
 Weights are random wherever the published ones would have to be downloaded: the cost is the same, and the scores mean
 nothing.
@@ -51,7 +51,7 @@ class OfficialRecipe:
         self._head = random_head(EMBED)
 
     def score(self, images: list[Image.Image] | Tensor) -> list[float]:
-        """Tensors are turned into 8-bit pictures first, which is what the recipe takes."""
+        """Tensors are turned into 8-bit images first, which is what the recipe takes."""
         if isinstance(images, Tensor):
             values = images.mul(255).byte().permute(0, 2, 3, 1).numpy()
             images = [Image.fromarray(value) for value in values]
@@ -63,7 +63,7 @@ class OfficialRecipe:
 
 
 def clip_config(shape: dict[str, Any]) -> dict[str, Any]:
-    """transformers' configuration of CLIP ViT-L/14, or of a smaller vision tower beside a text tower as small."""
+    """transformers' configuration of CLIP ViT-L/14, or of a smaller vision encoder beside a text tower as small."""
     text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     if shape is not OFFICIAL:
         text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -130,15 +130,15 @@ class ClipIqa:
                 os.chdir(before)
 
     def score(self, images: list[Image.Image] | Tensor) -> list[float]:
-        """One score a picture."""
-        images = stack_pictures(images)
+        """One score an image."""
+        images = stack_images(images)
         with torch.no_grad():
             scores = self._metric(images)
         self._metric.reset()
         return cast("list[float]", scores.flatten().tolist())
 
 
-def stack_pictures(images: list[Image.Image] | Tensor) -> Tensor:
+def stack_images(images: list[Image.Image] | Tensor) -> Tensor:
     """PIL images of one size, or the tensor that they are already, to (B, 3, H, W) in [0, 1]."""
     if isinstance(images, Tensor):
         return images
@@ -172,7 +172,7 @@ class Backbone:
 
     Args:
         name: timm's name.
-        side: Side of the square that it takes; None for whole pictures.
+        side: Side of the square that it takes; None for whole images.
     """
 
     dtype: str | None = None
@@ -184,16 +184,16 @@ class Backbone:
         self._side = side
 
     def score(self, images: list[Image.Image] | Tensor) -> list[float]:
-        """All pictures in one pass."""
-        images = stack_pictures(images)
+        """All images in one pass."""
+        images = stack_images(images)
         if self._side is not None:
             images = functional.interpolate(images, size=(self._side, self._side), mode="bicubic", antialias=True)
         with torch.inference_mode():
             return cast("list[float]", self._model((images - 0.5) / 0.25).flatten().tolist())
 
 
-class PerPicture:
-    """A function of one (H, W, 3) uint8 picture."""
+class PerImage:
+    """A function of one (H, W, 3) uint8 image."""
 
     dtype: str | None = None
 
@@ -201,7 +201,7 @@ class PerPicture:
         self._function = function
 
     def score(self, images: list[Image.Image] | Tensor) -> list[float]:
-        """One picture after the other."""
+        """One image after the other."""
         if isinstance(images, Tensor):
             images = [Image.fromarray(value) for value in images.mul(255).byte().permute(0, 2, 3, 1).numpy()]
         return [float(np.asarray(self._function(np.array(image))).flat[0]) for image in images]
@@ -219,7 +219,7 @@ def brisque() -> Contender:
         def calculate_image_quality_score(self, features: Any) -> float:
             return float(len(features))
 
-    return PerPicture(Features(url=False).score)
+    return PerImage(Features(url=False).score)
 
 
 def niqe() -> Contender:
@@ -241,7 +241,7 @@ def niqe() -> Contender:
     scipy.misc.imresize = halve
     from skvideo.measure import niqe as measure
 
-    return PerPicture(lambda picture: measure(np.array(Image.fromarray(picture).convert("L"))))
+    return PerImage(lambda array: measure(np.array(Image.fromarray(array).convert("L"))))
 
 
 DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16", "float16", "auto")
@@ -255,7 +255,7 @@ MAKERS: dict[str, Callable[[], Contender]] = {
     "CLIP-IQA (torchmetrics)": ClipIqa,
     # HyperIQA (Su et al., CVPR 2020) and TOPIQ (Chen et al., TIP 2024) look through a ResNet-50, MANIQA (Yang et al.,
     # CVPRW 2022) at crops through a ViT-B/8.
-    "ResNet-50, whole picture (timm)": lambda: Backbone("resnet50", None),
+    "ResNet-50, whole image (timm)": lambda: Backbone("resnet50", None),
     "ViT-B/8, one crop (timm)": lambda: Backbone("vit_base_patch8_224", 224),
     "tiny backbone": lambda: Backbone("test_vit", 160),
     "BRISQUE (brisque)": brisque,

@@ -45,7 +45,7 @@ def folder_growth(
 
 
 def cache_hit(*, rounds: int) -> dict[str, float]:
-    """Milliseconds of finding four 1024 x 1024 pictures in the cache, hashing included, laid out as in ComfyUI."""
+    """Milliseconds of finding four 1024 x 1024 images in the cache, hashing included, laid out as in ComfyUI."""
     batch = torch.rand(4, 1024, 1024, 3, generator=torch.Generator().manual_seed(0))
     images = [image.permute(2, 0, 1) for image in batch]
     cache = ScoreCache()
@@ -59,10 +59,10 @@ def cache_hit(*, rounds: int) -> dict[str, float]:
 
 
 def agreement(pictures: Path, count: int, dtypes: Sequence[str], model: str | None = None) -> dict[str, Any]:
-    """How far reduced precision moves the scores of real pictures: rank correlation with float32, largest difference.
+    """How far reduced precision moves the scores of real images: rank correlation with float32, largest difference.
 
     Args:
-        pictures: A folder of pictures.
+        pictures: A folder of images.
         count: How many of them, chosen at random with a seed.
         dtypes: For `RaliScorer`.
         model: By default the bundled one.

@@ -41,7 +41,7 @@ PACKAGES = (
     "scikit-video",
 )
 BRISQUE, CLIP_IQA = "BRISQUE (brisque)", "CLIP-IQA (torchmetrics)"
-RESNET, VIT = "ResNet-50, whole picture (timm)", "ViT-B/8, one crop (timm)"
+RESNET, VIT = "ResNet-50, whole image (timm)", "ViT-B/8, one crop (timm)"
 OURS_OFFICIAL = "ours, official encoder, float32"
 OURS_SMALL = "ours, bundled, float32"
 QUICK = (REFERENCE, OURS_OFFICIAL, FAST, OURS_SMALL, SMALL)

@@ -22,7 +22,7 @@ def parser(description: str | None, *, n: int = 8) -> argparse.ArgumentParser:
     result.add_argument("--steps", type=int, default=10)
     result.add_argument("--size", type=int, help="height and width in pixels (default: the model's own)")
     result.add_argument("--n", type=int, default=n, help="candidates")
-    result.add_argument("--keep", type=int, default=1, help="pictures to keep")
+    result.add_argument("--keep", type=int, default=1, help="images to keep")
     result.add_argument("--rali", metavar="FILE", help="RALI model file (default: the bundled one)")
     result.add_argument("--output", type=Path, default=Path("output"), help="folder for what is made")
     return result

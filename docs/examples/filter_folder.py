@@ -1,6 +1,6 @@
-"""Sort out a folder of generated pictures: those that reach a score are copied, and a contact sheet shows all.
+"""Sort out a folder of generated images: those that reach a score are copied, and a contact sheet shows all.
 
-python docs/examples/filter_folder.py pictures/ --at-least 0.5 --output good/
+python docs/examples/filter_folder.py images/ --at-least 0.5 --output good/
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 from PIL import Image
 
 from rali_core import RaliScorer, at_least
-from rali_core.images import IMAGE_SUFFIXES, to_picture
+from rali_core.images import IMAGE_SUFFIXES, to_pil_image
 from rali_core.sheet import draw_contact_sheet
 
 
 def thumbnail(file: Path) -> Image.Image:
-    """A small copy of a picture: a folder may hold more than fits into memory."""
-    picture = to_picture(file)
-    picture.thumbnail((480, 480))
-    return picture
+    """A small copy of an image: a folder may hold more than fits into memory."""
+    image = to_pil_image(file)
+    image.thumbnail((480, 480))
+    return image
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     for file, error in zip(files, result.errors, strict=True):
         if error:
             print(f"not scored: {file}: {error}")
-    print(f"{len(good)} of {len(files)} pictures reach {options.at_least}")
+    print(f"{len(good)} of {len(files)} images reach {options.at_least}")
 
 
 if __name__ == "__main__":

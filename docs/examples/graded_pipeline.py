@@ -1,10 +1,10 @@
-"""A pipeline whose pictures' quality is known: one photograph, more or less blurred, as the seed has it.
+"""A pipeline whose images' quality is known: one photograph, more or less blurred, as the seed has it.
 
 Pipeline, scheduler and autoencoder are diffusers' own classes. The denoiser is not trained but computed: for a data set
-of finitely many pictures the best possible one is known, the mean of the pictures, weighted by how well each explains
+of finitely many images the best possible one is known, the mean of the images, weighted by how well each explains
 the noisy input (Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", appendix B.3).
 The data set is one photograph at 48 levels of blur. Which of them comes out is up to the noise, and thus to the seed,
-as it is with a real model; but here everybody can tell which pictures are better. The prompt is not looked at.
+as it is with a real model; but here everybody can tell which images are better. The prompt is not looked at.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def graded_pipeline(photograph: Image.Image | None = None, size: int = SIZE) -> 
 
     Args:
         photograph: By default scikit-image's cat.
-        size: Height and width of the pictures in pixels, a multiple of 8.
+        size: Height and width of the images in pixels, a multiple of 8.
     """
     if photograph is None:
         from skimage import data

@@ -13,13 +13,13 @@ from common import parser, pipeline_arguments, scorer_from
 from tiny_pipelines import load_pipeline
 
 from rali_core.diffusers_hook import best_of_n, latents_to_pixels
-from rali_core.images import to_picture
+from rali_core.images import to_pil_image
 from rali_core.rewards import RaliLoss
 from rali_core.sheet import draw_contact_sheet
 
 
 def main() -> None:
-    """Make a picture, then improve its latents."""
+    """Make an image, then improve its latents."""
     arguments = parser(__doc__, n=2)
     arguments.add_argument("--updates", type=int, default=5, help="optimisation steps (default: 5)")
     arguments.add_argument(
@@ -47,10 +47,10 @@ def main() -> None:
         optimiser.step()
         print(f"update {update}: loss {value.item():.4f}")
     with torch.no_grad():
-        pictures = [to_picture(decode(values)[0]) for values in (origin, latents)]
-    scores = scorer.score(pictures).scores
+        images = [to_pil_image(decode(values)[0]) for values in (origin, latents)]
+    scores = scorer.score(images).scores
     options.output.mkdir(parents=True, exist_ok=True)
-    sheet = draw_contact_sheet(pictures, scores, names=("before", "after"), ranked=False, enlarge=True)
+    sheet = draw_contact_sheet(images, scores, names=("before", "after"), ranked=False, enlarge=True)
     sheet.save(options.output / "before-after.png")
     print(f"score {scores[0]:.4f} -> {scores[1]:.4f}")
 

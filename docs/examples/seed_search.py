@@ -1,4 +1,4 @@
-"""Search seeds in rounds until a picture reaches a score, and stop there.
+"""Search seeds in rounds until an image reaches a score, and stop there.
 
 python docs/examples/seed_search.py --threshold 0.7 --rounds 4 --n 8
 """

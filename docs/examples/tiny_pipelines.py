@@ -1,6 +1,6 @@
 """Real diffusers pipelines with tiny configurations and seeded random weights: no download, no GPU, a second each.
 
-They make noise, not pictures: they are here to show that each family runs, and the tests use them.
+They make noise, not images: they are here to show that each family runs, and the tests use them.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def tiny_unet(*, in_channels: int = 4, **settings: Any) -> UNet2DConditionModel:
 
 
 def tiny_sd15(seed: int = 0, *, in_channels: int = 4) -> StableDiffusionPipeline:
-    """Stable Diffusion 1.5's classes: 32 x 32 pictures."""
+    """Stable Diffusion 1.5's classes: 32 x 32 images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipe = StableDiffusionPipeline(

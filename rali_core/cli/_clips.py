@@ -1,4 +1,4 @@
-"""Videos and animations among the inputs: their options, scoring one of them, and what is told about it."""
+"""Videos and animations among the inputs: their options, scoring one of them, and what is reported about it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCORE_COLUMNS = ("mean", "worst_tenth", "minimum")
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """What the options say about videos.
+    """The options for videos.
 
     Attributes:
         animations: GIF, WebP, APNG and AVIF are scored frame by frame.
@@ -75,11 +75,11 @@ def add_sampling_arguments(group: Any) -> None:
     """`--fps` and `--max-frames`."""
     group.add_argument("--fps", type=float, metavar="R", help="frames scored per second; 0: all (default: 2)")
     group.add_argument("--max-frames", type=int, metavar="N",
-                       help="at most N frames of a video, spread over all of it (default: 600)")  # fmt: skip
+                       help="at most N frames per video, spread evenly (default: 600)")  # fmt: skip
 
 
 def read_sampling(options: argparse.Namespace) -> FrameSampling:
-    """What `add_sampling_arguments` got.
+    """Parse the options of `add_sampling_arguments`.
 
     Raises:
         ValueError: A number is out of range.
@@ -93,7 +93,7 @@ def read_sampling(options: argparse.Namespace) -> FrameSampling:
 
 
 def read_clip_options(options: argparse.Namespace) -> ClipOptions:
-    """What `add_clip_arguments` got.
+    """Parse the options of `add_clip_arguments`.
 
     Raises:
         ValueError: A number is out of range.
@@ -109,7 +109,7 @@ def read_clip_options(options: argparse.Namespace) -> ClipOptions:
 
 
 def check_clips(files: list[Input], clips: ClipOptions) -> list[Input]:
-    """The files that are scored frame by frame; seen to be readable here, before the work.
+    """The files that are scored frame by frame; checked before the work that PyAV is there if it is needed.
 
     Raises:
         ModuleNotFoundError: There are videos, and PyAV is missing.

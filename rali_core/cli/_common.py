@@ -35,7 +35,7 @@ def add_path_arguments(parser: argparse.ArgumentParser) -> None:
     what = "image files, folders, patterns such as 'p/*.jpg', URLs; -: a list on standard input"
     parser.add_argument("paths", metavar="PATH", nargs="+", help=what)
     parser.add_argument(
-        "-0", "--null", action="store_true", help="the list's names end with a zero byte (find -print0)"
+        "-0", "--null", action="store_true", help="the list's names end with a null byte (find -print0)"
     )
     parser.add_argument("-r", "--recursive", action="store_true", help="search folders inside folders as well")
     add_clip_arguments(parser)
@@ -49,11 +49,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, crops: bool = True) 
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
     group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"),
-                       help="arithmetic of the image tower; auto: what is fastest here (default: float32)")  # fmt: skip
+                       help="arithmetic of the image encoder; auto: the fastest here (default: float32)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (default: 8)")
     group.add_argument("--coverage", choices=("center", "tiles", "full"),
                        help="centre crop; crops along the longer side; these and crops at the image's own size, which "
-                       "see what one sees at 100 %% (default: the model's own)")  # fmt: skip
+                       "show what is seen at 100 %% zoom (default: the model's own)")  # fmt: skip
     if crops:
         group.add_argument("--full-size-crops", type=int, metavar="N",
                            help="with --coverage full: at most so many crops at the image's own size (default: the "
@@ -86,7 +86,7 @@ def add_cache_argument(parser: argparse.ArgumentParser) -> None:
 
 
 class Interruption:
-    """Takes the first Ctrl-C as a wish to stop between two images; the second one ends the program at once."""
+    """The first Ctrl-C stops between two images; the second one ends the program at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -117,8 +117,8 @@ def score_files(
 
     Args:
         scorer: The scorer.
-        files: What to score; errors are recorded in the results, and a batch that the device's memory is too small for
-            is tried again image by image.
+        files: What to score; errors are recorded in the results, and a batch that does not
+            fit into the device's memory is retried image by image.
         clips: How videos are scored, and which animations; None: all are images.
         on_result: Called with each result as it comes.
 
@@ -204,7 +204,7 @@ def _stream_mixed(
 
 
 def _stream_local(scorer: RaliScorer, files: list[Any], start: int) -> Iterator[ImageScore]:
-    """Results of files; what the device's memory is too small for is tried alone, and has an error then."""
+    """Results of files; what does not fit into the device's memory is retried alone, and is an error if that fails."""
     from ..devices import is_out_of_memory
 
     while start < len(files):

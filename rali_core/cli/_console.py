@@ -1,4 +1,4 @@
-"""What is shown on the console, whatever it can show: work and exit status never depend on it."""
+"""Console output; the work and the exit status never depend on what the console can show."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..text_files import printable
 ESCAPE = "rali-escape"
 
 lost_output: list[str] = []
-"""Why something could not be written to standard output, which is an exit status of 1 after all the work."""
+"""Why standard output could not be written; the exit status is then 1, after all the work."""
 
 
 def set_up_console() -> None:
-    """Show what the console's encoding lacks as escapes."""
+    """Show characters that the console's encoding lacks as escapes."""
     codecs.register_error(ESCAPE, _escape)
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)  # none where a program put something else there
@@ -27,10 +27,10 @@ def set_up_console() -> None:
 
 
 def emit(line: str = "", *, end: str = "\n", file: TextIO | None = None) -> None:
-    """Print, as far as there is somebody who reads.
+    """Print, as long as somebody reads.
 
-    A reader that went away (`| head`), a full disk behind `>` and a closed console end the printing, never the work.
-    What a full disk swallowed is in `lost_output`.
+    A closed pipe (`| head`), a full disk behind `>` and a closed console end the printing, never the work.
+    The error of a full disk is in `lost_output`.
     """
     stream = file or sys.stdout
     if stream is None:
@@ -52,7 +52,7 @@ def say(line: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Send all that is still written to a stream whose reader went away to nowhere."""
+    """Discard what is still written to a stream whose reader went away."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

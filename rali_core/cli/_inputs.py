@@ -24,7 +24,7 @@ Input: TypeAlias = Path | str
 SHOWN_ENDINGS = 8
 
 USUAL_COMPANIONS = frozenset({*SIDECAR_SUFFIXES, ".md", ".csv", ".html", ".yaml", ".yml", ".log", ".db", ".ini"})
-"""Folders of images hold such files as a rule: where there is nothing else besides, that is not worth a line."""
+"""Folders of images usually hold such files: if nothing else was left out, no line is printed."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Inputs:
     """What was found.
 
     Attributes:
-        files: Images, each once; what was named is kept whatever it is.
+        files: Images, each once; what was named explicitly is kept, whatever it is.
         survey: What else is in the folders.
     """
 
@@ -40,7 +40,7 @@ class Inputs:
     survey: Survey = field(default_factory=Survey)
 
     def report(self) -> int:
-        """Say what was left out and which folders cannot be read; returns how many these are."""
+        """Report what was left out and which folders cannot be read; returns the number of these folders."""
         left_out = self.survey.left_out
         if set(left_out) - USUAL_COMPANIONS:
             endings = [f"{count:,} {ending or 'without an ending'}" for ending, count in left_out.most_common()]
@@ -95,7 +95,7 @@ def is_url(name: str) -> bool:
 
 
 def check_url(url: str) -> None:
-    """See whether a URL can be read here, before the work.
+    """Check before the work that a URL can be read here.
 
     Raises:
         ModuleNotFoundError: fsspec or its package for the protocol is missing.
@@ -112,7 +112,7 @@ def display_name(file: Input) -> str:
 
 @contextmanager
 def local_file(file: Input) -> Iterator[Path]:
-    """The file itself, or for a URL a copy that is there within the block.
+    """The file itself, or for a URL a temporary copy that exists within the block.
 
     Raises:
         OSError: The URL cannot be read.
@@ -125,7 +125,7 @@ def local_file(file: Input) -> Iterator[Path]:
 
 
 def download(url: str, path: Path) -> Path:
-    """Write what is behind a URL to a file.
+    """Download a URL to a file.
 
     Raises:
         OSError: It cannot be read; the message names the URL.
@@ -134,7 +134,7 @@ def download(url: str, path: Path) -> Path:
 
     try:
         path.write_bytes(storage.read_bytes(url))
-    except Exception as error:  # every protocol's package has errors of its own
+    except Exception as error:  # every protocol's package has its own exceptions
         reason = str(error) or type(error).__name__
         raise OSError(reason if url in reason else f"{url}: {reason}") from error
     return path

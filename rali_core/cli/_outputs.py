@@ -1,4 +1,4 @@
-"""Outputs are checked before the work, not found wrong after it."""
+"""Checks of the outputs before the work."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ STANDARD_OUTPUT = "-"
 
 
 def check_file(name: str | None, option: str, suffixes: Sequence[str] = ()) -> None:
-    """Whether a file can be written; what is there stays as it is, and nothing is left where nothing was.
+    """Check that a file can be written, without changing or creating it.
 
     Args:
         name: Of the file; `-` is standard output, None nothing.
         option: That named it, for the message.
-        suffixes: Endings that it may have; any where there are none.
+        suffixes: Endings that it may have; any ending if this is empty.
 
     Raises:
-        ValueError: Its ending is none of these.
+        ValueError: It has another ending.
         OSError: It cannot be written; the message says why.
     """
     if name is None or name == STANDARD_OUTPUT:
@@ -37,7 +37,7 @@ def check_file(name: str | None, option: str, suffixes: Sequence[str] = ()) -> N
             path.open("xb").close()
             path.unlink()
         elif path.is_file():
-            path.open("ab").close()  # a pipe or device is left alone: its reader would see the end
+            path.open("ab").close()  # a pipe or device is not opened: its reader would see an end of file
     except (OSError, ValueError) as error:
         if not path.parent.is_dir():
             raise FileNotFoundError(
@@ -48,7 +48,7 @@ def check_file(name: str | None, option: str, suffixes: Sequence[str] = ()) -> N
 
 
 def check_folder(name: str | None, option: str) -> None:
-    """Make a folder where there is none, and see whether files can be written there.
+    """Create a folder if needed, and check that files can be written there.
 
     Raises:
         OSError: It cannot be made, or not be written to.
@@ -66,7 +66,7 @@ def check_folder(name: str | None, option: str) -> None:
 
 
 def check_one_output(**outputs: str | bool | None) -> None:
-    """Only one thing can be on standard output.
+    """Check that at most one output goes to standard output.
 
     Args:
         outputs: Option and its value; True and `-` stand for standard output.

@@ -17,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL.safetensors", help="model files, at least two")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors", help="model file to write")
     parser.add_argument(
-        "--weights", type=float, nargs="+", metavar="W", help="weight of each model (default: all alike)"
+        "--weights", type=float, nargs="+", metavar="W", help="weight of each model (default: equal weights)"
     )
     parser.set_defaults(run=run)
 

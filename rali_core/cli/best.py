@@ -32,11 +32,11 @@ from ._inputs import Input, find_inputs, local_file
 from ._outputs import check_folder
 
 REFUSED_NAMES = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.ENOENT)
-"""How file systems answer to a name with signs that they do not have."""
+"""Errors of file systems for names with characters that they do not allow."""
 
 DESCRIPTION = """\
 Print the files of the K best images, best first, and copy or move them where a folder is given. Nothing is overwritten:
-a name that is there already gets a number."""
+if a name exists already, a number is added."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -66,7 +66,7 @@ def add_export_arguments(parser: argparse.ArgumentParser, copy: str) -> None:
 
 
 def export_target(options: argparse.Namespace, copy: str) -> tuple[str | None, Mode]:
-    """The folder that the options name, checked, and whether to copy or to move.
+    """The folder that the options name, checked, and whether to copy or move.
 
     Raises:
         ValueError: They contradict each other.
@@ -103,10 +103,10 @@ def run(options: argparse.Namespace) -> int:
     low = float("-inf") if options.min_score is None else options.min_score
     high = float("inf") if options.max_score is None else options.max_score
     ranked = [result for result in results if result.error is None and low <= result.score <= high]
-    ranked.sort(key=lambda result: (result.reason is not None, -result.score))  # without content: last
+    ranked.sort(key=lambda result: (result.reason is not None, -result.score))  # images without content come last
     chosen = ranked[: options.k or (len(ranked) if options.into_bands else 1)]
     failed = 0
-    if target is not None:  # before anything is printed, which may end early
+    if target is not None:  # before printing, which may end early
         folders = [(result.band or "unbanded") if options.into_bands else "" for result in chosen]
         images = [files[result.index] for result in chosen]
         failed = place_images(images, folders, Path(target), mode, sidecars=options.sidecars)
@@ -119,10 +119,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def place_images(images: list[Input], folders: list[str], target: Path, mode: Mode, *, sidecars: bool) -> int:
-    """Copy or move images into folders below the target; one that fails costs no other.
+    """Copy or move images into folders below the target; a failure affects no other image.
 
     Returns:
-        How many could not be placed; each is said.
+        The number of images that could not be placed; each is reported.
     """
     taken = [f"{folder}/{name}" if folder else name for folder in {*folders} for name in names_in(target / folder)]
     names = FreeNames(taken, by_stem=sidecars)
@@ -144,7 +144,7 @@ def place_images(images: list[Input], folders: list[str], target: Path, mode: Mo
 
 
 def _place(image: Input, folder: str, target: Path, names: FreeNames, mode: Mode) -> Path:
-    """Put an image into a folder under a free name, which is changed where the file system does not take it."""
+    """Put an image into a folder under a free name, changed where the file system does not allow it."""
     name = image.name if isinstance(image, Path) else os.path.basename(image.split("?")[0].rstrip("/"))
     with local_file(image) as source:
         for attempt in (name, safe_name(name)):

@@ -1,4 +1,4 @@
-"""`rali dataset`: scoring, filtering and summing up data sets of any size."""
+"""`rali dataset`: scoring, filtering and summarising data sets of any size."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from . import dataset_filter, dataset_score, dataset_stats
 COMMANDS = (dataset_score, dataset_filter, dataset_stats)
 
 DESCRIPTION = """\
-Score a data set into a folder of Parquet files, choose from it, and sum it up. Needs pip install
+Score a data set into a folder of Parquet files, filter it, and summarise it. Needs pip install
 "rali-score[dataset]"."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Declare the subcommand and those inside it."""
-    parser = subparsers.add_parser("dataset", help="score, filter and sum up whole data sets", description=DESCRIPTION)
+    parser = subparsers.add_parser(
+        "dataset", help="score, filter and summarise whole data sets", description=DESCRIPTION
+    )
     inner = parser.add_subparsers(title="commands", dest="dataset_command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(inner)

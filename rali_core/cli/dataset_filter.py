@@ -29,12 +29,12 @@ def add_parser(subparsers: Any) -> None:
     choice.add_argument("--top-k", type=int, metavar="K", help="the best K")
     choice.add_argument("--per-group", metavar="COLUMN",
                         help="--top-fraction and --top-k per equal value; 'folder': the id's folder")  # fmt: skip
-    choice.add_argument("--incomplete", action="store_true", help="choose though not all images are scored yet")
+    choice.add_argument("--incomplete", action="store_true", help="choose although not all images are scored yet")
     output = parser.add_argument_group("list").add_mutually_exclusive_group()
     output.add_argument("--list", metavar="FILE", nargs="?", const="-",
                         help="write the list to a file (default: standard output)")  # fmt: skip
-    output.add_argument("--link", metavar="DIR", help="make symbolic links in this folder")
-    parser.add_argument("-0", "--null", action="store_true", help="end the list's lines with a zero byte (xargs -0)")
+    output.add_argument("--link", metavar="DIR", help="create symbolic links in this folder")
+    parser.add_argument("-0", "--null", action="store_true", help="end the list's lines with a null byte (xargs -0)")
     add_export_arguments(parser, "--copy")
     parser.set_defaults(run=run)
 

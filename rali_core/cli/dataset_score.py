@@ -1,4 +1,4 @@
-"""`rali dataset score`: all images of a data set to Parquet shards; goes on where an earlier run stopped."""
+"""`rali dataset score`: all images of a data set to Parquet shards; resumes an earlier run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ._common import Interruption, add_model_arguments
 from ._console import emit, say, shown
 
 LINE_SECONDS = 60.0
-"""Where standard error is no terminal, progress is a line as often as this."""
+"""Seconds between progress lines where standard error is not a terminal."""
 
 DESCRIPTION = """\
 Score every image of SOURCE into OUT, a folder of Parquet files (part-*.parquet) with the columns id, uri, score, band,
 percentile, width, height, error, model_hash and scored_at. An image that cannot be read is a row with its error. The
-same command goes on where a run was stopped or killed, and scores what is new in SOURCE where all was done. SOURCE is a
+same command resumes a run that was stopped or killed; after a complete run it scores what is new in SOURCE. SOURCE is a
 folder (with all folders inside), a glob or {000..123} in quotes, a list file (.txt: a path per line), Parquet files
 with a column of images or paths, or WebDataset tars; local or a URL that fsspec knows."""
 
@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("out", metavar="OUT", help="folder for the result")
     source = parser.add_argument_group("source")
     source.add_argument("--kind", choices=("files", "list", "parquet", "webdataset"),
-                        help="what SOURCE is, where its name does not tell")  # fmt: skip
+                        help="what SOURCE is, if its name does not say it")  # fmt: skip
     source.add_argument("--image-column", metavar="NAME", help="Parquet: column of images or paths (default: by name)")
     source.add_argument("--id-column", metavar="NAME", help="Parquet: column of unique ids (default: file and row)")
     source.add_argument("--carry", metavar="NAME", action="append", default=[],
@@ -49,24 +49,22 @@ def add_parser(subparsers: Any) -> None:
     work = parser.add_argument_group("work")
     work.add_argument("--engine", choices=("local", "ray"), default="local",
                       help="this machine, or the Ray cluster of RAY_ADDRESS (default: local)")  # fmt: skip
-    work.add_argument(
-        "--retry-errors", action="store_true", help="try images again that have an error, as they are now"
-    )
-    work.add_argument("--workers", type=int, metavar="N", help="decoding processes (default: by processors)")
-    work.add_argument("--timeout", type=float, metavar="S", help="give an image up after S seconds (default: 300)")
+    work.add_argument("--retry-errors", action="store_true", help="retry images that have an error, as they are now")
+    work.add_argument("--workers", type=int, metavar="N", help="decoding processes (default: by processor count)")
+    work.add_argument("--timeout", type=float, metavar="S", help="give up an image after S seconds (default: 300)")
     work.add_argument("--shard-size", type=int, metavar="N",
-                      help="images per Parquet file, and lost at most by a kill (default: 512)")  # fmt: skip
+                      help="images per Parquet file, lost at most if the run is killed (default: 512)")  # fmt: skip
     ray = parser.add_argument_group("with --engine ray")
-    ray.add_argument("--actors", type=int, metavar="N", help="models at work (default: as many as fit the cluster)")
+    ray.add_argument("--actors", type=int, metavar="N", help="models at the same time (default: as many as fit)")
     ray.add_argument(
         "--gpus-per-actor", type=float, metavar="G", help="may be a fraction (default: 1 if there are any)"
     )
-    ray.add_argument("--cpus-per-actor", type=float, metavar="C", help="default: decoding processes and one more")
+    ray.add_argument("--cpus-per-actor", type=float, metavar="C", help="default: one more than the decoding processes")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score, with progress, and sum up."""
+    """Score, with progress, and summarise."""
     if "torch" not in sys.modules:
         # Threads that spin while they wait for each other take the processors from the decoding processes: without
         # this the whole reached 81 to 86 % of the model's own rate, with it 90 to 94 %.
@@ -115,11 +113,11 @@ def run(options: argparse.Namespace) -> int:
             **{name: value for name, value in arguments.items() if value is not None},
         )
     for text in result.repaired:
-        say(f"made again: {shown(text)}")
+        say(f"repaired: {shown(text)}")
     if result.stopped:
         say(
-            f"stopped; {result.done:,} of {result.images:,} images are in {shown(result.folder)}, and the same command "
-            "goes on from there"
+            f"stopped; {result.done:,} of {result.images:,} images are in {shown(result.folder)}; the same command "
+            "resumes"
         )
         return 130
     for line in format_summary(write_summary(result.folder)).splitlines():
@@ -134,7 +132,7 @@ def _existing(folder: Path, *names: str) -> list[str]:
 
 
 class _ProgressBar:
-    """Images done, rate and time left: a bar at a terminal, now and then a line in a log."""
+    """Images done, rate and time left: a bar at a terminal, else a log line now and then."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -153,7 +151,7 @@ class _ProgressBar:
         if self._first is None:
             self._first, self._begun = done, time.monotonic()
             if done:
-                say(f"{done:,} of {total:,} images are there already")
+                say(f"{done:,} of {total:,} images were scored before")
         if sys.stderr.isatty():
             from tqdm import tqdm
 

@@ -11,12 +11,12 @@ from ._console import emit, shown
 
 DESCRIPTION = """\
 Print how many images were scored, mean and quantiles, images per band, and the most frequent errors; with --by a line
-per group. Works while a run is going on as well."""
+per group. Works during a run as well."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser("stats", help="sum up a scored data set", description=DESCRIPTION)
+    parser = subparsers.add_parser("stats", help="summarise a scored data set", description=DESCRIPTION)
     parser.add_argument("out", metavar="OUT", help="folder that `rali dataset score` filled")
     parser.add_argument("--by", metavar="COLUMN", help="a line per value of this column; 'folder': the id's folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Sum up and print."""
+    """Summarise and print."""
     from ..dataset.stats import format_summary, summarise, summarise_groups
 
     if options.by is None:

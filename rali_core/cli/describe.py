@@ -1,4 +1,4 @@
-"""`rali describe`: quality descriptions of images, as training wants them."""
+"""`rali describe`: quality descriptions of images, for training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DESCRIPTION = """\
 Write quality descriptions of images to a file of JSON lines {image, description, score, seed, source}. Sources:
   measured  what is measured on the image (sharpness, noise, compression, exposure, colour ...), in words
   qinsight  the reasoning of a vision-language model such as Q-Insight (Qwen2.5-VL); needs transformers and --model
-  file      descriptions that another program wrote (--from), checked against the images
+  file      descriptions from another program (--from), checked against the images
 Run the same command again to resume a run that was stopped. Images that could not be described are noted in a file
 beside the output that ends in .failures.jsonl; the next run tries them again."""
 
@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--source", choices=("measured", "qinsight", "file"), default="measured",
                         help="who describes (default: measured)")  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N",
-                        help="descriptions of each image (default: 3; with --source file all that it has)")  # fmt: skip
+                        help="descriptions per image (default: 3; with --source file all in the file)")  # fmt: skip
     parser.add_argument("--images-root", metavar="DIR",
                         help="what image names are relative to (default: the table's folder, or FOLDER)")  # fmt: skip
     parser.add_argument("-r", "--recursive", action="store_true", help="search folders inside the folder as well")
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         )  # fmt: skip
     for image, seed, reason in summary.failed[:10]:
         print(f"rali: {image} (seed {seed}): {reason}", file=sys.stderr)
-    kept = f", {summary.kept} were there already" if summary.kept else ""
+    kept = f", {summary.kept} existed before" if summary.kept else ""
     print(f"{summary.written} descriptions written to {options.output}{kept}", file=sys.stderr)
     if summary.failed:
         print(f"rali: {len(summary.failed)} of {total} failed, see {failures_path(options.output)}", file=sys.stderr)
@@ -118,7 +118,7 @@ def _find_requests(options: argparse.Namespace) -> tuple[list[DescriptionRequest
 
 
 def _count_in_file(describer: FileDescriber, requests: list[DescriptionRequest]) -> int:
-    """How many descriptions the images have in the file, which must be as many for each."""
+    """The number of descriptions per image in the file, which must be equal for all."""
     counts = {describer.count(request) for request in requests}
     if len(counts) > 1:
         found = f"between {min(counts)} and {max(counts)} descriptions in {describer.path}"

@@ -9,8 +9,8 @@ from typing import Any
 DESCRIPTION = """\
 Download the authors' release (ByteDance/Q-Insight, folder RALI, about 1.7 GB), check each file's hash, and convert it
 (about 610 MB more in float16). Afterwards `--model official` works in every command and in Python. HF_ENDPOINT,
-HF_HUB_OFFLINE and HF_HOME are obeyed. A cut connection is taken up where it stopped; after an interruption, files that
-were whole are not downloaded again."""
+HF_HUB_OFFLINE and HF_HOME are obeyed. A cut connection is resumed; after an interruption, complete files are not
+downloaded again."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("model", choices=("official",), help="which model")
     parser.add_argument("--folder", metavar="DIR", help="where to put it (default: the user's cache)")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16",
-                        help="of the converted image tower (default: float16)")  # fmt: skip
+                        help="of the converted image encoder (default: float16)")  # fmt: skip
     parser.add_argument("--revision", default="main", help="branch, tag or commit of the repository (default: main)")
     parser.set_defaults(run=run)
 

@@ -7,11 +7,11 @@ import json
 from typing import Any
 
 DESCRIPTION = """\
-Print what a model file says about itself: image tower, preprocessing, percentiles and bands, how and on what it was
+Print what a model file says about itself: image encoder, preprocessing, percentiles and bands, how and on what it was
 trained, its measured figures, licence and source. The tensors are not loaded."""
 
 HIDDEN = ("quantiles",)
-"""Long lists that the readable print leaves out."""
+"""Long lists that are left out of the readable output."""
 
 
 def add_parser(subparsers: Any) -> None:

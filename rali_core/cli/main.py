@@ -14,11 +14,11 @@ from ._console import lost_output, say, set_up_console, silence
 COMMANDS = (score, best, dataset, info, evaluate, train, average, describe, download, convert, verify, bench)
 
 EXTRAS = {"pyarrow": "dataset", "fsspec": "dataset", "filelock": "dataset", "ray": "ray", "transformers": "bench"}
-"""Which extra brings a missing package; where none does, it is training's."""
+"""The extra that contains a missing package; otherwise it is `train`."""
 
 DESCRIPTION = """\
 Score the perceptual quality of images with RALI: sharpness, noise, compression, exposure, colour and how pleasing
-it is technically; 0 is worst, 1 is best. It does not judge whether a picture fits a prompt, its anatomy or taste."""
+it is technically; 0 is worst, 1 is best. It does not judge whether an image fits a prompt, its anatomy or taste."""
 
 EPILOG = """\
 examples:
@@ -27,11 +27,11 @@ examples:
   rali score a.png b.png --explain           what the score is made of
   rali best renders/ -k 4 --copy-to keep/    the four best, copied
 
-`rali COMMAND --help` tells more about each command."""
+`rali COMMAND --help` says more about each command."""
 
 
 class _ToStandardError(logging.Handler):
-    """Shows what the core logs, on any console."""
+    """Prints the core's log records on any console."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        if error.name is None:  # it says itself what is needed
+        if error.name is None:  # its message already says what is needed
             return str(error)
         extra = EXTRAS.get((error.name or "").partition(".")[0], "train")
         return f'{error}; this needs more packages: pip install "rali-score[{extra}]"'

@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 COLUMNS = ("file", "score", "band", "percentile", "error", "reason")
 
 PLOT_LIMIT = 40
-"""More plots than this make one image too tall."""
+"""At most so many plots fit into one image."""
 
 SHEET_LIMIT = 200
-"""More images than this do not fit into one readable picture."""
+"""At most so many thumbnails fit into one readable contact sheet."""
 
 THUMBNAIL = 480
 
 DESCRIPTION = """\
 Score images and print a table, best first: score (0 worst, 1 best), band, percentile among the model's reference
 images (of each kind, where it has several), file. A video's score is the mean of its frames' (see --aggregate); its
-worst passage and best frame are told below the table, and in CSV and JSON. An image that cannot be read is reported on
-standard error and the rest is scored; the exit status is then 1. Ctrl-C prints what was scored so far. Names that the
-console cannot show are shown with escapes; in CSV and JSON they are whole: bytes that are not UTF-8 are written as
-they are into CSV, and as \\udc80 to \\udcff into JSON, which is how Python reads file names."""
+worst passage and best frame stand below the table, and in CSV and JSON. An image that cannot be read is reported on
+standard error and the others are scored; the exit status is then 1. Ctrl-C prints what was scored so far. Characters
+that the console lacks are shown with escapes; in CSV and JSON file names are complete: bytes that are not UTF-8 are
+written unchanged into CSV, and as \\udc80 to \\udcff into JSON, which is how Python reads file names."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -64,11 +64,11 @@ def add_parser(subparsers: Any) -> None:
     output.add_argument("--sheet", metavar="FILE",
                         help="draw the chosen images in a grid, best first (.png, .jpg ...; -: PNG)")  # fmt: skip
     output.add_argument("--plot", metavar="FILE", help="draw the scores of videos over time (.png, .jpg ...; -: PNG)")
-    output.add_argument("--passage", type=float, metavar="S", help="seconds of the worst passage told (default: 1)")
+    output.add_argument("--passage", type=float, metavar="S", help="seconds of the worst passage (default: 1)")
     output.add_argument("--top-k", type=int, metavar="K", help="only the K best")
     output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
     output.add_argument("--max-score", type=float, metavar="S", help="only images that score at most S")
-    output.add_argument("--explain", action="store_true", help="which prototypes make each score; the parts add up")
+    output.add_argument("--explain", action="store_true", help="which prototypes make each score, and their shares")
     add_model_arguments(parser)
     add_cache_argument(parser)
     parser.set_defaults(run=run)
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         results, interrupted = score_files(scorer, files, clips, on_result=note)
     chosen = _choose(results, options)
     scored = [result for result in chosen if result.error is None]
-    if options.sheet:  # before anything is printed, which may end early
+    if options.sheet:  # before printing, which may end early
         _draw_sheet(options.sheet, files, scored)
     if options.plot:
         _draw_plots(options.plot, files, scored, clips.passage)
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _is_wanted(result: ImageScore, options: argparse.Namespace) -> bool:
-    """Whether a result reaches the limits; images with an error do, so that none is lost from the JSON."""
+    """Whether a result is within the limits; images with an error are, so that the JSON loses none."""
     return result.error is not None or (
         (options.min_score is None or result.score >= options.min_score)
         and (options.max_score is None or result.score <= options.max_score)
@@ -132,7 +132,7 @@ def _is_wanted(result: ImageScore, options: argparse.Namespace) -> bool:
 
 
 def _choose(results: list[ImageScore], options: argparse.Namespace) -> list[ImageScore]:
-    """What is printed, in input order."""
+    """The results to print, in input order."""
     kept = [result for result in results if _is_wanted(result, options)]
     if options.top_k is None:
         return kept
@@ -165,7 +165,7 @@ def _as_record(files: Sequence[Input], result: ImageScore, calibration: Calibrat
 
 
 def _percentiles(result: ImageScore, calibration: Calibration) -> dict[str, float]:
-    """The share of each kind of the model's reference images that score lower, in percent."""
+    """For each kind of reference images, the percentage of them that score lower."""
     return {name: float(calibration.percentiles([result.score], name)[0]) for name in calibration.population_names}
 
 
@@ -202,12 +202,12 @@ def _print_explanations(scorer: RaliScorer, files: Sequence[Input], results: lis
         try:
             with local_file(files[result.index]) as path:
                 shares, views = scorer.explain(path), scorer.score_views(path)
-        except (OSError, ValueError) as error:  # it was there when it was scored
+        except (OSError, ValueError) as error:  # it existed when it was scored
             say(shown(f"{files[result.index]} cannot be explained: {error}"))
             continue
-        emit(f"\n{shown(files[result.index])}: {result.score:.4f} = sum of the parts")
+        emit(f"\n{shown(files[result.index])}: {result.score:.4f} = sum of the contributions")
         _print_views(views)
-        emit("  prototype   weight  x  score  =  part")
+        emit("  prototype   weight  x  score  =  contribution")
         for share in shares:
             name = "others" if share.prototype < 0 else f"#{share.prototype}"
             emit(f"  {name:<9}  {share.weight:.5f}   {share.score:.4f}   {share.contribution:.5f}")
@@ -220,7 +220,7 @@ def _print_views(views: Sequence[ViewScore]) -> None:
     worst = min(views, key=lambda part: part.score)
     for part in views:
         place = part.view
-        kind = "full size" if place.full_size else "made smaller"
+        kind = "full size" if place.full_size else "resized"
         mark = "  lowest" if part is worst else ""
         emit(
             f"  {part.score:.4f} x {part.share:.3f}  {place.width} x {place.height} pixels from x={place.left}, "
@@ -275,37 +275,37 @@ def _format(target: str) -> str:
 
 
 def _thumbnail(file: Input, result: ImageScore) -> Image.Image | None:
-    """A small copy, of a video's best frame; None where the image cannot be had any more."""
+    """A thumbnail, for a video of its best frame; None if the image cannot be read any more."""
     from PIL import Image
 
     try:
         if (video := clip_of(result)) is not None:
             from ..frames import FrameReader
-            from ..images import to_picture
+            from ..images import to_pil_image
 
             with local_file(file) as path:
-                frame = to_picture(FrameReader(path, name=str(file)).at(float(video.times[video.best])))
+                frame = to_pil_image(FrameReader(path, name=str(file)).at(float(video.times[video.best])))
             frame.thumbnail((THUMBNAIL, THUMBNAIL))
             return frame
         with local_file(file) as path, Image.open(path) as image:
-            image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded small
+            image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded at a reduced size
             image.load()
             small: Image.Image = image.copy()
             small.thumbnail((THUMBNAIL, THUMBNAIL))
             return small
-    except Exception as error:  # it was scored, but it is gone or another one now
+    except Exception as error:  # it was scored, but has been deleted or changed since
         say(shown(f"{file} is left out of the sheet: {error}"))
         return None
 
 
 class _CsvFile:
-    """A table that is written row by row, so that whatever ends the run leaves what was done.
+    """A CSV table, written row by row so that an interrupted run leaves what was done.
 
     Args:
         name: Of the file; `-` is standard output, None nothing at all.
-        files: What the results' indexes mean.
+        files: The files that the results' indexes refer to.
         passage: Seconds of a video's worst passage.
-        clip_columns: There are videos, which have columns of their own.
+        clip_columns: Add the columns for videos.
     """
 
     def __init__(self, name: str | None, files: Sequence[Input], passage: float, *, clip_columns: bool) -> None:
@@ -329,7 +329,7 @@ class _CsvFile:
         """Write a row."""
         from ..calibration import Calibration
 
-        # Without the model's calibration there is one percentile, in a column of its own.
+        # A model without several kinds of reference images has a single percentile column.
         self._write(_as_record(self._files, result, Calibration(), self._passage))
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -338,9 +338,9 @@ class _CsvFile:
         text = io.StringIO(newline="")
         csv.DictWriter(text, self._columns, restval="").writerow(record)
         try:
-            # Names whose bytes are not UTF-8 come out as they are on the disk; Windows has none.
+            # Bytes that are not UTF-8 are written unchanged; Windows has no such names.
             self._file.write(text.getvalue().encode("utf-8", "surrogatepass" if os.name == "nt" else "surrogateescape"))
             self._file.flush()
-        except BrokenPipeError:  # of standard output; the other outputs are made all the same
+        except BrokenPipeError:  # of standard output; the other outputs are written all the same
             silence(sys.stdout)
             self._file = None

@@ -7,16 +7,16 @@ from typing import Any
 
 DESCRIPTION = """\
 Train a model as a configuration file says, in five stages: describe the images, align a pretrained image encoder with
-the descriptions, tune it on the human scores, compress its embeddings to prototypes, fit these to the scores. What
-each stage made is kept in the configured work_dir: an interrupted run resumes when the same command is given again,
-and a finished stage is run again only if its inputs changed. A configuration whose backbone is a model file trains
-that one further. docs/training.md tells all settings; configs/train-your-own.toml is an example."""
+the descriptions, tune it on the human scores, compress its embeddings to prototypes, fit these to the scores. The
+outputs of each stage stay in the configured work_dir: run the same command again to resume an interrupted run,
+a finished stage is re-run only if its inputs changed. A configuration whose backbone is a model file trains
+that one further. docs/training.md lists all settings; configs/train-your-own.toml is an example."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser("train", help="train a model from human scores", description=DESCRIPTION)
-    parser.add_argument("config", metavar="CONFIG.toml", help="what to train, on what, and how")
+    parser.add_argument("config", metavar="CONFIG.toml", help="the training's configuration")
     parser.add_argument(
         "--stage", action="append", metavar="NAME",
         help="run only this stage (may be given several times): describe, align, tune, compress, fit",

@@ -1,9 +1,9 @@
-"""Data sets of any size: scored so that nothing is lost or twice, filtered, and summed up.
+"""Data sets of any size: scored so that nothing is lost or scored twice, filtered, and summarised.
 
 | name | what it does |
 |---|---|
 | `score_dataset` | a folder, glob, list, Parquet files or WebDataset tars to a folder of Parquet shards; resumes |
-| `RaliBatchScorer` | for `ray.data.Dataset.map_batches` in a pipeline of your own |
+| `RaliBatchScorer` | for `ray.data.Dataset.map_batches` in your own pipeline |
 | `filter_dataset` | the rows that reach a score or are among the best, of all or of each group |
 | `summarise`, `summarise_groups` | counts, quantiles, bands, histogram |
 
@@ -12,38 +12,36 @@ Needs the extra `dataset` (pyarrow, fsspec), the engine for clusters the extra `
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import import_on_first_use
 
 if TYPE_CHECKING:
     from .batch_scorer import RaliBatchScorer
     from .filter import Selection, filter_dataset
     from .score import DatasetResult, score_dataset
-    from .stats import GroupSummary, Summary, summarise, summarise_groups
+    from .stats import DatasetSummary, GroupSummary, summarise, summarise_groups
 
 __all__ = [
     "DatasetResult",
+    "DatasetSummary",
     "GroupSummary",
     "RaliBatchScorer",
     "Selection",
-    "Summary",
     "filter_dataset",
     "score_dataset",
     "summarise",
     "summarise_groups",
 ]
 
-_HOMES = {
-    "batch_scorer": ("RaliBatchScorer",),
-    "filter": ("Selection", "filter_dataset"),
-    "score": ("DatasetResult", "score_dataset"),
-    "stats": ("GroupSummary", "Summary", "summarise", "summarise_groups"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    # pyarrow and torch take seconds to import.
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module("." + module, __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# pyarrow and torch take seconds to import.
+__getattr__ = import_on_first_use(
+    __name__,
+    {
+        "batch_scorer": ("RaliBatchScorer",),
+        "filter": ("Selection", "filter_dataset"),
+        "score": ("DatasetResult", "score_dataset"),
+        "stats": ("DatasetSummary", "GroupSummary", "summarise", "summarise_groups"),
+    },
+    old_names={"Summary": "DatasetSummary"},
+)

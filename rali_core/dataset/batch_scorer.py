@@ -1,4 +1,4 @@
-"""A class for `ray.data.Dataset.map_batches`: the model is loaded once per actor, and columns are added to batches."""
+"""A class for `ray.data.Dataset.map_batches` that loads the model once per actor and adds columns to batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import storage
 from .decode import Decoded
 from .items import readable
 from .score_shards import score_batch
-from .shards import Row
+from .shards import ScoredRow
 
 
 class RaliBatchScorer:
@@ -30,10 +30,10 @@ class RaliBatchScorer:
     the actor with it. `score_dataset` with `engine="ray"` is safe against that, writes shards and resumes.
 
     Args:
-        model: As for `RaliScorer.from_pretrained`; a file must be there on every machine.
+        model: As for `RaliScorer.from_pretrained`; a file must exist on every machine.
         image_column: Which column holds the images.
         device: As for `RaliScorer`; Ray shows an actor only the GPUs that it was given.
-        dtype: Of the image tower.
+        dtype: Of the image encoder.
         batch_size: Images per forward pass; batches of any size come in.
         coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
 
@@ -78,7 +78,7 @@ class RaliBatchScorer:
         if self.image_column not in batch:
             raise ValueError(f"there is no column {self.image_column!r}; the columns are {', '.join(batch)}")
         images, size = batch[self.image_column], self._scorer.batch_size
-        rows: list[Row] = []
+        rows: list[ScoredRow] = []
         for start in range(0, len(images), size):  # crops of one forward pass are in memory at a time
             rows += score_batch(self._scorer, [self._decode(image) for image in images[start : start + size]])
         return {

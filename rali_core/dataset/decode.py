@@ -1,4 +1,4 @@
-"""One image of a source to encoder input; this runs in processes of its own, see `pool`."""
+"""One image of a source to encoder input; runs in separate processes, see `pool`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_MAX_PIXELS = DEFAULT_LIMITS.max_pixels
 
 
 FRAMES_AT_ONCE = 4
-"""Of a video, in memory as crops."""
+"""Frames of a video that are in memory at a time, as crops."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class DecodeSettings:
     clips: ClipSettings = field(default_factory=ClipSettings)
 
 
-class Task(NamedTuple):
-    """An image to decode: where it is, and its bytes or path where those were read with others.
+class DecodeTask(NamedTuple):
+    """An image to decode: where it is, and its bytes or path if these were read together with others.
 
     Attributes:
-        item: It.
-        content: Its bytes, or the path that stands in their place.
-        done: Of a video: points in time that are done.
+        item: The image.
+        content: Its bytes, or the path that the source holds instead.
+        done: For a video: the number of sampling times that are done.
     """
 
     item: Item
@@ -67,10 +67,10 @@ class ClipPart(NamedTuple):
     """Some of a video's frames.
 
     Attributes:
-        times: The points in time that each of them is for.
-        tiles: How many of `Decoded.crops` belong to each; 0 for a frame without content.
-        duration: Of the video in seconds, as far as it is known.
-        problem: What is wrong with the video, where it is known.
+        times: For each frame, the sampling times that it is shown at.
+        tiles: For each frame, the number of `Decoded.crops` that belong to it; 0 for one without content.
+        duration: Duration of the video in seconds, as far as it is known.
+        problem: What is wrong with the video, if anything is known.
     """
 
     times: tuple[tuple[float, ...], ...]
@@ -87,8 +87,8 @@ class Decoded(NamedTuple):
         width: Pixels after EXIF orientation.
         height: Likewise.
         error: None where the image could be decoded.
-        clip: What the crops are of, for a video or an animation that is scored frame by frame; else None.
-        more: There are more frames of it.
+        clip: Which frames the crops show, for a video or an animation that is scored frame by frame; else None.
+        more: More frames of it follow.
     """
 
     crops: Tensor | None
@@ -100,17 +100,17 @@ class Decoded(NamedTuple):
 
 
 def prepare_process(settings: DecodeSettings) -> None:
-    """Set up a process whose only work is to decode: Pillow's plugins, one thread."""
+    """Set up a decoding process: Pillow's plugins, one thread."""
     torch.set_num_threads(1)  # there are several such processes
     for plugin in settings.plugins:
         import_module(plugin)
 
 
-def decode(task: Task, settings: DecodeSettings) -> Iterator[Decoded]:
-    """Read, decode and preprocess one image; whatever is wrong with it is in the result.
+def decode(task: DecodeTask, settings: DecodeSettings) -> Iterator[Decoded]:
+    """Read, decode and preprocess one image; an error becomes part of the result.
 
     Yields:
-        One result; of a video or an animation as many as it takes, `FRAMES_AT_ONCE` frames each.
+        One result; for a video or an animation several, with `FRAMES_AT_ONCE` frames each.
     """
     if task.item.problem is not None:
         yield Decoded(None, error=task.item.problem)
@@ -127,7 +127,7 @@ def decode(task: Task, settings: DecodeSettings) -> Iterator[Decoded]:
         pixels = read_pixels(source, name=None if isinstance(source, str) else task.item.uri, limits=limits)
         crops = _crops(pixels, settings)
         yield Decoded(crops, pixels.shape[2], pixels.shape[1])
-    except Exception as error:  # any one image may be odd in a way of its own, and must not end the others
+    except Exception as error:  # a single odd image must not end the run
         known = isinstance(error, OSError | ValueError)
         reason = readable(str(error) if known else f"{type(error).__name__}: {error}")
         uri = task.item.uri
@@ -142,8 +142,8 @@ def _crops(pixels: Tensor, settings: DecodeSettings) -> Tensor | None:
         return preprocess(pixels.unsqueeze(0), settings.config, coverage=settings.coverage)[0]
 
 
-def _name(task: Task, payload: Payload) -> str:
-    """What tells videos from images by its ending."""
+def _name(task: DecodeTask, payload: Payload) -> str:
+    """The name whose ending distinguishes videos from images."""
     if isinstance(task.content, str):
         return task.content
     return task.item.path if payload == "file" else re.sub(r"#\d+$", "", task.item.uri)
@@ -155,8 +155,10 @@ def _is_clip(source: str | bytes, name: str, clips: ClipSettings) -> bool:
     return clips.animations and is_animation(source)
 
 
-def _decode_clip(source: str | bytes, task: Task, settings: DecodeSettings, limits: ReadLimits) -> Iterator[Decoded]:
-    """A video's frames from `task.done` on; each part is handed out when it is known whether there are more."""
+def _decode_clip(
+    source: str | bytes, task: DecodeTask, settings: DecodeSettings, limits: ReadLimits
+) -> Iterator[Decoded]:
+    """A video's frames from `task.done` on; each part is yielded once it is known whether more follow."""
     reader = FrameReader(source, name=_name(task, settings.payload), limits=limits)
     sampling = FrameSampling(settings.clips.fps, settings.clips.max_frames)
     frames = reader.frames(sampling, skip=task.done)
@@ -181,7 +183,7 @@ def _decode_clip(source: str | bytes, task: Task, settings: DecodeSettings, limi
                 return
 
 
-def _read_source(task: Task, payload: Payload) -> str | bytes:
+def _read_source(task: DecodeTask, payload: Payload) -> str | bytes:
     """A local file's path, or a file's bytes."""
     item = task.item
     if payload == "parquet" and not isinstance(task.content, str):
@@ -196,7 +198,9 @@ def _read_source(task: Task, payload: Payload) -> str | bytes:
     if payload == "tar":
         data = storage.read_bytes(path, item.offset, item.length)
         if len(data) != item.length:
-            raise OSError(f"expected {item.length} bytes in the tar, got {len(data)}: it is shorter than when listed")
+            raise OSError(
+                f"expected {item.length} bytes in the tar, got {len(data)}: the tar is shorter than when listed"
+            )
         return data
     data = storage.read_bytes(path)
     if payload == "file" and item.file_size not in (storage.UNKNOWN, len(data)):
@@ -205,11 +209,11 @@ def _read_source(task: Task, payload: Payload) -> str | bytes:
 
 
 def check_unchanged(item: Item) -> None:
-    """Compare a local file with what the listing says.
+    """Compare a local file's size and time with the listing.
 
     Raises:
-        FileNotFoundError: It is gone.
-        OSError: Its size or time is another.
+        FileNotFoundError: It does not exist any more.
+        OSError: Its size or time has changed.
     """
     if storage.is_url(item.path):
         return
@@ -218,7 +222,7 @@ def check_unchanged(item: Item) -> None:
     except FileNotFoundError:
         known = item.modified != storage.UNKNOWN
         raise FileNotFoundError(
-            "the file is gone; it was there when the images were listed" if known else f"no such file: {item.uri}"
+            "the file was deleted after the images were listed" if known else f"no such file: {item.uri}"
         ) from None
     if item.modified != storage.UNKNOWN and (status.st_size, status.st_mtime_ns) != (item.file_size, item.modified):
         raise OSError(f"the file changed since it was listed ({item.file_size} bytes then, {status.st_size} now)")

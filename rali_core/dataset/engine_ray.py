@@ -1,8 +1,8 @@
 """Data sets on a Ray cluster: Ray Data hands shards to a pool of actors, each with a model and decoding processes.
 
-A shard is the unit of work: its actor reads, decodes, scores and writes it, so that no image and no score travels, and
-the driver sees numbers only. When a machine goes down, Ray gives its shards to other actors; one that was written
-already is recognised and left alone.
+A shard is the unit of work: its actor reads, decodes, scores and writes it, so no image and no score is sent over the
+network, and the driver sees counts only. When a machine goes down, Ray gives its shards to other actors; one that was
+already written is recognised and kept.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 MAX_BLOCKS = 2000
-"""Ray Data keeps a record per block; more shards than this share blocks."""
+"""Upper limit of Ray Data's blocks, which it keeps a record of each; beyond it, shards share blocks."""
 
 ATTEMPTS = 3
-"""How often what is missing is handed out again after Ray itself gave up, without a shard more in between."""
+"""Attempts at the missing shards after Ray itself gave up, without any new shard in between."""
 
 TOKEN = "shared-folder"
 
@@ -48,23 +48,23 @@ def run_ray(
     gpus_per_actor: float | None = None,
     cpus_per_actor: float | None = None,
 ) -> None:
-    """Make shards on the cluster that this process is connected to, else on that of `RAY_ADDRESS`, else on a new one.
+    """Score shards on the cluster that this process is connected to, else on that of `RAY_ADDRESS`, else on a new one.
 
     Args:
         job: What to do; its folder must be the same folder on every machine.
         missing: 0-based numbers of the shards to make.
         report: Called with images and errors done; returning False stops.
-        model: Name or file of the model; a file must be there on every machine.
+        model: Name or file of the model; a file must exist on every machine.
         batch_size: Images per forward pass.
         device: As for `RaliScorer`.
-        actors: How many models work at a time; by default as many as fit.
+        actors: Number of models at the same time; by default as many as fit.
         gpus_per_actor: Share of a GPU for each; by default 1 where the cluster has GPUs, else 0.
         cpus_per_actor: Processors for each; by default one more than its decoding processes.
 
     Raises:
-        ValueError: The cluster has no machine that is large enough, or an actor's model or folder is another.
+        ValueError: The cluster has no machine that is large enough, or an actor's model or folder differs.
         OSError: A shard cannot be written.
-        RuntimeError: Ray failed again and again.
+        RuntimeError: Ray failed repeatedly.
     """
     import ray
 
@@ -87,7 +87,8 @@ def run_ray(
             batch_size=1,
             num_cpus=cpus,
             num_gpus=gpus,
-            # Not a fixed number: an actor that lost its machine gets a place when another one is idle at the end.
+            # Not a fixed number: an actor that lost its machine is placed again when another one becomes idle at the
+            # end.
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
             fn_constructor_args=(job, token, model, batch_size, device),
         )
@@ -104,7 +105,7 @@ def run_ray(
 
 
 class ShardScorer:
-    """An actor: holds the model and the decoding processes, and makes one shard after the other.
+    """An actor: holds the model and the decoding processes, and scores one shard after the other.
 
     Args:
         job: What to do.
@@ -113,8 +114,9 @@ class ShardScorer:
         batch_size: Images per forward pass.
         device: As for `RaliScorer`.
 
-    What goes wrong here comes back as a row with `problem`: Ray wraps what is raised, and not in every version so that
-    the cause can be found again.
+    An error is returned as a row with `problem`: Ray wraps exceptions, and not in every version so that the cause can
+        be
+    recovered.
     """
 
     def __init__(self, job: ScoringJob, token: str, model: str | None, batch_size: int, device: str | None) -> None:
@@ -140,7 +142,7 @@ class ShardScorer:
         self._pool = open_pool(job, [self._scorer])
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Make the shards of a batch; returns how many images and errors there are in each, and what went wrong."""
+        """Score the shards of a batch; returns the images and errors of each, and the error if one occurred."""
         images, errors, problems = zip(*map(self._make, batch["shard"].tolist()), strict=True)
         columns = {"images": np.array(images), "errors": np.array(errors), "problem": np.array(problems)}
         return {"shard": batch["shard"], **columns}
@@ -166,7 +168,7 @@ class ShardScorer:
 
 
 def _counts(scored: Dataset) -> Iterator[tuple[int, int]]:
-    """Images and errors of each shard, as they are done; raises what went wrong in an actor."""
+    """Images and errors of each shard, as it finishes; raises an actor's error."""
     for row in scored.iter_rows():
         if row["problem"]:
             raise _unpack(row["problem"])
@@ -188,7 +190,7 @@ def _unpack(problem: str) -> Exception:
 
 
 def _count_fitting(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:
-    """How many actors the living machines have room for."""
+    """The number of actors that fit on the machines that are alive."""
     count = 0
     for node in nodes:
         if node["Alive"]:

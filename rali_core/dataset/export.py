@@ -1,4 +1,4 @@
-"""What is done with the chosen images: links, copies, a list."""
+"""Output of the chosen images: links, copies, a list."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from .result import ContentReader
 
 ITEMS_AT_ONCE = 1024
 
-Report = Callable[[int], None]
-
 
 def write_list(chosen: Selection, file: IO[bytes], *, end: bytes = b"\n") -> None:
     """One line per image: the path or URL of its file; `#` and the member or row behind that of a container.
@@ -38,18 +36,22 @@ def write_list(chosen: Selection, file: IO[bytes], *, end: bytes = b"\n") -> Non
         if broken:
             raise ValueError(
                 f"{len(broken)} names hold a line break, such as {readable(os.fsdecode(broken[0]))!r}: end the list's "
-                "names with a zero byte (-0)"
+                "names with a null byte (-0)"
             )
     for name in names():
         file.write(name + end)
 
 
-def link_images(chosen: Selection, target: Path, *, report: Report | None = None, **options: bool) -> list[str]:
-    """Make a symbolic link to each image, named by its id; arguments, result and errors as for `export_images`."""
+def link_images(
+    chosen: Selection, target: Path, *, report: Callable[[int], None] | None = None, **options: bool
+) -> list[str]:
+    """Create a symbolic link to each image, named by its id; arguments, result and errors as for `export_images`."""
     return export_images(chosen, target, "link", report=report, **options)
 
 
-def copy_images(chosen: Selection, target: Path, *, report: Report | None = None, **options: bool) -> list[str]:
+def copy_images(
+    chosen: Selection, target: Path, *, report: Callable[[int], None] | None = None, **options: bool
+) -> list[str]:
     """Copy each image, named by its id; arguments, result and errors as for `export_images`."""
     return export_images(chosen, target, "copy", report=report, **options)
 
@@ -61,27 +63,28 @@ def export_images(
     *,
     sidecars: bool = False,
     bands: bool = False,
-    report: Report | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Copy, move or link to each image, named by its id; copies of those inside tars and Parquet files become files.
 
-    As many files come out as images were chosen: names that some system would not take are changed, and names that are
-    equal there get a number. What is there already and is the same is left as it is.
+    One file per chosen image: names that some system does not allow are changed, and names that would collide there get
+        a
+    number. An identical file that exists already is kept.
 
     Args:
         chosen: Which images.
-        target: Folder, made where it does not exist.
+        target: Folder, created if needed.
         mode: What to do.
-        sidecars: Files that belong to an image (`.txt`, `.json`, `.xmp`, `.caption`, `.npz`) go with it.
+        sidecars: Also take the files that belong to an image (`.txt`, `.json`, `.xmp`, `.caption`, `.npz`).
         bands: Into a folder per band: bad, poor, fair, good, excellent; `unbanded` for a model without bands.
         report: Called with the number of images done.
 
     Returns:
-        A text for each image that is not there any more.
+        A text for each image that no longer exists.
 
     Raises:
         ValueError: The images are not local files and are to be moved or linked to, or their sidecars are wanted.
-        FileExistsError: Something else has a file's name.
+        FileExistsError: A different file has the name already.
         OSError: A file cannot be written.
     """
     if chosen.dataset.manifest.payload != "file":
@@ -119,13 +122,13 @@ def _export(item: Item, folder: str, target: Path, names: FreeNames, mode: Mode,
         if os.path.isfile(item.path):
             _place(Path(item.path), path, mode)
         elif not (mode == "move" and path.is_file() and path.stat().st_size == item.file_size):  # moved before
-            raise _Unreadable(f"{item.uri}: the file is gone")
+            raise _Unreadable(f"{item.uri}: the file does not exist any more")
         return path
     if mode != "copy":
         raise ValueError(f"{item.uri} is no local file: copy with --copy")
     try:
         content = reader.read(item)
-    except Exception as error:  # an expired URL is an error of its library's own
+    except Exception as error:  # an expired URL raises an exception of its own library
         raise _Unreadable(f"{item.uri}: {error}") from error
     if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES and not is_video_name(name):
         name += _suffix(content)
@@ -160,12 +163,12 @@ def _bands(chosen: Selection) -> list[str]:
 
 
 class _Unreadable(Exception):
-    """An image cannot be had any more; the others can."""
+    """An image cannot be read any more; the others can."""
 
 
 class _Occupied(FileExistsError):
     def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} is there already and is something else: choose an empty folder")
+        super().__init__(f"{path} exists already and is a different file: choose an empty folder")
 
 
 def _items(chosen: Selection) -> Iterator[Item]:
@@ -178,6 +181,6 @@ def _suffix(content: bytes) -> str:
     try:
         with open_image(content) as image:
             name = (image.format or "").lower()
-    except Exception:  # of a plugin's format, which this process does not know
+    except Exception:  # a plugin's format, which this process does not know
         return ""
     return ".jpg" if name == "jpeg" else f".{name}" if name else ""

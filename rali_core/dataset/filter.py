@@ -21,14 +21,14 @@ FOLDER = "folder"
 
 @dataclass(frozen=True)
 class Selection:
-    """What a filter chose.
+    """The result of a filter.
 
     Attributes:
-        dataset: From what.
+        dataset: The scored data set.
         positions: 0-based positions of the chosen rows, ascending.
         scored: How many rows have a score.
         groups: How many groups there are; 1 without groups.
-        no_content: How many of the chosen images have no content, which are the last ones to be chosen.
+        no_content: How many of the chosen images have no content; these are chosen last.
     """
 
     dataset: ScoredDataset
@@ -56,11 +56,11 @@ def filter_dataset(
         folder: Of the result.
         min_score: At least this score.
         max_score: At most this score.
-        top_fraction: Among the best so much of the scored images, 0..1, rounded up to a whole image.
-        top_k: Among the best so many.
-        per_group: Take the fraction and the k within each group of equal values of this column; `"folder"` groups by
-            the id's folder. Equal scores: the earlier image comes first.
-        incomplete: Choose also where not all images are scored yet.
+        top_fraction: The best fraction of the scored images, 0..1, rounded up to a whole image.
+        top_k: The best so many.
+        per_group: Take the fraction and the k within each group of equal values of this column; `"folder"` groups
+            by the id's folder. Equal scores: the earlier image comes first.
+        incomplete: Choose even if not all images are scored yet.
 
     Raises:
         ValueError: No condition, one out of range, no such column, or not all images are scored.
@@ -81,8 +81,8 @@ def filter_dataset(
     dataset = ScoredDataset(folder)
     if not dataset.complete and not incomplete:
         raise ValueError(
-            f"only {len(dataset.shards)} of {dataset.listing.shards} shards of {dataset.folder} are there: run "
-            "`rali dataset score` again to finish them, or choose among what is there with --incomplete"
+            f"only {len(dataset.shards)} of {dataset.listing.shards} shards of {dataset.folder} exist: run "
+            "`rali dataset score` again to finish them, or choose among these with --incomplete"
         )
     scores = dataset.scores()
     keep = ~np.isnan(scores)

@@ -1,4 +1,4 @@
-"""One image of a data set: what it is called and where its bytes are."""
+"""One image of a data set: its id and where its bytes are."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Item(NamedTuple):
 
     Attributes:
         id: Unique within the data set.
-        uri: For people and other programs: the file's path or URL; `#` and the member or row inside a container.
+        uri: The file's path or URL, as shown; `#` and the member or row inside a container.
         path: What is opened; may hold bytes that are not UTF-8, as surrogates.
         offset: First byte inside a tar, or 0-based row inside a Parquet file.
         length: Bytes inside a tar, or 0-based place in the row's list of images; unknown otherwise.
         file_size: Bytes of the file at `path` when it was listed.
         modified: Last change of the file at `path` when it was listed, nanoseconds since 1970.
-        problem: Why this is no image; then it becomes a row with this error.
+        problem: Why this cannot be scored; it becomes a row with this error.
         carried: Values of the columns that are carried into the result.
     """
 

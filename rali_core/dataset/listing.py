@@ -1,6 +1,6 @@
-"""The frozen list of a data set's images. It is made once; a batch of it is the work of one shard.
+"""The frozen list of a data set's images. It is written once; one batch of it is one shard.
 
-An Arrow IPC file: batch i holds the images of shard i, and one batch is read without the others.
+An Arrow IPC file: batch i holds the images of shard i and can be read without the others.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def write_listing(path: Path, items: Iterable[Item], shard_size: int, carried: I
 
 
 def write_revision(path: Path, batches: dict[int, list[Item]], carried: Iterable[pa.Field] = ()) -> None:
-    """Write what some shards' images are now, for a `Listing` that has other ones for them.
+    """Write the current images of some shards, which replace those of the `Listing`.
 
     Args:
         path: Where to.
@@ -102,11 +102,11 @@ def write_revision(path: Path, batches: dict[int, list[Item]], carried: Iterable
 
 
 class Listing:
-    """The images of a result: those of the first listing, of those that added what came later, and of revisions.
+    """The images of a result: the first listing, later additions, and revisions.
 
     Args:
-        paths: The listings, in order; their shards are numbered through.
-        revisions: Files of `write_revision`, in order; later ones count.
+        paths: The listings, in order; shard numbers run through all of them.
+        revisions: Files of `write_revision`, in order; later ones win.
 
     Raises:
         OSError: One cannot be read.
@@ -177,7 +177,7 @@ def _open(path: Path) -> Any:
 def _to_batch(items: list[Item], schema: pa.Schema) -> pa.RecordBatch:
     import pyarrow as pa
 
-    nothing = (None,) * (len(schema) - ITEM_COLUMNS)  # a file that could not be read has no values to carry
+    nothing = (None,) * (len(schema) - ITEM_COLUMNS)  # a file that could not be read has no carried values
     rows = [(*item[:2], os.fsencode(item.path), *item[3:ITEM_COLUMNS], *(item.carried or nothing)) for item in items]
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in schema]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
@@ -185,12 +185,12 @@ def _to_batch(items: list[Item], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def hash_id(name: str) -> int:
-    """64 bits that stand for an id."""
+    """A 64-bit hash of an id."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def _check_unique(path: Path, hashes: array[int]) -> None:
-    """Each id once. Memory: 16 bytes per image, for as long as this takes."""
+    """Check that each id occurs once. Memory: 16 bytes per image, temporarily."""
     values = np.frombuffer(hashes, dtype=np.uint64)
     ordered = np.sort(values)
     repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
@@ -203,7 +203,7 @@ def _check_unique(path: Path, hashes: array[int]) -> None:
             if hash_id(name) in repeated:
                 seen[name] = seen.get(name, 0) + 1
     twice = [name for name, count in seen.items() if count > 1]
-    if twice:  # else only the hashes are equal
+    if twice:  # otherwise only the hashes are equal
         shown = ", ".join(twice[:SHOWN_REPEATS]) + (", ..." if len(twice) > SHOWN_REPEATS else "")
         raise ValueError(
             f"each image must be named once, and {len(twice)} names occur more often: {shown}; remove the repeats "

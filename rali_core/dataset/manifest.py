@@ -1,4 +1,4 @@
-"""What a result folder says about itself: which source, model and options, so that a second run goes on with it."""
+"""A result folder's manifest: which source, model and options, so that a second run can resume it."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the rows of a result depend on; a second run must have the same.
+class RunSettings:
+    """The settings that determine the rows of a result; a second run must use the same.
 
     Attributes:
         source: Where the images are.
-        kind: "files", "list", "parquet", "webdataset"; None where it follows from the source.
+        kind: "files", "list", "parquet", "webdataset"; None if it follows from the source.
         image_column: Parquet column of the images, None for the usual names.
         id_column: Parquet column of the ids, None for file and row.
-        carry: Parquet columns in the result.
-        model_name: Name that the model file gives itself.
+        carry: Parquet columns copied into the result.
+        model_name: Name stored in the model file.
         model_hash: SHA-256 of the model file.
-        dtype: Arithmetic of the image tower.
+        dtype: Arithmetic of the image encoder.
         coverage: "center", "tiles" or "full".
         shard_size: Images per shard.
         max_pixels: Larger images are errors.
@@ -70,12 +70,12 @@ class Manifest:
         image_column: The column of them that was found in a Parquet source.
         images: How many there are in the first listing.
         created: When the listing was made, ISO 8601.
-        added: How many each later listing has; they hold what the source had more by then.
-        revisions: How many files say what images became that were tried again.
+        added: Number of images of each later listing, which hold what was new in the source.
+        revisions: Number of revision files, which hold the state of images that were retried.
     """
 
     run: str
-    settings: Settings
+    settings: RunSettings
     payload: Payload
     image_column: str | None
     images: int
@@ -94,7 +94,7 @@ class Manifest:
         return listing.sizes((self.images, *self.added), self.settings.shard_size)
 
     @classmethod
-    def create(cls, settings: Settings, payload: Payload, image_column: str | None, images: int) -> Manifest:
+    def create(cls, settings: RunSettings, payload: Payload, image_column: str | None, images: int) -> Manifest:
         """A new result's description."""
         return cls(
             uuid.uuid4().hex,
@@ -106,10 +106,10 @@ class Manifest:
         )
 
     def save(self, folder: Path) -> None:
-        """Write it; from then on the folder holds a result."""
+        """Write it; from then on the folder counts as a result."""
         with atomic_write(folder / MANIFEST) as temporary:
             values = asdict(self)
-            for name in ("added", "revisions"):  # a version that does not know them reads results without
+            for name in ("added", "revisions"):  # older versions can read results without them
                 if not values[name]:
                     del values[name]
             if not self.settings.clips.any:
@@ -123,7 +123,7 @@ class Manifest:
 
         Raises:
             FileNotFoundError: The folder holds no result.
-            ValueError: The description is damaged, or of a later version.
+            ValueError: The description is damaged, or from a later version.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -136,11 +136,11 @@ class Manifest:
             settings |= {key: tuple(settings[key]) for key in ("carry", "plugins")}
             settings["clips"] = ClipSettings(**settings.get("clips", {}))
             values["added"] = tuple(values.get("added", ()))
-            return cls(settings=Settings(**settings), **values)
+            return cls(settings=RunSettings(**settings), **values)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be used: {error}") from error
 
-    def check_settings(self, settings: Settings) -> None:
+    def check_settings(self, settings: RunSettings) -> None:
         """Compare with a second run's settings.
 
         Raises:
@@ -148,7 +148,7 @@ class Manifest:
         """
         ours, theirs = asdict(self.settings), asdict(settings)
         different = [key for key in ours if ours[key] != theirs[key]]
-        if "model_hash" in different:  # the name alone may be the same
+        if "model_hash" in different:  # the name alone may be equal
             different = [key for key in different if key != "model_name"]
         if different:
             lines = [
@@ -156,25 +156,25 @@ class Manifest:
                 for key in different
             ]
             raise ValueError(
-                "this folder was begun with other options:\n" + "\n".join(lines)
-                + "\nGive the first run's options to go on with it, or another folder to begin anew."
+                "this folder was started with other options:\n" + "\n".join(lines)
+                + "\nUse the first run's options to resume it, or another folder to start afresh."
             )  # fmt: skip
 
 
 def missing_shards(folder: Path, manifest: Manifest, listing: Listing) -> tuple[list[int], list[str]]:
-    """Which shards are still to be made.
+    """The shards that are missing.
 
     Returns:
-        Their numbers, and a text for each shard that is there but cannot be used and will be made again.
+        Their numbers, and a text for each shard that exists but is unusable and will be re-scored.
 
     Raises:
-        ValueError: There are shards of another run.
+        ValueError: There are shards of another result.
     """
     missing, problems = [], []
     present = {path.name for path in folder.glob(SHARD_GLOB)}
     for shard, size in enumerate(manifest.sizes(listing)):
         path = shard_path(folder, shard)
-        if size == 0:  # what it held went when it was tried again
+        if size == 0:  # its rows were removed when it was retried
             present.discard(path.name)
             continue
         if path.name not in present:
@@ -191,18 +191,18 @@ def missing_shards(folder: Path, manifest: Manifest, listing: Listing) -> tuple[
 
 
 def added_listing(number: int) -> str:
-    """Name of a listing of images that came later, by its 1-based number."""
+    """File name of a listing of later images, by its 1-based number."""
     return LISTING.replace("listing", f"listing-{number:03d}")
 
 
 def revision(number: int) -> str:
-    """Name of a file of what images became that were tried again, by its 1-based number."""
+    """File name of a revision, by its 1-based number."""
     return LISTING.replace("listing", f"revision-{number:03d}")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the lock goes with the process, however it ends.
+    """Lock the folder against a second run; the lock ends with the process, however it ends.
 
     Raises:
         OSError: Another run is writing there, or the folder cannot be written.
@@ -229,7 +229,7 @@ def _option(key: str) -> str:
     return names.get(key, "--" + key.replace("_", "-"))
 
 
-def _show(settings: Settings, key: str) -> str:
+def _show(settings: RunSettings, key: str) -> str:
     if key == "model_hash":
         return f"{settings.model_name} ({settings.model_hash[:12]})"
     value = getattr(settings, key)

@@ -1,6 +1,6 @@
-"""Decoding in worker processes; one that dies costs the image that it was at, and is replaced.
+"""Decoding in worker processes; one that dies costs its current image, and is replaced.
 
-Each worker has one image at a time, so that it is known whose fault its end is. An image gets a second try in a fresh
+Each worker has one image at a time, so it is known which image ended it. An image is retried once in a fresh
 process, since the kernel's out-of-memory killer does not always choose the guilty one. A thread of the main process
 feeds the workers and collects their results, so that they work on while the model computes.
 """
@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from .decode import Decoded, DecodeSettings, Task, decode, prepare_process
+from .decode import Decoded, DecodeSettings, DecodeTask, decode, prepare_process
 
 Label = TypeVar("Label")
 
@@ -32,11 +32,11 @@ START_SECONDS = 300.0
 END_SECONDS = 5.0
 POLL_SECONDS = 1.0
 PARTS_AHEAD = 1
-"""Parts of a video that wait to be scored, besides the one that is decoded."""
+"""Parts of a video that may wait to be scored, besides the one being decoded."""
 STARVED_SECONDS = 0.005
-"""How often it is looked whether results were taken, while the workers may not go further ahead."""
+"""Polling interval while the workers wait for results to be consumed."""
 DEFAULT_TIMEOUT = 300.0
-"""Seconds after which an image counts as one that will never be decoded."""
+"""Default timeout of an image in seconds."""
 
 
 class DecodePool(Generic[Label]):
@@ -73,23 +73,23 @@ class DecodePool(Generic[Label]):
         self.close()
 
     def close(self) -> None:
-        """End the processes; `map` would start new ones."""
+        """Stop the processes; `map` starts new ones."""
         for worker in self._workers:
-            worker.end()
+            worker.kill()
         self._workers = []
 
-    def map(self, tasks: Iterable[tuple[Label, Task]]) -> Generator[tuple[Label, Decoded], None, None]:
+    def map(self, tasks: Iterable[tuple[Label, DecodeTask]]) -> Generator[tuple[Label, Decoded], None, None]:
         """Decode images; one call at a time.
 
         Args:
-            tasks: What to decode, each with a label that comes back with it; read as it is needed.
+            tasks: What to decode, each with a label that is returned with it; read lazily.
 
         Yields:
-            Label and result, in the order of `tasks`; of a video all its parts, one after the other.
+            Label and result, in the order of `tasks`; for a video all its parts in sequence.
 
         Raises:
             ChildProcessError: The worker processes do not start.
-            Whatever reading `tasks` raises.
+            Any exception from reading `tasks`.
         """
         room = threading.Semaphore(self._ahead)
         results: queue.SimpleQueue[tuple[Label, Decoded] | BaseException | None] = queue.SimpleQueue()
@@ -108,21 +108,21 @@ class DecodePool(Generic[Label]):
         finally:
             self._stop.set()
             pump.join()
-            if not finished:  # some are at images that nobody waits for any more
+            if not finished:  # some are busy with images that nobody waits for any more
                 self.close()
 
-    def _pump(self, tasks: Iterator[tuple[Label, Task]], room: threading.Semaphore, results: Any) -> None:
+    def _pump(self, tasks: Iterator[tuple[Label, DecodeTask]], room: threading.Semaphore, results: Any) -> None:
         try:
             while len(self._workers) < self._count:
                 self._workers.append(_Worker(self._context, self._settings))
             self._run(tasks, room, results)
             results.put(None)
-        except BaseException as error:  # it is raised where the results are taken
+        except BaseException as error:  # re-raised in the consumer
             results.put(error)
 
-    def _run(self, tasks: Iterator[tuple[Label, Task]], room: threading.Semaphore, results: Any) -> None:
+    def _run(self, tasks: Iterator[tuple[Label, DecodeTask]], room: threading.Semaphore, results: Any) -> None:
         numbers = itertools.count()
-        waiting: deque[_Job] = deque()
+        waiting: deque[_QueuedTask] = deque()
         labels: dict[int, Label] = {}
         done: dict[int, deque[Decoded]] = {}
         emitted, exhausted = 0, False
@@ -141,9 +141,9 @@ class DecodePool(Generic[Label]):
                     else:
                         number = next(numbers)
                         labels[number] = entry[0]
-                        waiting.append(_Job(number, entry[1]))
+                        waiting.append(_QueuedTask(number, entry[1]))
                 if waiting:
-                    worker.give(waiting.popleft())
+                    worker.submit(waiting.popleft())
             paused = any(worker.paused and worker.number == emitted for worker in self._workers)
             for number, decoded in self._collect(waiting, STARVED_SECONDS if starved or paused else POLL_SECONDS):
                 done.setdefault(number, deque()).append(decoded)
@@ -158,22 +158,22 @@ class DecodePool(Generic[Label]):
                 return
 
     def _resume(self, number: int) -> None:
-        """Let the worker go on that has more of the video whose turn it is; others wait, so that memory is bounded."""
+        """Continue the worker whose video is next in order; others wait, so that memory is bounded."""
         for worker in self._workers:
             if worker.paused and worker.number == number and self._parts.acquire(blocking=False):
-                worker.go_on()
+                worker.continue_video()
 
-    def _collect(self, waiting: deque[_Job], seconds: float) -> Iterator[tuple[int, Decoded]]:
-        """Results that have come, after waiting for the first one at most this long."""
+    def _collect(self, waiting: deque[_QueuedTask], seconds: float) -> Iterator[tuple[int, Decoded]]:
+        """Finished results, after waiting for the first one at most this long."""
         ready = set(wait([worker.results for worker in self._workers], seconds))
         for place, worker in enumerate(self._workers):
             job = worker.job
             if worker.results in ready:
                 try:
-                    decoded = worker.take()
+                    decoded = worker.receive()
                 except (EOFError, OSError):
-                    why = worker.epitaph()
-                    worker.end()
+                    why = worker.exit_reason()
+                    worker.kill()
                     self._workers[place] = self._replace(worker, why)
                     if job is not None and job.tries < TRIES:
                         waiting.appendleft(job)
@@ -183,7 +183,7 @@ class DecodePool(Generic[Label]):
                 if decoded is not None and job is not None:
                     yield job.number, decoded
             elif job is not None and not worker.paused and time.monotonic() - worker.since > self._timeout:
-                worker.end()
+                worker.kill()
                 self._workers[place] = _Worker(self._context, self._settings)
                 yield job.number, _failed(job, f"not decoded within {self._timeout:g} seconds")
             elif not worker.started and time.monotonic() - worker.since > START_SECONDS:
@@ -195,10 +195,10 @@ class DecodePool(Generic[Label]):
         return _Worker(self._context, self._settings, generation=1 if worker.started else worker.generation + 1)
 
 
-class _Job:
-    """An image and how often it was given to a worker."""
+class _QueuedTask:
+    """An image and how often it was submitted to a worker."""
 
-    def __init__(self, number: int, task: Task) -> None:
+    def __init__(self, number: int, task: DecodeTask) -> None:
         self.number, self.task, self.tries = number, task, 0
 
 
@@ -210,11 +210,11 @@ class _Worker:
         self.results, answers = context.Pipe(duplex=False)
         self._process = context.Process(target=_work, args=(theirs, answers, settings), daemon=True)
         self._process.start()
-        theirs.close()  # else the end of the process would not end its pipe
+        theirs.close()  # otherwise the pipe would outlive the process
         answers.close()
         self.generation, self.started, self.since = generation, False, time.monotonic()
         self.problem: str | None = None
-        self.job: _Job | None = None
+        self.job: _QueuedTask | None = None
         self.paused = False
 
     @property
@@ -223,23 +223,23 @@ class _Worker:
 
     @property
     def number(self) -> int | None:
-        """Of its image."""
+        """Number of its image."""
         return None if self.job is None else self.job.number
 
-    def go_on(self) -> None:
-        """Have the next part of its video decoded."""
+    def continue_video(self) -> None:
+        """Decode the next part of its video."""
         self.paused, self.since = False, time.monotonic()
         with suppress(OSError):
             self._tasks.send(None)
 
-    def give(self, job: _Job) -> None:
+    def submit(self, job: _QueuedTask) -> None:
         job.tries += 1
         self.job, self.since = job, time.monotonic()
-        with suppress(OSError):  # where it has just died, its results end, and the image is given to another
+        with suppress(OSError):  # if it has just died, its results end, and the image goes to another one
             self._tasks.send(job.task)
 
-    def take(self) -> Decoded | None:
-        """What it sent; None where it said that it has started."""
+    def receive(self) -> Decoded | None:
+        """The result that it sent; None for the message that it has started."""
         shape, width, height, error, clip, more = self.results.recv()
         if not self.started:
             if error is not None:
@@ -259,15 +259,15 @@ class _Worker:
             self.job = None
         return Decoded(crops, width, height, error, clip, more)
 
-    def end(self) -> None:
-        """Kill it where it still runs."""
+    def kill(self) -> None:
+        """Kill it if it is still running."""
         self._process.kill()
         self._process.join()
         self._tasks.close()
         self.results.close()
 
-    def epitaph(self) -> str:
-        """How it ended by itself, in words; for one whose pipe has ended."""
+    def exit_reason(self) -> str:
+        """Exit status or signal of a process whose pipe has ended, in words."""
         self._process.join(END_SECONDS)
         code = self._process.exitcode
         if code is None or code >= 0:
@@ -275,12 +275,12 @@ class _Worker:
         return f"signal {-code} ({signal.Signals(-code).name})"
 
 
-def _failed(job: _Job, reason: str) -> Decoded:
+def _failed(job: _QueuedTask, reason: str) -> Decoded:
     return Decoded(None, error=f"{job.task.item.uri}: {reason}")
 
 
 def _context() -> Any:
-    """Processes that inherit neither threads nor CUDA of this one; where there is a fork server they start at once."""
+    """A start method whose processes inherit neither threads nor CUDA state; with a fork server they start quickly."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -289,8 +289,8 @@ def _context() -> Any:
 
 
 def _work(tasks: Connection, results: Connection, settings: DecodeSettings) -> None:
-    """What a worker process does, until the main process ends or closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process' matter
+    """Main loop of a worker process, until the main process ends or closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     try:
         prepare_process(settings)
     except Exception as error:
@@ -305,4 +305,4 @@ def _work(tasks: Connection, results: Connection, settings: DecodeSettings) -> N
                 if crops is not None:
                     results.send_bytes(crops.contiguous().numpy().data.cast("B"))
                 if decoded.more:
-                    tasks.recv()  # until it is wanted
+                    tasks.recv()  # until it is requested

@@ -1,4 +1,4 @@
-"""Reading a folder of scored shards, one after the other, beside the listing that says where the images are."""
+"""Reads a folder of scored shards in sequence, with the listing that says where the images are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ScoredDataset:
         manifest: What it says about itself.
         listing: All images.
         images: How many there are.
-        shards: 0-based numbers of the shards that are there, ascending.
+        shards: 0-based numbers of the existing shards, ascending.
         complete: Whether every image has its row.
 
     Args:
@@ -74,7 +74,7 @@ class ScoredDataset:
         return self._numbers("score")
 
     def best_times(self) -> NDArray[np.float32]:
-        """(N,) seconds of the best frame of all rows in order, NaN for what is no video; 4 bytes per image."""
+        """(N,) seconds of the best frame of all rows in order, NaN for images; 4 bytes per image."""
         return self._numbers("best_time") if self.manifest.settings.clips.any else np.full(self.images, np.nan, "f4")
 
     def _numbers(self, column: str) -> NDArray[np.float32]:
@@ -84,7 +84,7 @@ class ScoredDataset:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
     def items(self, positions: Sequence[int]) -> list[Item]:
-        """Images by their 0-based positions among the rows that are there."""
+        """Images by their 0-based positions among the existing rows."""
         cached: dict[int, list[Item]] = {}
         found = []
         for position in positions:

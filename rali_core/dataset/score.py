@@ -1,4 +1,4 @@
-"""Score a data set: begin or go on, choose the engine, sum up."""
+"""Scores a data set: start or resume, choose the engine, summarise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from . import storage
 from .decode import DEFAULT_MAX_PIXELS
 from .items import ClipSettings, Kind
 from .listing import write_listing
-from .manifest import Manifest, Settings, locked, missing_shards
+from .manifest import Manifest, RunSettings, locked, missing_shards
 from .pool import DEFAULT_TIMEOUT
 from .score_shards import ScoringJob, open_pool, score_shards
 from .shards import SHARD_GLOB
@@ -37,7 +37,7 @@ Engine = Literal["local", "ray"]
 logger = logging.getLogger("rali")
 
 DEFAULT_SHARD_SIZE = 512
-"""Images per shard: what a killed run has to do again, at most, for each model at work."""
+"""Images per shard: what a killed run has to repeat at most, per model."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class DatasetResult:
 
     Attributes:
         folder: Of the result.
-        images: How many the data set has.
-        done: How many of them are in the result now; all of them unless `stopped`.
-        scored_now: How many of them this run did, those that were tried again included.
-        errors_now: How many of these have an error.
-        repaired: A text for each shard that was there, could not be used, and was made again.
-        stopped: The progress callback ended the run; another run goes on.
-        added: How many images this run found that were not in the source before.
+        images: Number of images in the data set.
+        done: Number of them in the result now; all unless `stopped`.
+        scored_now: Number of them that this run scored, retries included.
+        errors_now: Number of these with an error.
+        repaired: A text for each shard that was unusable and was re-scored.
+        stopped: The progress callback ended the run; another run resumes it.
+        added: Number of images that are new in the source.
     """
 
     folder: Path
@@ -93,22 +93,22 @@ def score_dataset(
     progress: ProgressCallback | None = None,
     **ray_options: Any,
 ) -> DatasetResult:
-    """Score all images of a data set into a folder of Parquet shards, or go on with what an earlier run left.
+    """Score all images of a data set into a folder of Parquet shards, or resume an earlier run.
 
-    A run that was stopped goes on with the images that were listed at its beginning. Where all of them have their row,
-    the source is listed again, and what is new there is scored.
+    A stopped run resumes with the images that were listed at its start. After a complete run the source is listed
+    again, and what is new there is scored.
 
     Args:
         source: See `sources.open_source`.
         folder: A local folder for the result; with Ray on several machines one that all of them share.
         engine: `"local"`: this machine; `"ray"`: Ray Data, on the cluster of `RAY_ADDRESS`.
-        kind: What the source is, where its name does not tell.
+        kind: What the source is, if its name does not say it.
         image_column: Parquet: column of the images.
         id_column: Parquet: column of unique names.
         carry: Parquet: columns that are copied into the result.
         model: As for `RaliScorer.from_pretrained`.
         device: Where to compute, several separated by commas; by default all CUDA GPUs, else as `RaliScorer` chooses.
-        dtype: Of the image tower; not `"auto"`.
+        dtype: Of the image encoder; not `"auto"`.
         batch_size: Images per forward pass.
         coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
         shard_size: Images per shard.
@@ -117,11 +117,11 @@ def score_dataset(
         timeout: Seconds after which an image is given up.
         max_pixels: Larger images are errors; by default Pillow's limit of 179 megapixels.
         plugins: Modules that register further image formats with Pillow when they are imported.
-        retry_errors: Try the images again that have an error, as they are now; the other rows stay as they are.
+        retry_errors: Retry the images that have an error, as they are now; the other rows stay unchanged.
         videos: Score the source's videos as well (PyAV, the extra `video`).
         animations: Score GIF, WebP, APNG and AVIF frame by frame, and not by their first frame.
         fps: Frames of a video that are scored per second; 0: all.
-        max_frames: At most so many of a video, spread over all of it.
+        max_frames: At most so many of a video, spread evenly.
         aggregate: Which figure over its frames is a video's score.
         progress: Called after each batch with (done, total); returning False stops.
         **ray_options: See `engine_ray.run_ray`.
@@ -129,7 +129,7 @@ def score_dataset(
     Raises:
         FileNotFoundError: No such source or model.
         ValueError: An option is out of range, differs from the first run's, or the source names an image twice.
-        OSError: The folder cannot be written or is in use; what is there already stays, and another run goes on.
+        OSError: The folder cannot be written or is in use; finished shards are kept, and another run resumes.
         ModuleNotFoundError: A package of the extras `dataset` or `ray` is missing.
 
     Examples:
@@ -157,14 +157,14 @@ def score_dataset(
     folder = Path(folder).expanduser().absolute()
     model_file = find_model(model)
     metadata = read_metadata(model_file)
-    settings = Settings(
+    settings = RunSettings(
         source=storage.normalise(os.fspath(source)), kind=kind, image_column=image_column, id_column=id_column,
         carry=tuple(carry), model_name=metadata["name"], model_hash=hash_file(model_file), dtype=dtype,
         coverage=coverage or metadata["coverage"], shard_size=shard_size, max_pixels=max_pixels, plugins=tuple(plugins),
         clips=clips,
     )  # fmt: skip
     with locked(folder):
-        manifest, added = _begin_or_go_on(folder, settings, retry_errors)
+        manifest, added = _begin_or_resume(folder, settings, retry_errors)
         attempt = uuid.uuid4().hex if retry_errors else ""
         job = ScoringJob(folder, manifest, workers or _default_workers(engine, device), timeout, attempt)
         todo, repaired = job.unfinished()
@@ -202,21 +202,21 @@ def score_dataset(
 
 
 class RunProgress:
-    """Counts and reports; knows when to stop."""
+    """Counts and reports progress; knows when to stop."""
 
     def __init__(self, total: int, todo: int, progress: ProgressCallback | None) -> None:
         self.total, self.done, self._progress = total, total - todo, progress
         self.errors = 0
 
     def report(self, images: int, errors: int) -> bool:
-        """Note progress; False where the caller wishes to stop."""
+        """Report progress; False if the caller wants to stop."""
         self.done += images
         self.errors += errors
         return self._progress is None or self._progress(self.done, self.total) is not False
 
 
-def _begin_or_go_on(folder: Path, settings: Settings, retry: bool) -> tuple[Manifest, int]:
-    """The result's description, and how many images were added to it just now."""
+def _begin_or_resume(folder: Path, settings: RunSettings, retry: bool) -> tuple[Manifest, int]:
+    """The result's manifest, and the number of images just added to it."""
     if (folder / MANIFEST).exists():
         manifest = Manifest.load(folder)
         manifest.check_settings(settings)
@@ -245,7 +245,7 @@ def _default_devices() -> list[str | None]:
 
 def _default_workers(engine: Engine, device: str | None) -> int:
     if engine == "ray":
-        return 1  # each takes a processor of the cluster for itself, and which machines it has is not known here
+        return 1  # each takes a processor of the cluster, whose machines are not known here
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
     return max(count - 1 if on_gpu else count // 2, 1)

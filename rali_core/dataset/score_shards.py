@@ -1,7 +1,7 @@
 """The pipeline of one machine: images are decoded in processes, scored in batches, and written shard by shard.
 
-Batches never span two shards and are filled in order, so that a shard comes out the same in whichever run it is made.
-Everything between the stages is bounded: memory does not grow with the number of images.
+Batches never span two shards and are filled in order, so a shard is the same in whichever run it is scored.
+All queues between the stages are bounded: memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..video import VideoScore, as_image_score
 from .decode import ClipPart, Decoded, DecodeSettings
 from .manifest import Manifest, missing_shards
 from .pool import DEFAULT_TIMEOUT, DecodePool
-from .shards import CLIP_FIELDS, Row, failed_rows, shard_path, shard_problem, write_shard
-from .tasks import Place, read_tasks
+from .shards import CLIP_FIELDS, ScoredRow, failed_rows, shard_path, shard_problem, write_shard
+from .tasks import ShardPosition, read_tasks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What an engine needs to know to make shards, also on another machine.
+    """What an engine needs to score shards, also on another machine.
 
     Attributes:
         folder: Of the result.
         manifest: The result's description.
         workers: Decoding processes per model.
         timeout: Seconds for one image.
-        attempt: Identifier of a run that tries failed rows again; empty for one that does not.
+        attempt: Identifier of a run that retries failed rows; empty otherwise.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class ScoringJob:
     attempt: str = ""
 
     def places(self, shard: int) -> list[int] | None:
-        """Which of a shard's images are to be scored: those with an error, where these are tried again; None: all."""
+        """Which of a shard's images to score: those with an error in a run that retries these; None for all."""
         if not self.attempt:
             return None
         listing = self.manifest.listing(self.folder)
@@ -59,7 +59,7 @@ class ScoringJob:
         return failed_rows(self.folder, shard, self.attempt)
 
     def unfinished(self) -> tuple[dict[int, int], list[str]]:
-        """The shards that are to be made and how many images of each, and a text for each that cannot be used."""
+        """The shards to score with the number of images of each, and a text for each unusable one."""
         listing = self.manifest.listing(self.folder)
         sizes = self.manifest.sizes(listing)
         missing, problems = missing_shards(self.folder, self.manifest, listing)
@@ -74,7 +74,7 @@ class ScoringJob:
 
 
 class BatchDone(NamedTuple):
-    """What was done since the last one: so many images of a shard, and whether the shard is on the disk now."""
+    """Progress since the last one: the number of images of a shard, and whether the shard is written."""
 
     shard: int
     images: int
@@ -88,8 +88,8 @@ class _Batch(NamedTuple):
     last: bool
 
 
-def open_pool(job: ScoringJob, scorers: Sequence[RaliScorer]) -> DecodePool[Place]:
-    """The decoding processes for these models."""
+def open_pool(job: ScoringJob, scorers: Sequence[RaliScorer]) -> DecodePool[ShardPosition]:
+    """Start the decoding processes for these models."""
     settings, first = job.manifest.settings, scorers[0]
     decoding = DecodeSettings(
         first.model.preprocess_config, first.coverage, job.manifest.payload, settings.max_pixels, settings.plugins,
@@ -100,9 +100,9 @@ def open_pool(job: ScoringJob, scorers: Sequence[RaliScorer]) -> DecodePool[Plac
 
 
 def score_shards(
-    job: ScoringJob, scorers: Sequence[RaliScorer], pool: DecodePool[Place], shards: Iterable[int]
+    job: ScoringJob, scorers: Sequence[RaliScorer], pool: DecodePool[ShardPosition], shards: Iterable[int]
 ) -> Generator[BatchDone, None, None]:
-    """Make shards.
+    """Score shards.
 
     Args:
         job: What to do.
@@ -111,7 +111,7 @@ def score_shards(
         shards: 0-based numbers of the shards.
 
     Yields:
-        What was done, after each batch; closing the generator stops the work and leaves no unfinished shard.
+        Progress after each batch; closing the generator stops the work and leaves no unfinished shard.
 
     Raises:
         OSError: A shard cannot be written.
@@ -127,12 +127,12 @@ def score_shards(
             yield shard, wanted[shard]
 
     tasks = read_tasks(listing, places(), job.manifest.payload, job.manifest.image_column)
-    rows: list[Row] = []
-    parts: list[ScoredPart] = []  # of the video whose turn it is
+    rows: list[ScoredRow] = []
+    parts: list[ScoredPart] = []  # of the current video
     for batch, results in _score_ordered(_batches(pool.map(tasks), scorers[0].batch_size), scorers):
-        scored: list[Row] = []
+        scored: list[ScoredRow] = []
         for image, result in zip(batch.images, results, strict=True):
-            if isinstance(result, Row):  # where a video's next part has an error, what was before is given up
+            if isinstance(result, ScoredRow):  # if a video's next part has an error, its earlier parts are discarded
                 scored.append(result)
                 parts = []
                 continue
@@ -152,7 +152,7 @@ def score_shards(
 
 
 class ScoredPart(NamedTuple):
-    """Scores of some of a video's points in time, with why there is none, or that there is no content."""
+    """Scores at some of a video's sampling times, with the reason where there is none or no content."""
 
     times: list[float]
     scores: list[float]
@@ -172,25 +172,27 @@ def _score_part(scorer: RaliScorer, image: Decoded, part: ClipPart) -> ScoredPar
     return made
 
 
-def _clip_row(scorer: RaliScorer, parts: list[ScoredPart], last: Decoded, aggregate: Any) -> Row:
+def _clip_row(scorer: RaliScorer, parts: list[ScoredPart], last: Decoded, aggregate: Any) -> ScoredRow:
     assert last.clip is not None
     times = np.array([time for part in parts for time in part.times])
     scores = np.array([score for part in parts for score in part.scores], dtype=np.float32)
     reasons = tuple(reason for part in parts for reason in part.reasons)
     if np.isnan(scores).all():
-        return Row(None, None, None, last.width, last.height, reasons[0] if reasons else "no frame could be decoded")
+        return ScoredRow(
+            None, None, None, last.width, last.height, reasons[0] if reasons else "no frame could be decoded"
+        )
     video = VideoScore(times, scores, reasons, max(last.clip.duration, float(times[-1])), last.clip.problem)
     result = as_image_score(video, scorer, aggregate)
     figures = video.figures()
     percentile = None if result.percentile != result.percentile else result.percentile
-    return Row(
+    return ScoredRow(
         result.score, result.band or None, percentile, last.width, last.height, None, result.reason,
         tuple(figures[name] for name, _ in CLIP_FIELDS),
     )  # fmt: skip
 
 
 def _kept_rows(folder: Path, shard: int, tried: list[int] | None) -> tuple[pa.Table, list[int]] | None:
-    """A shard's rows that were not tried again, and their places."""
+    """A shard's rows that were not retried, and their positions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -203,10 +205,10 @@ def _kept_rows(folder: Path, shard: int, tried: list[int] | None) -> tuple[pa.Ta
     return table.take(pa.array(places, pa.int64())), places
 
 
-def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[Row]:
+def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[ScoredRow]:
     """Score decoded images; those with an error become rows with it.
 
-    Where the device's memory is too small for them, halves are tried; an image that does not fit alone has an error.
+    If they do not fit into the device's memory, halves are tried; an image that does not fit alone has an error.
     """
     try:
         usable = [image for image in images if image.error is None]
@@ -216,18 +218,20 @@ def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[Row]:
             middle = len(images) // 2
             return score_batch(scorer, images[:middle]) + score_batch(scorer, images[middle:])
         reason = f"{scorer.device} has too little memory for this image"
-        return [Row(None, None, None, image.width, image.height, reason) for image in images]
+        return [ScoredRow(None, None, None, image.width, image.height, reason) for image in images]
     rows = []
     for image in images:
         if image.error is not None:
-            rows.append(Row(None, None, None, image.width, image.height, image.error))
+            rows.append(ScoredRow(None, None, None, image.width, image.height, image.error))
             continue
         result = next(results)
         if result.error is not None:
-            rows.append(Row(None, None, None, image.width, image.height, result.error))
+            rows.append(ScoredRow(None, None, None, image.width, image.height, result.error))
             continue
         percentile = None if result.percentile != result.percentile else result.percentile
-        rows.append(Row(result.score, result.band or None, percentile, image.width, image.height, None, result.reason))
+        rows.append(
+            ScoredRow(result.score, result.band or None, percentile, image.width, image.height, None, result.reason)
+        )
     return rows
 
 
@@ -235,11 +239,11 @@ def _size(image: Decoded) -> tuple[int, int]:
     return image.height or 1, image.width or 1
 
 
-def _batches(images: Generator[tuple[Place, Decoded], None, None], size: int) -> Generator[_Batch, None, None]:
+def _batches(images: Generator[tuple[ShardPosition, Decoded], None, None], size: int) -> Generator[_Batch, None, None]:
     batch: list[Decoded] = []
-    with closing(images):  # it ends with this one, and does not wait for the garbage collector
+    with closing(images):  # close it together with this one, without waiting for the garbage collector
         for place, image in images:
-            if image.clip is not None:  # alone, since it may be of several frames
+            if image.clip is not None:  # alone, since it may hold several frames
                 if batch:
                     yield _Batch(place.shard, batch, False)
                     batch = []
@@ -253,13 +257,13 @@ def _batches(images: Generator[tuple[Place, Decoded], None, None], size: int) ->
 
 def _score_ordered(
     batches: Generator[_Batch, None, None], scorers: Sequence[RaliScorer]
-) -> Generator[tuple[_Batch, list[Row | ScoredPart]], None, None]:
+) -> Generator[tuple[_Batch, list[ScoredRow | ScoredPart]], None, None]:
     """Score batches on whichever device is free; results come in the order of the batches."""
     free: queue.SimpleQueue[RaliScorer] = queue.SimpleQueue()
     for scorer in scorers:
         free.put(scorer)
 
-    def work(batch: _Batch) -> list[Row | ScoredPart]:
+    def work(batch: _Batch) -> list[ScoredRow | ScoredPart]:
         scorer = free.get()
         try:
             first = batch.images[0]
@@ -269,7 +273,7 @@ def _score_ordered(
         finally:
             free.put(scorer)
 
-    running: deque[tuple[_Batch, Future[list[Row | ScoredPart]]]] = deque()
+    running: deque[tuple[_Batch, Future[list[ScoredRow | ScoredPart]]]] = deque()
     with ThreadPoolExecutor(len(scorers), thread_name_prefix="rali-model") as executor:
         try:
             for batch in batches:

@@ -1,4 +1,4 @@
-"""The result: Parquet shards of a stated schema, each whole or not there."""
+"""The result: Parquet shards with a fixed schema, each complete or absent."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ RUN_KEY = b"rali.run"
 ATTEMPT_KEY = b"rali.attempt"
 
 
-class Row(NamedTuple):
-    """What scoring one image gave.
+class ScoredRow(NamedTuple):
+    """The result of one image.
 
     Attributes:
         score: In the model's range, by default 0..1, higher is better; None with an error.
         band: bad, poor, fair, good or excellent; None with an error, and without calibration.
-        percentile: 0..100, share of the model's reference pictures that score lower; None likewise.
+        percentile: 0..100, share of the model's reference images that score lower; None likewise.
         width: Pixels, after EXIF orientation; None where the image could not be decoded.
         height: Likewise.
         error: Why there is no score; None with one.
         reason: "no content" where the score is not the model's because the image is blank; else None.
-        clip: Of a video the values of `CLIP_FIELDS`; empty for an image.
+        clip: Values of `CLIP_FIELDS` for a video; empty for an image.
     """
 
     score: float | None
@@ -53,7 +53,7 @@ CLIP_FIELDS = (
 
 
 def shard_schema(carried: Iterable[pa.Field] = (), *, clips: bool = False) -> pa.Schema:
-    """Columns of every shard; those of videos, where there may be any, and carried columns come last."""
+    """Columns of every shard; those of videos, if there may be any, and carried columns come last."""
     import pyarrow as pa
 
     return pa.schema(
@@ -76,7 +76,7 @@ def shard_schema(carried: Iterable[pa.Field] = (), *, clips: bool = False) -> pa
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """Where a shard belongs."""
+    """Path of a shard."""
     return folder / f"part-{shard:06d}.parquet"
 
 
@@ -84,7 +84,7 @@ def write_shard(
     folder: Path,
     shard: int,
     images: pa.RecordBatch,
-    rows: Sequence[Row],
+    rows: Sequence[ScoredRow],
     *,
     model_hash: str,
     run: str,
@@ -101,12 +101,12 @@ def write_shard(
         rows: One row per image, in its order.
         model_hash: SHA-256 of the model file.
         run: Identifier of the result that the shard belongs to.
-        kept: Rows that are there already, and their 0-based places among `images`; `rows` are then of the others.
-        attempt: Identifier of the run that tried failed rows again.
-        clips: With the columns of videos.
+        kept: Existing rows and their 0-based positions among `images`; `rows` are then those of the others.
+        attempt: Identifier of the run that retried failed rows.
+        clips: Add the columns for videos.
 
     Raises:
-        OSError: It cannot be written; nothing is left of it then.
+        OSError: It cannot be written; no partial file remains.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -132,7 +132,7 @@ def write_shard(
     if kept is not None:
         order = np.argsort(np.array(places + others), kind="stable")
         there_already = kept[0]
-        if "reason" not in there_already.schema.names:  # of a version that looked for no content
+        if "reason" not in there_already.schema.names:  # of a version without the content check
             there_already = there_already.append_column("reason", pa.nulls(there_already.num_rows, pa.string()))
         old = there_already.select(schema.names).cast(schema).replace_schema_metadata(metadata)
         table = pa.concat_tables([old, table]).take(pa.array(order)).combine_chunks()
@@ -141,7 +141,7 @@ def write_shard(
 
 
 def failed_rows(folder: Path, shard: int, attempt: str = "") -> list[int]:
-    """0-based places of a shard's rows that have an error; none where this attempt has tried them already."""
+    """0-based positions of a shard's rows with an error; none if this attempt has already retried them."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(shard_path(folder, shard)) as file:
@@ -160,7 +160,7 @@ def shard_problem(path: Path, run: str, images: int) -> str | None:
         images: How many rows the shard must have.
 
     Raises:
-        ValueError: It is a good file of another result, which must not be overwritten.
+        ValueError: It is a valid file of another result, which must not be overwritten.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "image_bytes", "path", "image_path", "file", "file_name", "uri")
-"""Names that are tried, in this order, where none is given."""
+"""Column names that are tried, in this order, if none is given."""
 
 BYTES_FIELDS = ("bytes", "data", "content")
 PATH_FIELDS = ("path", "uri", "url", "file_name")
-"""Fields of a record that hold the image, and where it is if they do not."""
+"""Fields of a record that hold the image, or its path."""
 
 ROWS_AT_ONCE = 4096
 LISTS_AT_ONCE = 16
-"""Of lists that may have to be read with the images in them."""
+"""Batch size for lists that may have to be read together with the images in them."""
 
 
 class ParquetSource:
@@ -33,7 +33,7 @@ class ParquetSource:
         files: The files.
         image_column: Column of the images, `outer.inner` for a field of a struct; None looks for one of
             `IMAGE_COLUMNS`.
-        id_column: Column of unique names; None makes them of file name and row.
+        id_column: Column of unique names; None builds them from file name and row.
         carry: Columns that are copied into the result.
 
     Raises:
@@ -59,7 +59,7 @@ class ParquetSource:
         self.carried: list[pa.Field] = [_plain_field(schema.field(column)) for column in carry]
 
     def items(self) -> Iterator[Item]:
-        """One item per row; one with a problem for a file that cannot be used."""
+        """One item per row; one with a problem for an unusable file."""
         for file in self.files:
             name = storage.relative(file.path, self.root)
             whole = Item(
@@ -140,7 +140,7 @@ def open_parquet(handle: Any) -> pq.ParquetFile:
 
 
 def _empty_batches(table: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """Batches without columns: nothing but the number of rows is needed."""
+    """Batches without columns: only the number of rows is needed."""
     import pyarrow as pa
 
     for group in range(table.num_row_groups):
@@ -172,7 +172,7 @@ def image_content(value: Any) -> bytes | str | None:
 
 
 def image_value(value: Any, schema: pa.Schema, column: str, part: int) -> Any:
-    """Of one value of the column that the file has: the field that `column` names, and one of a list's parts."""
+    """The image in one value of the file's column: the field that `column` names, and one element of a list."""
     inner = _inner(value, schema, column)
     return inner[part] if part != storage.UNKNOWN and inner is not None else inner
 
@@ -214,7 +214,7 @@ def _image_type(schema: pa.Schema, column: str) -> pa.DataType:
 
 
 def _content_type(kind: pa.DataType) -> str | None:
-    """Whether a value holds an image ("bytes"), or only where it is ("path"), or neither (None)."""
+    """Whether a value holds an image ("bytes"), a path to one ("path"), or neither (None)."""
     import pyarrow.types as types
 
     if types.is_string(kind) or types.is_large_string(kind):
@@ -249,7 +249,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """A type without views and dictionaries, in which today's writers store the same values."""
+    """A type without views and dictionary encoding, in which newer writers store the same values."""
     import pyarrow as pa
     import pyarrow.types as types
 
@@ -273,7 +273,7 @@ def _plain_field(field: pa.Field) -> pa.Field:
 
 
 def _length_leaf(table: pq.ParquetFile, column: str) -> list[str]:
-    """What must be read of a list column to know how long its lists are: not the images, where there is more."""
+    """The leaf to read of a list column to get the lengths of its lists: not the images, if there is another."""
     paths = [table.schema.column(index).path for index in range(len(table.schema))]
     leaves = [path for path in paths if path.split(".")[0] == column]
     light = [path for path in leaves if path.split(".")[-1] in PATH_FIELDS]

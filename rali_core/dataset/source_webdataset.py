@@ -1,4 +1,4 @@
-"""WebDataset tars: every member whose name ends as an image's is an image; its bytes stay where they are."""
+"""WebDataset tars: every member with the ending of an image is an image; its bytes are read in place."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def list_tar(root: str, file: FoundFile, videos: bool = False) -> Iterator[Item]
     Args:
         root: Folder that names are relative to.
         file: The tar.
-        videos: Its videos as well.
+        videos: Also list its videos.
 
     Yields:
-        One item per image; where the tar is damaged, one with a problem after those that could be listed.
+        One item per image; for a damaged tar one with a problem after those that could be listed.
     """
     name = storage.relative(file.path, root)
     whole = Item(
@@ -48,7 +48,7 @@ def list_tar(root: str, file: FoundFile, videos: bool = False) -> Iterator[Item]
                 ending = os.path.splitext(member.name)[1].lower()
                 if ending in IMAGE_SUFFIXES or (videos and ending in VIDEO_SUFFIXES):
                     seen[member.name] += 1
-                    again = f"#{seen[member.name]}" if seen[member.name] > 1 else ""  # a tar may hold a name twice
+                    again = f"#{seen[member.name]}" if seen[member.name] > 1 else ""  # a tar may repeat a name
                     yield whole._replace(
                         id=readable(f"{name}/{member.name}{again}"),
                         uri=readable(f"{file.path}#{member.name}{again}"),
@@ -58,4 +58,4 @@ def list_tar(root: str, file: FoundFile, videos: bool = False) -> Iterator[Item]
             if file.size != storage.UNKNOWN and end > file.size:
                 raise tarfile.ReadError("it ends in the middle of a member")
     except (tarfile.TarError, OSError) as error:
-        yield whole._replace(problem=f"not a whole, uncompressed tar: {error}: {readable(file.path)}")
+        yield whole._replace(problem=f"not a complete, uncompressed tar: {error}: {readable(file.path)}")

@@ -1,4 +1,4 @@
-"""What SOURCE stands for: a folder, a glob, a list file, Parquet files or WebDataset tars, to a stream of items."""
+"""Resolves SOURCE: a folder, a glob, a list file, Parquet files or WebDataset tars, to a stream of items."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDINGS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A source that was looked at, ready to be listed.
+    """A source that was inspected, ready to be listed.
 
     Attributes:
         kind: What it is.
@@ -57,7 +57,7 @@ def open_source(
     Args:
         source: Local path or fsspec URL of a folder, a glob, a list file (`.txt`, `.lst`, `.list`: a path or URL per
             line, relative ones to the list's folder), Parquet files or WebDataset tars.
-        kind: What it is, where its name does not tell.
+        kind: What it is, if its name does not say it.
         image_column: Parquet: column of the images' bytes, or of their paths.
         id_column: Parquet: column of unique names.
         carry: Parquet: columns that are copied into the result.
@@ -65,7 +65,7 @@ def open_source(
 
     Raises:
         ValueError: An unknown kind, or options that this kind of source does not have.
-        FileNotFoundError: There is nothing there.
+        FileNotFoundError: The source does not exist, or holds nothing.
         OSError: It cannot be listed.
     """
     if kind is not None and kind not in get_args(Kind):
@@ -98,7 +98,7 @@ def _find_files(source: str) -> tuple[str, _Files]:
 
 @dataclass(frozen=True)
 class _Files:
-    """Files that can be walked over again and again."""
+    """Files that can be iterated repeatedly."""
 
     path: str
     folder: bool
@@ -108,7 +108,7 @@ class _Files:
 
 
 def _guess_kind(source: str, files: _Files, videos: bool) -> Kind:
-    """By the names of what is there: images before anything else, so that a list among images changes nothing."""
+    """Guess from the file names: images come first, so that a list file among images changes nothing."""
     seen: set[Kind] = set()
     for file in files:
         ending = _ending(file.path)
@@ -138,7 +138,7 @@ def _only(files: Iterable[FoundFile], ending: str) -> Iterator[FoundFile]:
 
 
 def _image_files(root: str, files: _Files, videos: bool) -> Iterator[Item]:
-    """A folder's images by their endings; what a glob or a name picked, whatever its ending."""
+    """A folder's images by their endings; files picked by a glob or by name, whatever their ending."""
     for file in files:
         if file.problem is None and files.folder and not _is_wanted(file.path, root, videos):
             continue

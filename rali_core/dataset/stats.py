@@ -1,4 +1,4 @@
-"""A scored data set in numbers: how many, how good, what went wrong."""
+"""A scored data set in numbers: counts, scores, errors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from ..constants import BAND_NAMES
 from ..content import NO_CONTENT_SCORE
+from ..lazy import renamed
 from .filter import group_codes
 from .result import ScoredDataset
 
@@ -20,8 +21,11 @@ SHOWN_ERRORS = 10
 BAR_WIDTH = 40
 
 
+__getattr__ = renamed(__name__, {"Summary": "DatasetSummary"})
+
+
 @dataclass(frozen=True)
-class Summary:
+class DatasetSummary:
     """A scored data set in numbers.
 
     Attributes:
@@ -29,15 +33,15 @@ class Summary:
         done: How many of them have a row.
         scored: How many of them have a score.
         errors: How many rows have an error.
-        no_content: How many of the scored images are blank, so that their score is not the model's.
+        no_content: Number of blank images, whose score is not the model's.
         mean: Of the scores; None without any.
         std: Their standard deviation.
         quantiles: Scores at the quantiles 0.01 to 0.99.
         bands: Images per band, from bad to excellent; empty for a model without calibration.
-        histogram_edges: Limits of the histogram's bins, one more than bins, over the range of the scores in steps of
-            the whole scale's fiftieth part.
+        histogram_edges: Edges of the histogram's bins, one more than bins, over the range of the scores in steps of
+            a fiftieth of the scale.
         histogram: Images per bin.
-        error_reasons: The most frequent errors without the names of the images, and how often.
+        error_reasons: The most frequent errors without the images' names, with their counts.
         model_name: Which model.
         model_hash: SHA-256 of its file.
     """
@@ -81,8 +85,8 @@ class GroupSummary:
     best: float
 
 
-def summarise(folder: str | os.PathLike[str]) -> Summary:
-    """Sum up a scored data set. Memory: 4 bytes per image.
+def summarise(folder: str | os.PathLike[str]) -> DatasetSummary:
+    """Summarise a scored data set. Memory: 4 bytes per image.
 
     Raises:
         FileNotFoundError: The folder holds no result.
@@ -99,7 +103,7 @@ def summarise(folder: str | os.PathLike[str]) -> Summary:
     rows = dataset.scores()
     scores = rows[~np.isnan(rows)].astype(np.float64)
     counts, edges = _histogram(scores)
-    return Summary(
+    return DatasetSummary(
         images=dataset.images,
         done=len(rows),
         scored=len(scores),
@@ -118,7 +122,7 @@ def summarise(folder: str | os.PathLike[str]) -> Summary:
 
 
 def summarise_groups(folder: str | os.PathLike[str], column: str) -> list[GroupSummary]:
-    """Sum up each group, the best mean first.
+    """Summarise each group, the best mean first.
 
     Args:
         folder: Of the result.
@@ -146,7 +150,7 @@ def summarise_groups(folder: str | os.PathLike[str], column: str) -> list[GroupS
     return sorted(groups, key=lambda group: (group.mean != group.mean, -group.mean, group.value))
 
 
-def format_summary(summary: Summary) -> str:
+def format_summary(summary: DatasetSummary) -> str:
     """A summary as text for a terminal."""
     lines = [f"{summary.images:,} images: {summary.scored:,} scored, {summary.errors:,} with an error"]
     if summary.done < summary.images:
@@ -189,5 +193,5 @@ def _histogram(scores: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[list[int]
 
 
 def _reason(uri: str, error: str) -> str:
-    """An error without the image's name, so that equal ones are counted together."""
+    """An error without the image's name, so that equal errors are counted together."""
     return error.replace(uri, "").replace(": :", ":").strip(" :\n")[:160]

@@ -14,14 +14,14 @@ from urllib.request import url2pathname
 from ..text_files import find_listed
 
 MANIFEST = os.path.join("_rali", "manifest.json")
-"""Marks a folder of results, whose own pictures are never part of a data set."""
+"""Marks a folder of results, whose own images are never part of a data set."""
 
 LISTING = os.path.join("_rali", "listing.arrow")
 
 UNKNOWN = -1
 
 URL_SECONDS = 60.0
-"""After so long without an answer a web server is given up."""
+"""Timeout of a web server in seconds."""
 
 
 class FoundFile(NamedTuple):
@@ -43,13 +43,13 @@ class FoundFile(NamedTuple):
 def is_url(path: str) -> bool:
     """Whether `path` is one that fsspec opens (`s3://...`, `zip://...::file.zip`), and not a local path.
 
-    What is there on the disk is local whatever its name, and so is every absolute path.
+    An existing local file is local whatever its name, and so is every absolute path.
     """
     return bool(re.match(r"[A-Za-z][\w+.-]+(://|::)", path)) and not os.path.lexists(path)
 
 
 def check_url(url: str) -> None:
-    """See whether the packages for a URL are there.
+    """Check that the packages for a URL are installed.
 
     Raises:
         ModuleNotFoundError: fsspec or its package for the protocol is missing.
@@ -60,7 +60,7 @@ def check_url(url: str) -> None:
 
 
 def _by_urllib(url: str) -> bool:
-    """Whether a web address is read without fsspec, which does so by aiohttp only, and that is not its requirement."""
+    """Whether a web address is read without fsspec, which needs aiohttp for it without requiring it."""
     return re.match("https?://", url, re.IGNORECASE) is not None and find_spec("aiohttp") is None
 
 
@@ -72,13 +72,13 @@ def normalise(path: str) -> str:
 
 
 def stat(path: str) -> FoundFile:
-    """Size and time of a local file; for a URL and for a file that is not there, both unknown."""
+    """Size and time of a local file; for a URL and for a missing file, both unknown."""
     if not is_url(path):
         try:
             status = os.stat(path)
             return FoundFile(path, status.st_size, status.st_mtime_ns)
         except OSError:
-            pass  # reading it will say why
+            pass  # reading it reports the reason
     return FoundFile(path)
 
 
@@ -167,7 +167,7 @@ def parent(path: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """`name` in a folder; a name that is absolute or a URL as it is."""
+    """`name` in a folder; an absolute name or a URL is returned unchanged."""
     if is_url(name) or os.path.isabs(name):
         return name
     first, chain, rest = folder.partition("::") if is_url(folder) else (folder, "", "")
@@ -175,7 +175,7 @@ def join(folder: str, name: str) -> str:
 
 
 def find(folder: str, name: str) -> str:
-    """What a list in a folder means by `name`: the local file that is there (see `find_listed`), else a URL or path."""
+    """Resolve `name` in a list file: the local file that exists (see `find_listed`), else a URL or path."""
     if not is_url(folder):
         path = find_listed(folder, name)
         if os.path.lexists(path):
@@ -224,7 +224,7 @@ def read_bytes(path: str, offset: int = 0, length: int = UNKNOWN) -> bytes:
 
 
 def relative(path: str, root: str) -> str:
-    """`path` below `root` with forward slashes; the whole path where it is not below."""
+    """`path` relative to `root` with forward slashes; the whole path if it is not below."""
     if not is_url(path):
         root = os.path.join(root, "")
         return path[len(root) :].replace(os.sep, "/") if path.startswith(root) else path

@@ -1,4 +1,4 @@
-"""What is left beside the shards at the end: numbers (JSON), a histogram and a contact sheet (PNG).
+"""The summary beside the shards: numbers (JSON), a histogram and a contact sheet (PNG).
 
 Their names begin with `_`, which readers of Parquet folders skip.
 """
@@ -14,11 +14,11 @@ from PIL import Image
 
 from ..files import atomic_write
 from ..frames import FrameReader
-from ..images import open_image, to_picture
+from ..images import open_image, to_pil_image
 from ..sheet import draw_contact_sheet
 from .items import Item
 from .result import ContentReader, ScoredDataset
-from .stats import Summary, summarise
+from .stats import DatasetSummary, summarise
 
 logger = logging.getLogger("rali")
 
@@ -30,12 +30,12 @@ SHEET_COLUMNS = 4
 THUMBNAIL = 480
 
 
-def write_summary(folder: Path) -> Summary:
-    """Sum up a result and draw its pictures.
+def write_summary(folder: Path) -> DatasetSummary:
+    """Summarise a result and draw its histogram and contact sheet.
 
     Args:
-        folder: Of the result. An image that is gone since it was scored is left out of the sheet; without matplotlib
-            there is no histogram.
+        folder: Of the result. An image that was deleted since it was scored is left out of the sheet; without
+            matplotlib there is no histogram.
 
     Raises:
         FileNotFoundError: The folder holds no result.
@@ -57,8 +57,8 @@ def write_summary(folder: Path) -> Summary:
     return summary
 
 
-def draw_histogram(summary: Summary, path: Path) -> None:
-    """Draw how many images have which score, as a PNG file."""
+def draw_histogram(summary: DatasetSummary, path: Path) -> None:
+    """Draw the histogram of scores as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -76,7 +76,7 @@ def draw_histogram(summary: Summary, path: Path) -> None:
 
 
 def draw_extremes(dataset: ScoredDataset) -> Image.Image | None:
-    """The best, median and worst images, a row each; all of them where there are few. None if all are gone."""
+    """The best, median and worst images, a row each; all images if there are few. None if none can be read."""
     scores = dataset.scores()
     order = np.argsort(np.where(np.isnan(scores), np.inf, -scores), kind="stable")[: int((~np.isnan(scores)).sum())]
     middle = max(len(order) // 2 - SHEET_COLUMNS // 2, 0)
@@ -101,17 +101,17 @@ def draw_extremes(dataset: ScoredDataset) -> Image.Image | None:
 
 
 def _thumbnail(reader: ContentReader, item: Item, seconds: float) -> Image.Image | None:
-    """A small copy, of a video's frame at that time; NaN for an image."""
+    """A thumbnail, for a video of its frame at that time; NaN for an image."""
     try:
         if seconds == seconds:
-            frame = to_picture(FrameReader(reader.read(item), name=item.uri).at(seconds))
+            frame = to_pil_image(FrameReader(reader.read(item), name=item.uri).at(seconds))
             frame.thumbnail((THUMBNAIL, THUMBNAIL))
             return frame
         with open_image(reader.read(item)) as image:
-            image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded small
+            image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded at a reduced size
             image.load()
             small: Image.Image = image.copy()
             small.thumbnail((THUMBNAIL, THUMBNAIL))
             return small
-    except Exception:  # it was scored, but it is gone or another one now, or its URL has expired in a way of its own
+    except Exception:  # it was scored, but has been deleted or changed since, or its URL has expired
         return None

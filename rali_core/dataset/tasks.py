@@ -1,4 +1,4 @@
-"""From the frozen listing to images to decode; rows of Parquet files are read here, in order, once."""
+"""Turns the frozen listing into images to decode; rows of Parquet files are read here, in order, once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import storage
-from .decode import Task, check_unchanged
+from .decode import DecodeTask, check_unchanged
 from .items import Item, Payload
 from .listing import Listing
 from .source_parquet import image_content, image_value, open_parquet, top_column
@@ -20,8 +20,8 @@ ROWS_AT_ONCE = 8
 """Rows of a Parquet file that are in memory at a time."""
 
 
-class Place(NamedTuple):
-    """Which shard an image belongs to, and whether it is its last one."""
+class ShardPosition(NamedTuple):
+    """An image's shard, and whether it is the last one of it."""
 
     shard: int
     last: bool
@@ -32,7 +32,7 @@ def read_tasks(
     shards: Iterable[tuple[int, Sequence[int] | None]],
     payload: Payload,
     image_column: str | None,
-) -> Iterator[tuple[Place, Task]]:
+) -> Iterator[tuple[ShardPosition, DecodeTask]]:
     """The images of some shards, in order.
 
     Args:
@@ -47,12 +47,12 @@ def read_tasks(
             items = listing.items(shard)
             items = items if places is None else [items[place] for place in places]
             for position, item in enumerate(items):
-                task = Task(item) if table is None else table.task(item)
-                yield Place(shard, position == len(items) - 1), task
+                task = DecodeTask(item) if table is None else table.task(item)
+                yield ShardPosition(shard, position == len(items) - 1), task
 
 
 class ParquetRows:
-    """Reads the image column of Parquet files row by row; rows that follow each other are read once.
+    """Reads the image column of Parquet files row by row; consecutive rows are read once.
 
     Args:
         column: Name of the image column.
@@ -69,18 +69,18 @@ class ParquetRows:
         self._schema: pa.Schema | None = None
         self._top = column
 
-    def task(self, item: Item) -> Task:
-        """An image with its bytes, or the path that stands in their place, or the reason why it cannot be read."""
+    def task(self, item: Item) -> DecodeTask:
+        """An image with its bytes, the path that the file holds instead, or the reason why it cannot be read."""
         if item.problem is not None:
-            return Task(item)
+            return DecodeTask(item)
         try:
             if item.path != self._path or item.offset < self._start:
                 self._open(item)
             if self._problem is None:
-                return Task(item, self._content(item))
+                return DecodeTask(item, self._content(item))
         except (OSError, ValueError, IndexError) as error:
             self._problem = f"{item.path}: {error}"
-        return Task(item._replace(problem=self._problem))
+        return DecodeTask(item._replace(problem=self._problem))
 
     def _open(self, item: Item) -> None:
         """Go to the row group that holds the item's row."""

@@ -1,4 +1,4 @@
-"""What became of a source since its images were listed: new images, and what those with an error are now."""
+"""Updates the listing of a source: new images, and the current state of those with an error."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from .items import Item
 from .listing import Listing, hash_id, write_listing, write_revision
-from .manifest import Manifest, Settings, added_listing, missing_shards, revision
+from .manifest import Manifest, RunSettings, added_listing, missing_shards, revision
 from .shards import failed_rows, shard_path
 from .sources import Source, open_source
 
 logger = logging.getLogger("rali")
 
 
-def open_settings(settings: Settings) -> Source:
+def open_settings(settings: RunSettings) -> Source:
     """The source of a result."""
     return open_source(
         settings.source,
@@ -32,36 +32,34 @@ def open_settings(settings: Settings) -> Source:
 
 
 def update(folder: Path, manifest: Manifest, *, retry: bool, grow: bool) -> tuple[Manifest, int]:
-    """List a source again; what is found becomes part of the result's listing.
+    """List a source again; what is new becomes part of the result's listing.
 
-    An id that is known keeps its row, so that each image has exactly one. Where an image has an error and is to be
-    tried again, its size, time and place become those of now. A row that stood for a folder, tar or Parquet file that
-    could not be read goes when that can be read.
+    An id that is known keeps its row, so that each image has exactly one. For an image with an error that is
+    retried, the current size, time and location are taken over. A row that stands for an unreadable folder, tar or
+    Parquet file is removed once that can be read.
 
     Args:
         folder: Of the result; locked.
         manifest: Its description.
-        retry: Whether images with an error are tried again.
+        retry: Whether images with an error are retried.
         grow: Whether images that are new are added.
 
     Returns:
-        The new description, which is saved, and how many images were added.
+        The new manifest, which is saved, and the number of images added.
 
     Raises:
         OSError: The source or the result cannot be read.
-        ValueError: The source names a new image twice, or is of another kind now.
+        ValueError: The source names a new image twice, or its kind has changed.
     """
     logger.info("looking for new images in %s", manifest.settings.source)
     listing = manifest.listing(folder)
     try:
         source = open_settings(manifest.settings)
     except OSError as error:
-        logger.warning("new images were not looked for, since the source cannot be listed: %s", error)
+        logger.warning("new images were not searched for, since the source cannot be listed: %s", error)
         return manifest, 0
     if (source.payload, source.image_column) != (manifest.payload, manifest.image_column):
-        raise ValueError(
-            f"{manifest.settings.source} is of another kind than when it was listed: choose another folder"
-        )
+        raise ValueError(f"{manifest.settings.source} has another kind than when it was listed: choose another folder")
     failed = _failed(folder, manifest, listing) if retry else {}
     now: dict[str, Item] = {}
     known = listing.hashes()
@@ -91,7 +89,7 @@ def update(folder: Path, manifest: Manifest, *, retry: bool, grow: bool) -> tupl
 
 
 def _failed(folder: Path, manifest: Manifest, listing: Listing) -> dict[str, tuple[int, int]]:
-    """Shard and place of each image that has an error, by its id."""
+    """Shard and position of each image with an error, by its id."""
     missing = set(missing_shards(folder, manifest, listing)[0])
     failed = {}
     for shard in range(listing.shards):
@@ -115,7 +113,7 @@ def _unknown(
 
 
 def _revise(listing: Listing, failed: dict[str, tuple[int, int]], now: dict[str, Item]) -> dict[int, list[Item]]:
-    """The shards whose images are others now."""
+    """The shards whose images have changed."""
     places: dict[int, dict[int, str]] = {}
     for name, (shard, place) in failed.items():
         places.setdefault(shard, {})[place] = name
@@ -129,7 +127,7 @@ def _revise(listing: Listing, failed: dict[str, tuple[int, int]], now: dict[str,
             if current is not None:
                 after.append(current._replace(carried=current.carried or item.carried))
             elif place not in names or item.problem is None:
-                after.append(item)  # it is gone, which trying it will say
+                after.append(item)  # it was deleted; scoring it reports that
         if after != before:
             batches[shard] = after
     return batches

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from PIL import Image
 
 from ..files import append_json_line
-from ..images import to_picture
+from ..images import to_pil_image
 from .records import DescriptionLog, DescriptionRecord, image_name, read_descriptions
 from .wording import describe_measurements, describe_score
 
@@ -65,7 +65,7 @@ class DescriptionRequest:
         Raises:
             FileNotFoundError, ImageError: There is no such file, or it cannot be read.
         """
-        return to_picture(self.source() if callable(self.source) else self.source)
+        return to_pil_image(self.source() if callable(self.source) else self.source)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
-    """Refuse arguments that cannot go together with best-of-N.
+    """Refuse arguments that cannot be combined with best-of-N.
 
     Raises:
         TypeError: `pipe` is not a pipeline, or it has no such argument.
@@ -52,7 +52,7 @@ def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
     output_type = arguments.get("output_type", "pil")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-    # Some of diffusers' own pipelines swallow what they do not know, for old arguments: `treshold=0.8` would be lost.
+    # Some of diffusers' pipelines silently accept unknown arguments: `treshold=0.8` would be ignored.
     known = inspect.signature(type(pipe).__call__).parameters
     if type(pipe).__module__.startswith("diffusers."):
         for name in arguments.keys() - known.keys():
@@ -62,7 +62,7 @@ def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
 def output_fields(kind: type) -> tuple[str, ...] | None:
     """Fields of the output object that a pipeline class returns, such as `("images",)` or `("frames",)`.
 
-    Read from the output classes that its `__call__` names, without calling it; None where it names none.
+    Read from the return annotation of `__call__`, without calling it; None if it names no output class.
     """
     for base in kind.__mro__:
         call = vars(base).get("__call__")
@@ -80,12 +80,12 @@ def output_fields(kind: type) -> tuple[str, ...] | None:
 
 
 def why_no_images(kind: type) -> str | None:
-    """Why a pipeline class makes no images or videos that seeds could be chosen by, or None where it does."""
+    """Why best-of-N cannot choose among a pipeline class's outputs, or None if it can."""
     name = kind.__name__
     if name.startswith("LEditsPPPipeline"):
         return f"{name} edits an inverted image: its noise does not come from a seed"
     if name == "QwenImageLayeredPipeline":
-        return f"{name} makes several layers from one seed, which have no score of their own"
+        return f"{name} makes several layers from one seed, which have no score each"
     fields = output_fields(kind)
     if fields is None and "Prior" in name:
         return f"{name} makes embeddings, not images"
@@ -103,7 +103,7 @@ def makes_videos(kind: type) -> bool:
 
 
 def check_video_arguments(arguments: dict[str, Any], batch_size: int) -> None:
-    """Refuse what best-of-N of videos does not do.
+    """Refuse what best-of-N does not support for videos.
 
     Raises:
         ValueError: Several videos a call, or latents as output.
@@ -115,10 +115,10 @@ def check_video_arguments(arguments: dict[str, Any], batch_size: int) -> None:
 
 
 def check_makes_images(kind: type) -> None:
-    """Refuse pipelines that make something else than images, before anything is generated.
+    """Refuse pipelines that generate something other than images, before anything is generated.
 
     Raises:
-        ValueError: With what it makes.
+        ValueError: The message says what it generates.
     """
     reason = why_no_images(kind)
     if reason is not None:
@@ -129,7 +129,7 @@ def choose_seeds(n: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
     """The candidates' seeds: the given ones, else 0, 1, ... n - 1.
 
     Raises:
-        ValueError: Not n of them, not whole numbers in 0..2^63-1, or one stands there twice.
+        ValueError: Not n of them, not whole numbers in 0..2^63-1, or a duplicate.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
@@ -147,10 +147,10 @@ def choose_seeds(n: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
 def split_by_prompt(pipe: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """One set of arguments per prompt.
 
-    Prompts may be a list, or embeddings with a batch axis; what is given once serves all prompts.
+    Prompts may be a list, or embeddings with a batch axis; an argument given once serves all prompts.
 
     Raises:
-        ValueError: A list beside the prompts has another length, or it cannot be told what belongs to which prompt.
+        ValueError: A list beside the prompts has another length, or it is ambiguous what belongs to which prompt.
     """
     prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
     if isinstance(prompt, list | tuple):
@@ -185,13 +185,13 @@ def _part(name: str, value: Any, index: int, count: int) -> Any:
 def complete_call(
     arguments: dict[str, Any], seeds: Sequence[int], generator_device: str | torch.device = "cpu"
 ) -> dict[str, Any]:
-    """Arguments of one call that makes one image per seed.
+    """Arguments of one call that generates one image per seed.
 
     Args:
-        arguments: The caller's, without what `UserCallback` takes.
+        arguments: The caller's, without those that `UserCallback` takes.
         seeds: One per image.
         generator_device: Where the noise is drawn. On the CPU, whatever the pipeline's device, the same seed gives the
-            same noise everywhere; on a GPU it gives what many published seeds mean.
+            same noise everywhere; many published seeds were drawn on a GPU.
 
     Returns:
         Arguments for the pipeline. Alone, a seed's image is
@@ -208,7 +208,7 @@ def complete_call(
 
 
 def isolate(pipe: Any) -> Any:
-    """A shallow copy with a scheduler of its own: same weights, nothing that a call writes reaches the original."""
+    """A shallow copy with its own scheduler: same weights, and nothing that a call writes reaches the original."""
     clone = copy.copy(pipe)
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is not None:
@@ -264,7 +264,7 @@ def takes_callback(pipe: Any) -> bool:
 
 
 def describe(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as plain JSON types, for metadata; what is none is described."""
+    """Arguments as plain JSON types, for metadata; other values are described."""
     return {name: _describe(value) for name, value in sorted(arguments.items())}
 
 

@@ -4,7 +4,7 @@ The score's gradient is taken at the denoised preview and applied to the latents
 out, as in universal guidance's cheap form (Bansal et al. 2023, section 3.1, and FreeDoM, Yu et al. 2023, differ here:
 they differentiate through the denoiser). One decoder and one scorer pass, forward and backward, per guided step.
 
-How far each step is nudged, and what is against pleasing the scorer at the image's cost, is in `guidance` of the core.
+The size of each nudge, and the guards against reward hacking, are in the core's `guidance`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RaliGuidance(StepHook):
     """A `callback_on_step_end` that moves the latents down the gradient of a `RaliLoss`.
 
     Per step inside the window: nudge = -scale * gradient, limited in its root mean square (RMS) to `clip` times that
-    of the latents, sample by sample; minus `regularisation` times all nudges so far.
+    of the latents, sample by sample; minus `regularisation` times the sum of all nudges so far.
 
     Args:
         pipe: The pipeline that will be called.
@@ -31,11 +31,11 @@ class RaliGuidance(StepHook):
         scale: Step size. A score's gradient per latent is small and differs between models: try powers of ten and
             see `losses`.
         clip: Largest nudge per step, as a part of the latents' RMS, in (0, 1].
-        start: First guided step, as a fraction of all steps; earlier pictures are too vague to judge.
-        stop: Where guidance ends, as a fraction; the last steps then repair what it broke.
-        regularisation: How much of the nudges so far is taken back at each step, in [0, 1]: the gradient of
+        start: First guided step, as a fraction of all steps; earlier images are too vague to judge.
+        stop: Where guidance ends, as a fraction; the last steps then repair artifacts.
+        regularisation: The fraction of the nudges so far that is taken back at each step, in [0, 1]: the gradient of
             0.5 * regularisation * |nudges so far|^2.
-        height: Height in pixels for packed latents, where the pipeline does not tell it.
+        height: Height in pixels for packed latents, if the pipeline does not know it.
         width: Width, likewise.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Latents to pixels, as the pipelines do it at their end: packed or not, with four or five dimensions."""
+"""Decodes latents to pixels, as the pipelines do at their end: packed or not, with four or five dimensions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .arguments import makes_videos
 from .predicted_x0 import listen
 
 _OWN_LOOPS = {
-    "Cosmos2TextToImagePipeline": "scales its latents in a way of its own",
-    "HunyuanImageRefinerPipeline": "reorders its latents in a way of its own",
-    "Ideogram4Pipeline": "packs its latents in a way of its own",
+    "Cosmos2TextToImagePipeline": "scales its latents in its own way",
+    "HunyuanImageRefinerPipeline": "reorders its latents in its own way",
+    "Ideogram4Pipeline": "packs its latents in its own way",
     "JoyImageEditPipeline": "keeps reference images among its latents",
     "JoyImageEditPlusPipeline": "keeps reference images among its latents",
-    "SanaSprintImg2ImgPipeline": "takes the last denoised latents in the place of the latents",
-    "SanaSprintPipeline": "takes the last denoised latents in the place of the latents",
+    "SanaSprintImg2ImgPipeline": "passes the last denoised latents to its callback instead of the latents",
+    "SanaSprintPipeline": "passes the last denoised latents to its callback instead of the latents",
     "StableCascadeDecoderPipeline": "uses a scheduler without a known preview",
-    "StableDiffusionPanoramaPipeline": "denoises the views of one image one after the other",
+    "StableDiffusionPanoramaPipeline": "denoises the views of one image in turn",
     "VisualClozeGenerationPipeline": "makes a grid of images at once",
     "VisualClozePipeline": "runs other pipelines inside",
     "WuerstchenDecoderPipeline": "uses a scheduler without a known preview",
@@ -29,7 +29,7 @@ _OWN_LOOPS = {
 
 
 def why_no_preview(kind: type) -> str | None:
-    """Why the latents of a pipeline class cannot be shown on the way, or None where they can as far as a class tells.
+    """Why a pipeline class has no denoised previews, or None if it has, as far as the class shows.
 
     Pruning, `RaliStepCallback` and `RaliGuidance` need it; `best_of_n` without pruning does not.
     """
@@ -47,10 +47,10 @@ def why_no_preview(kind: type) -> str | None:
 
 
 def check_preview(pipe: Any) -> None:
-    """Refuse a pipeline whose latents cannot be shown on the way.
+    """Refuse a pipeline without denoised previews.
 
     Raises:
-        ValueError: With the reason.
+        ValueError: The message gives the reason.
     """
     reason = why_no_preview(type(pipe))
     if reason is not None:
@@ -58,14 +58,14 @@ def check_preview(pipe: Any) -> None:
 
 
 def watch_latents(pipe: Any, heard: Callable[[Tensor, int | None, int | None], None]) -> Callable[[], None]:
-    """Call `heard(latents, height, width)` when a call of the pipeline has prepared its noise, before the first step.
+    """Call `heard(latents, height, width)` once a call of the pipeline has prepared its noise, before the first step.
 
     Args:
-        pipe: A pipeline; nothing happens where it has no `prepare_latents`.
+        pipe: A pipeline; without `prepare_latents` nothing happens.
         heard: Called with the latents, and the image's height and width in pixels where they are known.
 
     Returns:
-        A function that ends this.
+        A function that stops this.
     """
     prepare = getattr(pipe, "prepare_latents", None)
     if prepare is None:
@@ -194,11 +194,11 @@ def _undo_batch_norm(pipe: Any, vae: Any, latents: Tensor) -> Tensor:
     """Flux 2's autoencoder normalises its latents in patches of 2 x 2."""
     whole = latents.shape[1] == vae.config.latent_channels
     if whole and hasattr(pipe, "_unpack_latents_with_ids"):
-        return latents  # Flux 2 Klein gives them back so with output_type="latent"
+        return latents  # Flux 2 Klein returns them so with output_type="latent"
     if whole:
         latents = pipe._patchify_latents(latents)
     if latents.shape[1] != len(vae.bn.running_mean):
-        return latents  # decode_latents says what is wrong
+        return latents  # decode_latents reports what is wrong
     mean = vae.bn.running_mean.view(1, -1, 1, 1).to(latents)
     std = (vae.bn.running_var.view(1, -1, 1, 1) + getattr(vae.config, "batch_norm_eps", 1e-5)).sqrt().to(latents)
     unpatched: Tensor = pipe._unpatchify_latents(latents * std + mean)
@@ -213,7 +213,7 @@ def _unpack(pipe: Any, latents: Tensor, height: int | None, width: int | None) -
     default = getattr(pipe, "default_sample_size", 0) * pipe.vae_scale_factor
     height, width = height or default, width or default
     if hasattr(pipe, "_unpack_latents_no_patch") and latents.shape[-1] == _channels(pipe):
-        unpack = pipe._unpack_latents_no_patch  # Bria FIBO patches only where it is asked to
+        unpack = pipe._unpack_latents_no_patch  # Bria FIBO patches only if asked to
     known = {
         "latents": latents, "height": height, "width": width, "vae_scale_factor": pipe.vae_scale_factor,
         "patch_size": getattr(pipe, "patch_size", None) or getattr(_denoiser_config(pipe), "patch_size", None),

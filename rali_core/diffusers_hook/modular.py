@@ -40,17 +40,17 @@ _RESERVED_INPUTS = ("generator", "latents")
 
 
 class RaliBestOfNBlock(ModularPipelineBlocks):
-    """Runs blocks once per seed and goes on with the best images.
+    """Runs blocks once per seed and continues with the best images.
 
-    In the place of those blocks it takes their inputs and `n`, `keep`, `seeds` and `threshold` as `best_of_n` does, and
+    It replaces those blocks: it takes their inputs and `n`, `keep`, `seeds` and `threshold` as `best_of_n` does, and
     puts `images` (best first, in the form that `output_type` says), `scores`, `winning_seeds` and `best_of_n` (a
-    `BestOfN` with report and `save`) into the state; other outputs of the blocks stay inside. What stands before it,
+    `BestOfN` with report and `save`) into the state; other outputs of the blocks stay inside. What comes before it,
     such as the text encoder, runs once.
 
     Args:
         blocks: By name and in order, everything that a seed decides on: from the first block that reads `generator`,
             or at least from the one that sets the timesteps, to the one that gives `images`.
-        scorer: As for `best_of_n`; not copied when the blocks are.
+        scorer: As for `best_of_n`; not copied with the blocks.
 
     Raises:
         ValueError: There are no blocks, or none of them gives `images`.
@@ -81,7 +81,7 @@ class RaliBestOfNBlock(ModularPipelineBlocks):
 
     @property
     def description(self) -> str:
-        """For the pipeline's documentation."""
+        """Text for the pipeline's documentation."""
         return f"Runs {', '.join(self._blocks.sub_blocks)} for n seeds and keeps the images with the best RALI scores."
 
     @property
@@ -108,7 +108,7 @@ class RaliBestOfNBlock(ModularPipelineBlocks):
             OutputParam("images", description="The best images, best first."),
             OutputParam("scores", type_hint=tuple, description="Their scores; higher is better."),
             OutputParam("winning_seeds", type_hint=tuple, description="Their seeds."),
-            OutputParam("best_of_n", type_hint=BestOfN, description="All of it, with a report, and save()."),
+            OutputParam("best_of_n", type_hint=BestOfN, description="The whole result, with a report, and save()."),
         ]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
@@ -124,7 +124,7 @@ class RaliBestOfNBlock(ModularPipelineBlocks):
             raise ValueError(
                 "expected num_images_per_prompt=1 and output_type pil, np or pt; n= says how many are made"
             )
-        # Not get_block_state: it would ask for what the blocks give each other, where the choice falls at run time.
+        # Not get_block_state: it would require the values that the blocks pass to each other.
         wanted: dict[str, Any] = _DEFAULTS | {
             name: state.get(name) for name in _SEARCH_INPUTS if state.get(name) is not None
         }
@@ -139,7 +139,7 @@ class RaliBestOfNBlock(ModularPipelineBlocks):
 
 
 class _OneSeed:
-    """The blocks with a state as a pipeline: called with a generator, gives an object with `images`."""
+    """The blocks and a state as a pipeline: called with a generator, returns an object with `images`."""
 
     def __init__(self, blocks: Any, components: Any, state: Any) -> None:
         self._blocks, self._pipeline, self._state = blocks, components, state
@@ -149,20 +149,18 @@ class _OneSeed:
                 setattr(self, name, self.components[name])
 
     def __call__(self, *, generator: torch.Generator) -> SimpleNamespace:
-        # Blocks replace what is in a state and do not write into it: a shallow copy keeps the candidates apart.
+        # Blocks replace the values of a state and do not modify them: a shallow copy keeps the candidates apart.
         own = PipelineState(dict(self._state.values), {kind: list(n) for kind, n in self._state.kwargs_mapping.items()})
         own.set("generator", generator)
         _, after = self._blocks(self._pipeline, own)
         images = after.get("images")
         if len(images) != 1:
-            raise ValueError(
-                f"expected one prompt, got {len(images)} images from one seed; search each prompt by itself"
-            )
+            raise ValueError(f"expected one prompt, got {len(images)} images from one seed; run each prompt separately")
         return SimpleNamespace(images=images)
 
 
 def _as_one(images: tuple[Any, ...]) -> Any:
-    """Images in the form in which diffusers gives several: a list of PIL images, an array or a tensor."""
+    """Images in the form in which diffusers returns several: a list of PIL images, an array or a tensor."""
     if isinstance(images[0], np.ndarray):
         return np.stack(images)
     return torch.stack(images) if isinstance(images[0], Tensor) else list(images)

@@ -1,4 +1,4 @@
-"""Denoised previews: the clean latents (predicted x0) that a denoiser's output stands for, for each kind of scheduler.
+"""Denoised previews: the clean latents (predicted x0) that a denoiser's output implies, for each kind of scheduler.
 
 Every scheduler writes its noisy sample as `x = a * x0 + s * noise`; they differ in where `a` and `s` come from and in
 what the network predicts:
@@ -38,7 +38,7 @@ SUPPORTED_SCHEDULERS = tuple(sorted(_BY_TIMESTEP | _VARIANCE_EXPLODING | _VARIAN
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Refuse a scheduler whose x0 cannot be told.
+    """Refuse a scheduler whose predicted x0 is not known.
 
     Raises:
         ValueError: An unknown scheduler class.
@@ -58,7 +58,7 @@ def predict_original(scheduler: Any, sample: Tensor, output: Tensor, timestep: A
         sample: (B, ...) latents that went into the step.
         output: (B, ...) the denoiser's output for them, guidance already applied.
         timestep: What `scheduler.step` was given.
-        step_index: 0-based index of the step in `scheduler.sigmas`; not needed where the timestep says it all.
+        step_index: 0-based index of the step in `scheduler.sigmas`; not needed if the timestep is enough.
 
     Returns:
         (B, ...) predicted clean latents, float32.
@@ -105,22 +105,22 @@ def predict_original(scheduler: Any, sample: Tensor, output: Tensor, timestep: A
 def listen(owner: Any, name: str, heard: Callable[[tuple[Any, ...], dict[str, Any], Any], None]) -> Callable[[], None]:
     """Call `heard(args, kwargs, result)` after each call of a method of one object; the method is not changed.
 
-    Any number of listeners may share a method, and a replacement by somebody else stays in place.
+    Any number of listeners may share a method, and another replacement of it stays in place.
 
     Args:
         owner: The object.
         name: Its method.
-        heard: Called after each call; what it raises goes to the caller of the method.
+        heard: Called after each call; its exceptions reach the caller of the method.
 
     Returns:
-        A function that ends this; calling it twice does nothing.
+        A function that stops this; calling it twice does nothing.
     """
     listeners = getattr(vars(owner).get(name), "_rali_listeners", None)
     if listeners is None:
         listeners = []
         before, original = vars(owner).get(name), getattr(owner, name)
 
-        @wraps(original)  # pipelines look at the signature to see whether a step takes eta and generator
+        @wraps(original)  # pipelines inspect the signature to see whether a step takes eta and generator
         def method(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             for listener in tuple(method._rali_listeners):  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ class StepRecorder:
     alone, so that is where it is read. The step itself is not changed, and any number of recorders may listen.
 
     Args:
-        scheduler: One scheduler object; `attach` starts listening to this object and `detach` ends it.
+        scheduler: One scheduler object; `attach` starts listening to this object and `detach` stops.
 
     Raises:
         ValueError: A scheduler whose predicted x0 is not known.

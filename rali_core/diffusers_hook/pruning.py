@@ -1,4 +1,4 @@
-"""The count of what pruning saves; when candidates are compared and how many go on is in `halving`."""
+"""Counts what pruning saves; when candidates are compared and how many are kept is in `halving`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class DenoiserCounter:
         pipe: A pipeline; its `unet`, `transformer`, `transformer_2` and `decoder` are counted, whichever it has.
 
     Attributes:
-        calls: Samples so far; None where the pipeline has none of these, or calls one in a way that does not tell how
-            many samples there are. A figure that cannot be counted is never guessed.
+        calls: Samples so far; None where the pipeline has none of these, or calls one in a way that hides the number
+            of samples. A figure that cannot be counted is never guessed.
     """
 
     def __init__(self, pipe: Any) -> None:

@@ -1,4 +1,4 @@
-"""What best-of-N gives back, and its files."""
+"""The result of best-of-N, and its files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..lazy import renamed_attribute
 from ..sheet import draw_contact_sheet
 
 Stop = Literal["threshold", "interrupt", "progress"]
@@ -25,7 +26,7 @@ _OLD_OUTCOMES = {"outscored": "beaten", "nsfw_filtered": "blanked", "skipped": "
 
 @dataclass(frozen=True)
 class Candidate:
-    """What became of one seed.
+    """The outcome of one seed.
 
     Attributes:
         seed: Its seed.
@@ -60,9 +61,9 @@ class BestOfNReport:
         candidates: In the order of prompts, then seeds.
         denoiser_calls: Samples that went through the denoiser: an image's step counts 1 without guidance and 2 with
             it. Includes regenerating the kept images. None where they cannot be counted.
-        full_denoiser_calls: What all candidates to the end would have taken, each made once; None likewise.
+        full_denoiser_calls: The calls that all candidates would have taken without pruning; None likewise.
         previews: Denoised previews that were scored.
-        stopped: Why the run ended before all candidates were made, or None.
+        stopped: Why the run ended before all candidates were generated, or None.
     """
 
     candidates: tuple[Candidate, ...]
@@ -73,7 +74,7 @@ class BestOfNReport:
 
     @property
     def fraction_saved(self) -> float | None:
-        """The part of `full_denoiser_calls` that was saved, at most 1; negative where kept images were regenerated."""
+        """The fraction of `full_denoiser_calls` that was saved, at most 1; negative if regeneration cost more."""
         if self.denoiser_calls is None or not self.full_denoiser_calls:
             return None
         return 1.0 - self.denoiser_calls / self.full_denoiser_calls
@@ -100,7 +101,7 @@ class BestOfN:
         seeds: `pipe(..., generator=torch.Generator("cpu").manual_seed(seeds[i]))` gives image i again (or with the
             `generator_device` that was asked for).
         prompts: 0-based index of each image's prompt; all 0 for a single prompt.
-        pictures: The images as 8-bit PIL pictures, also where `images` are something else; of videos the best frames.
+        pil_images: The images as 8-bit PIL images, whatever `images` are; for videos the best frame of each.
         latents: Final latents on the CPU; None unless asked for.
         report: What the run did and cost.
         settings: The pipeline's class and arguments as plain JSON types.
@@ -110,19 +111,21 @@ class BestOfN:
     scores: tuple[float, ...]
     seeds: tuple[int, ...]
     prompts: tuple[int, ...]
-    pictures: tuple[Image.Image, ...]
+    pil_images: tuple[Image.Image, ...]
     report: BestOfNReport
     latents: tuple[Tensor, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+
+    pictures = renamed_attribute("pictures", "pil_images")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def contact_sheet(self) -> Image.Image:
-        """The pictures in a grid, by prompt and best first; a score has a bar where all lie in [0, 1]."""
+        """The images in a grid, by prompt and best first, with bars if all scores lie in [0, 1]."""
         several = len(set(self.prompts)) > 1
         return draw_contact_sheet(
-            self.pictures,
+            self.pil_images,
             self.scores,
             names=[
                 f"prompt {prompt + 1}, seed {seed}" if several else f"seed {seed}"
@@ -134,13 +137,13 @@ class BestOfN:
         )
 
     def save(self, folder: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Write the pictures as PNG with metadata, a contact sheet, and all figures as JSON.
+        """Write the images as PNG with metadata, a contact sheet, and all figures as JSON.
 
         Files: `best-01-seed-7.png` ... with score, seed and settings in the text chunk `rali`, `contact-sheet.png`,
         `best-of-n.json`, and `latents.safetensors` where there are latents. Existing files of these names are replaced.
 
         Returns:
-            The paths of the pictures.
+            The paths of the images.
 
         Raises:
             ValueError: There is no image to save.
@@ -151,13 +154,13 @@ class BestOfN:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         paths = []
-        rows = list(zip(self.pictures, self.scores, self.seeds, self.prompts, strict=True))
-        for position, (picture, score, seed, prompt) in enumerate(rows, start=1):
+        rows = list(zip(self.pil_images, self.scores, self.seeds, self.prompts, strict=True))
+        for position, (image, score, seed, prompt) in enumerate(rows, start=1):
             path = target / f"best-{position:02d}-seed-{seed}.png"
             text = PngInfo()
             record = {"score": score, "seed": seed, "prompt_index": prompt, "settings": self.settings}
             text.add_text("rali", json.dumps(record, sort_keys=True))
-            picture.save(path, pnginfo=text)
+            image.save(path, pnginfo=text)
             paths.append(path)
         self.contact_sheet().save(target / "contact-sheet.png")
         record = {

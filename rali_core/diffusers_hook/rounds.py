@@ -1,4 +1,4 @@
-"""Making candidates: all to the end, or in rounds that drop the weaker ones."""
+"""Generates candidates: all to the end, or in rounds that drop the weaker ones."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class GeneratedImage:
     seed: int
     score: float | None
     image: Any
-    picture: Image.Image
+    pil_image: Image.Image
     latents: Tensor | None
     flaw: Literal["nsfw_filtered", "no_content", "failed"] | None = None
     reason: str | None = None
 
 
 @dataclass
-class Job:
-    """One prompt's candidates: what to make and how, and notes on what was done.
+class GenerationJob:
+    """One prompt's candidates: what to generate and how, and notes on what was done.
 
     Attributes:
         pipe: The caller's pipeline.
@@ -55,7 +55,7 @@ class Job:
         previews: Denoised previews that were scored.
         step_scores: Per seed, its score at each comparison.
         pruned: Seeds that were dropped.
-        failed: Per seed whose call ended in an error, what the error said.
+        failed: The error text for each seed whose call failed.
         size: Height and width in pixels, as the pipeline prepared its noise for.
         aggregate: Which figure over a video's frames is its score.
         video_frames: How many of a video's frames are scored.
@@ -98,13 +98,13 @@ class Job:
     def try_decoder(
         self, pipe: Any, latents: Tensor, height: int | None, width: int | None, *, vae: Any = None
     ) -> None:
-        """Decode the first noise: what cannot be decoded must be known before a step is paid for."""
+        """Decode the first noise, so that a decoding error comes before the first denoising step."""
         if self.size is None:
             self.size = (height, width)
             self.decode(pipe, latents[:1].detach(), vae=vae)
 
     def note_failure(self, seeds: Sequence[int], error: Exception) -> None:
-        """An error costs its own candidates only; where nothing has been done yet, it is raised.
+        """Record an error for its candidates only; raise it if nothing has been done yet.
 
         Raises:
             Exception: The error.
@@ -118,8 +118,8 @@ class Job:
             torch.cuda.empty_cache()
 
 
-def make_all(job: Job, seeds: Sequence[int]) -> Generator[list[GeneratedImage], None, None]:
-    """Make every candidate to the end, a call at a time; each call's images leave memory with the caller's."""
+def make_all(job: GenerationJob, seeds: Sequence[int]) -> Generator[list[GeneratedImage], None, None]:
+    """Generate every candidate to the end, one call at a time; images are released with the caller's reference."""
     for chunk in job.chunks(seeds):
         before = job.counter.calls or 0
         try:
@@ -133,7 +133,7 @@ def make_all(job: Job, seeds: Sequence[int]) -> Generator[list[GeneratedImage], 
         yield images
 
 
-def _make(job: Job, chunk: tuple[int, ...]) -> list[GeneratedImage]:
+def _make(job: GenerationJob, chunk: tuple[int, ...]) -> list[GeneratedImage]:
     pipe = isolate(job.pipe)
     if job.arguments.get("output_type") == "latent":
         watch_latents(pipe, lambda latents, height, width: job.try_decoder(pipe, latents, height, width))
@@ -143,12 +143,12 @@ def _make(job: Job, chunk: tuple[int, ...]) -> list[GeneratedImage]:
 
 
 def make_pruned(
-    job: Job, seeds: Sequence[int], halving: SuccessiveHalving, keep: int
+    job: GenerationJob, seeds: Sequence[int], halving: SuccessiveHalving, keep: int
 ) -> Generator[list[GeneratedImage], None, None]:
-    """Advance all candidates from comparison to comparison, and finish those that are left, best first.
+    """Advance all candidates from comparison to comparison, and finish the remaining ones, best first.
 
     Yields:
-        Finished images; an empty list after every part of the work, so that the caller can stop in between.
+        Finished images; an empty list after every unit of work, so that the caller can stop in between.
     """
 
     def prepared(pipe: Any, latents: Tensor, height: int | None, width: int | None) -> None:
@@ -206,8 +206,8 @@ def make_pruned(
             call.drop()
 
 
-def _score_previews(job: Job, previews: list[Tensor]) -> list[float]:
-    """A score for each preview; NaN, which is worse than all, where it is not finite."""
+def _score_previews(job: GenerationJob, previews: list[Tensor]) -> list[float]:
+    """A score for each preview; NaN, which ranks last, if it is not finite."""
     finite = [bool(torch.isfinite(preview).all()) for preview in previews]
     scores = iter(job.score([preview for preview, fine in zip(previews, finite, strict=True) if fine]))
     job.previews += len(previews)
@@ -228,8 +228,8 @@ def _by_call(
     return chosen
 
 
-def _note_latents(job: Job, pipe: Any, into: list[Tensor]) -> dict[str, Any]:
-    """Arguments that keep the last step's latents in `into`; none where the pipeline has no such protocol."""
+def _note_latents(job: GenerationJob, pipe: Any, into: list[Tensor]) -> dict[str, Any]:
+    """Arguments that keep the last step's latents in `into`; none if the pipeline has no such protocol."""
     if not takes_callback(pipe):
         return {}
 
@@ -269,19 +269,19 @@ def images_of(output: Any) -> list[Any] | Tensor:
     )
 
 
-def _finish(job: Job, seeds: Sequence[int], output: Any, latents: Tensor | None) -> list[GeneratedImage]:
+def _finish(job: GenerationJob, seeds: Sequence[int], output: Any, latents: Tensor | None) -> list[GeneratedImage]:
     images = images_of(output)
     if len(images) != len(seeds):
         raise ValueError(
             f"expected {len(seeds)} image(s) from a call of {type(job.pipe).__name__}, got {len(images)}; "
-            "say how many are made at once with batch_size="
+            "say how many one call makes with batch_size="
         )
     scored: Any = images
     if job.arguments.get("output_type") == "latent":
         clean = torch.as_tensor(images) if isinstance(images, Tensor) else torch.stack(list(images))
         scored = job.decode(job.pipe, finite_latents(clean).get("latents", clean), check=False)
     finite = [True] * len(seeds) if latents is None or len(latents) != len(seeds) else are_finite(latents)
-    # A safety checker replaces what it finds by a black image: that is no image, and its score says nothing.
+    # A safety checker replaces what it finds by a black image, whose score means nothing.
     filtered = [bool(flag) for flag in (getattr(output, "nsfw_content_detected", None) or [False] * len(seeds))]
     flaws: list[tuple[Any, str | None]] = []
     frames = [frames_of(scored[i], job.video_frames) for i in range(len(seeds))]
@@ -312,7 +312,7 @@ def _finish(job: Job, seeds: Sequence[int], output: Any, latents: Tensor | None)
                 seed=seed,
                 score=score,
                 image=images[i],
-                picture=to_pil(best),
+                pil_image=to_pil(best),
                 latents=None if latents is None else latents[i],
                 flaw=flaw,
                 reason=reason,

@@ -1,4 +1,4 @@
-"""One adapter for whatever scores: a RaliScorer, or any callable from PIL images to numbers."""
+"""One adapter for all scorers: a RaliScorer, or any callable from PIL images to numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..content import has_content
-from ..images import to_picture, to_pixels
+from ..images import to_pil_image, to_pixels
 from ..scorer import RaliScorer
 
 ScoreImages: TypeAlias = Callable[[list[Any]], list[float]]
@@ -20,7 +20,7 @@ Scorer: TypeAlias = RaliScorer | Callable[[list[Image.Image]], Sequence[float]]
 def make_score_function(scorer: Scorer | None) -> ScoreImages:
     """A function from a list of images (PIL, arrays, tensors) to as many scores, higher is better.
 
-    An image that cannot be scored costs nothing but its own score, which is NaN.
+    An image that cannot be scored gets NaN and affects no other.
 
     Args:
         scorer: A `RaliScorer`; or a callable that takes a list of PIL images (a reward of `rali_core.rewards`, or
@@ -53,7 +53,7 @@ def check_scores(scores: Iterable[float], expected: int) -> list[float]:
 
 
 def shows_content(image: Any) -> bool:
-    """Whether there is anything to judge in a finished image, see `rali_core.content`; False for NaN pixels too."""
+    """Whether a finished image has content, see `rali_core.content`; False for NaN pixels too."""
     if not isinstance(image, Image.Image):
         values = torch.as_tensor(image)
         if values.is_floating_point() and not torch.isfinite(values).all():
@@ -62,9 +62,9 @@ def shows_content(image: Any) -> bool:
 
 
 def frames_of(image: Any, count: int) -> list[Any]:
-    """At most `count` frames, spread evenly, of a video: a list of images, or an array or tensor of one axis more.
+    """At most `count` frames, spread evenly, of a video: a list of images, or an array or tensor with one more axis.
 
-    An image is its own only frame.
+    An image counts as one frame.
     """
     if not isinstance(image, list | tuple) and getattr(image, "ndim", 0) != 4:
         return [image]
@@ -73,10 +73,10 @@ def frames_of(image: Any, count: int) -> list[Any]:
 
 
 def to_pil(image: Any) -> Image.Image:
-    """A PIL image as it is; an 8-bit RGB image of any other that `RaliScorer.score` takes, NaN pixels as black."""
+    """Any image that `RaliScorer.score` takes as 8-bit RGB, NaN pixels as black; PIL images unchanged."""
     if isinstance(image, Image.Image):
         return image
     values = torch.as_tensor(image)
     if values.is_floating_point():
         values = torch.nan_to_num(values.float(), nan=0.0, posinf=1.0, neginf=0.0)
-    return to_picture(values if isinstance(image, torch.Tensor) else values.numpy())
+    return to_pil_image(values if isinstance(image, torch.Tensor) else values.numpy())

@@ -1,4 +1,4 @@
-"""`best_of_n`: make n images from n seeds, keep the best."""
+"""`best_of_n`: generate n images from n seeds, keep the best."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .arguments import (
 from .latents import check_preview
 from .pruning import DenoiserCounter, SuccessiveHalving
 from .result import BestOfN, BestOfNReport, Candidate, Outcome, Stop
-from .rounds import GeneratedImage, Job, make_all, make_pruned
+from .rounds import GeneratedImage, GenerationJob, make_all, make_pruned
 from .scoring import Scorer, make_score_function
 
 
@@ -49,10 +49,10 @@ def best_of_n(
     video_frames: int = 16,
     **pipe_kwargs: Any,
 ) -> BestOfN:
-    """Make `n` images per prompt with a diffusers pipeline and keep the best.
+    """Generate `n` images per prompt with a diffusers pipeline and keep the best.
 
     Memory grows with `keep` and `batch_size`; with `prune` also with the suspended calls, each of which holds its
-    latents and text embeddings. Ctrl-C returns the best so far where there is one.
+    latents and text embeddings. Ctrl-C returns the best so far, if there is one.
 
     Args:
         pipe: Any text-to-image, image-to-image, inpainting or video pipeline; it is not changed.
@@ -63,30 +63,30 @@ def best_of_n(
         threshold: Stop a prompt's candidates once `keep` finished images reach this score.
         scorer: A `RaliScorer`, or a callable from a list of PIL images to as many numbers, higher is better; by
             default the bundled model.
-        prune: Compare candidates by their predicted pictures on the way and drop the weaker ones. With a batch size
-            over 1 only for pipelines whose batch can be made smaller while they run.
+        prune: Compare candidates by their denoised previews and drop the weaker ones. With a batch size over 1 only for
+            pipelines whose batch can shrink while they run.
         keep_latents: Keep the final latents of the kept images too.
-        exact: With a batch size over 1, make the kept images again alone: matrix products of another batch size round
-            otherwise, so that a seed alone could give an image that differs in the last bits (or, over many steps,
+        exact: With a batch size over 1, regenerate the kept images alone: matrix products round differently at another
+            batch size, so that a seed alone could give an image that differs in the last bits (or, over many steps,
             visibly). Costs `keep` more images.
-        progress: Called as progress(candidates done, candidates in all); returning False stops. By default a progress
+        progress: Called as progress(candidates done, all candidates); returning False stops. By default a progress
             bar on a terminal.
         generator_device: Where the seeds' noise is drawn, such as `"cuda"`; by default the CPU, where a seed means the
             same on every machine.
-        aggregate: Of a video pipeline: which figure over its frames is a video's score, see `rali_core.video`.
+        aggregate: For a video pipeline: which figure over its frames is a video's score, see `rali_core.video`.
         video_frames: How many of a video's frames are scored, spread evenly.
         pipe_kwargs: The pipeline's own arguments. A list of prompts gives the best per prompt. A
             `callback_on_step_end` of your own is called too, with the shallow copy that runs.
 
     Blank images (NaN latents, constant pixels) and images that the safety checker replaced are never kept. An error
-    in one call costs its candidates only, unless nothing has been made before it.
+    in one call affects its candidates only, unless nothing was generated before it.
 
     Returns:
-        The kept images, by prompt and best first; fewer than `keep` where flaws or a stop left fewer.
+        The kept images, by prompt and best first; fewer than `keep` if flaws or a stop left fewer.
 
     Raises:
         TypeError: Not a pipeline, or a scorer that cannot be called.
-        ValueError: An argument is out of range, or cannot go together with best-of-N; the message says which.
+        ValueError: An argument is out of range, or cannot be combined with best-of-N; the message says which.
         RuntimeError: No prompt has an image with a score; the message says why.
         KeyboardInterrupt: Ctrl-C before the first image was finished.
 
@@ -124,7 +124,7 @@ def best_of_n(
         tqdm(total=total, unit="image", desc="best of n", disable=None if progress is None else True) as bar,
     ):
         for prompt, arguments in enumerate(prompts):
-            job = Job(
+            job = GenerationJob(
                 pipe, arguments, score, counter, batch_size, callback, generator_device,
                 progressed=bool(kept), aggregate=aggregate, video_frames=video_frames,
             )  # fmt: skip
@@ -151,7 +151,7 @@ def best_of_n(
         scores=tuple(image.score for _, image in kept if image.score is not None),
         seeds=tuple(image.seed for _, image in kept),
         prompts=tuple(prompt for prompt, _ in kept),
-        pictures=tuple(image.picture for _, image in kept),
+        pil_images=tuple(image.pil_image for _, image in kept),
         latents=tuple(image.latents for _, image in kept if image.latents is not None) if keep_latents else None,
         report=BestOfNReport(
             candidates=tuple(candidates),
@@ -165,7 +165,7 @@ def best_of_n(
 
 
 def _tally(candidates: Sequence[Candidate]) -> str:
-    """What is wrong with candidates, most frequent first: `3 x no content: the image is blank`."""
+    """The flaws of candidates, most frequent first: `3 x no content: the image is blank`."""
     reasons = Counter(candidate.reason or candidate.outcome.replace("_", " ") for candidate in candidates)
     return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
 
@@ -191,15 +191,15 @@ def _batch_size(batch_size: int, per_prompt: int | None) -> int:
 
 
 class _Search:
-    """One prompt's candidates on their way; `best` holds the images worth keeping, best first."""
+    """The search of one prompt; `best` holds the images worth keeping, best first."""
 
-    def __init__(self, job: Job, seeds: tuple[int, ...], keep: int, threshold: float | None) -> None:
+    def __init__(self, job: GenerationJob, seeds: tuple[int, ...], keep: int, threshold: float | None) -> None:
         self._job, self._seeds, self._keep, self._threshold = job, seeds, keep, threshold
         self._finished: dict[int, tuple[float | None, Outcome | None, str | None]] = {}
         self.best: list[GeneratedImage] = []
 
     def run(self, prune: SuccessiveHalving | None, report: Callable[[int], bool]) -> Stop | None:
-        """Make the candidates; returns why it ended early, or None."""
+        """Generate the candidates; returns why it ended early, or None."""
         rounds: Generator[list[GeneratedImage], None, None] = (
             make_all(self._job, self._seeds)
             if prune is None
@@ -219,7 +219,7 @@ class _Search:
         return None
 
     def regenerate(self) -> Stop | None:
-        """Replace the kept images by what their seeds give alone; returns why it did not, or None."""
+        """Replace the kept images by those that their seeds give alone; returns why it did not, or None."""
         made = self.best
         alone = replace(self._job, batch_size=1, failed={}, progressed=True)
         again: list[GeneratedImage] = []
@@ -233,7 +233,7 @@ class _Search:
         return None
 
     def candidates(self, prompt: int) -> list[Candidate]:
-        """What became of each seed, in their order."""
+        """The outcome of each seed, in order."""
         kept = {image.seed for image in self.best}
         result = []
         for seed in self._seeds:

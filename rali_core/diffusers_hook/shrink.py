@@ -1,9 +1,9 @@
-"""Taking samples out of a running batch: tensors with guidance halves, scheduler state, generators.
+"""Takes samples out of a running batch: tensors with guidance halves, scheduler state, generators.
 
 Inside a pipeline's loop a callback can replace only what the pipeline reads back. The classes below read back
 everything that has a batch axis; others (Flux keeps its pooled embeddings and guidance to itself, inpainting its
 image latents and noise) do not, and are refused rather than guessed at: with `batch_size=1` every pipeline can be
-pruned, as then a candidate's whole call ends.
+pruned, because then a candidate's whole call ends.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def tensors_to_shrink(pipe: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
     """Names of the loop's tensors with a batch axis, for `callback_on_step_end_tensor_inputs`.
 
     Raises:
-        ValueError: This pipeline's loop, or this call of it, keeps a batch of its own.
+        ValueError: This pipeline's loop, or this call of it, keeps its own batch elsewhere.
     """
     remedy = "use batch_size=1, with which every pipeline can be pruned"
-    # The class itself: a subclass may have written a loop of its own.
+    # The class itself: a subclass may have its own loop.
     names = _SHRINKABLE.get(type(pipe).__name__)
     if names is None:
         raise ValueError(
@@ -59,7 +59,7 @@ def tensors_to_shrink(pipe: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
 
 
 def shrink_tensors(tensors: dict[str, Tensor], kept: list[int], batch: int) -> dict[str, Tensor]:
-    """Keep some samples of each tensor; one of twice the batch has a half for each side of the guidance.
+    """Keep some samples of each tensor; a tensor of twice the batch has one half for each side of the guidance.
 
     Raises:
         ValueError: A tensor's batch axis is neither `batch` nor twice that.
@@ -77,7 +77,7 @@ def shrink_tensors(tensors: dict[str, Tensor], kept: list[int], batch: int) -> d
 
 
 def shrink_scheduler(scheduler: Any, kept: list[int], shape: torch.Size) -> None:
-    """Keep some samples of everything that a scheduler remembers of earlier steps.
+    """Keep some samples of a scheduler's state from earlier steps.
 
     Multistep schedulers hold earlier outputs in the shape of the latents, in attributes or lists of them; their tables
     (sigmas, timesteps) are vectors and stay.
@@ -88,7 +88,7 @@ def shrink_scheduler(scheduler: Any, kept: list[int], shape: torch.Size) -> None
         shape: Shape of the latents before.
 
     Raises:
-        ValueError: It draws its noise in one piece for the batch.
+        ValueError: It draws the noise of the whole batch at once.
     """
     if getattr(scheduler, "noise_sampler", None) is not None:
         raise ValueError(f"{type(scheduler).__name__} draws noise for the whole batch; use batch_size=1")

@@ -1,4 +1,4 @@
-"""Step callbacks: what they share, and the score of the denoised preview at each step of one pipeline call."""
+"""Step callbacks: their base class, and the one that records the score of the denoised preview at each step."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class StepHook:
     Args:
         pipe: The pipeline that will be called, with the scheduler that it will be called with.
         vae: A cheaper decoder; by default the pipeline's.
-        height: Height in pixels for packed latents, where the pipeline does not tell it.
+        height: Height in pixels for packed latents, if the pipeline does not know it.
         width: Width, likewise.
 
     Attributes:
-        tensor_inputs: What diffusers hands to it at each step.
+        tensor_inputs: Names of the tensors that diffusers passes to it at each step.
 
     Raises:
         ValueError: A pipeline or scheduler without a known preview.
@@ -65,21 +65,22 @@ class StepHook:
             raise RuntimeError(f"use it in a block: `with {name}(pipe, ...) as callback:` around the pipeline's call")
         if "latents" not in tensors:
             raise RuntimeError("the callback needs latents: name them in callback_on_step_end_tensor_inputs")
-        # A MultiPipelineCallbacks hands what this returns to the next callback: all tensors, not only the changed.
+        # A MultiPipelineCallbacks passes what this returns to the next callback: all tensors, not only the changed
+        # ones.
         return {**tensors, **self.on_step(pipe, step, timestep, tensors["latents"], self._recorder.predicted())}
 
     def on_step(self, pipe: Any, step: int, timestep: Any, latents: Tensor, predicted: Tensor) -> dict[str, Any]:
-        """What to do after a step.
+        """Handle a step.
 
         Args:
             pipe: The running pipeline.
             step: 0-based.
             timestep: The scheduler's.
-            latents: What the step gave.
+            latents: The step's output.
             predicted: float32 clean latents that the denoiser expected before this step.
 
         Returns:
-            Tensors with which the pipeline continues instead of its own.
+            Tensors that the pipeline continues with instead of its own.
         """
         raise NotImplementedError
 
@@ -91,7 +92,7 @@ class StepHook:
         )
 
     def _on_prepared(self, latents: Tensor, height: int | None, width: int | None) -> None:
-        """Decode the first noise, so that what cannot be decoded is known before a step is paid for."""
+        """Decode the first noise, so that a decoding error comes before the first denoising step."""
         first, self._prepared = self._prepared is None, (height, width)
         if first:
             with torch.no_grad():
@@ -114,21 +115,21 @@ class StepScores:
 
 
 class RaliStepCallback(StepHook):
-    """Records the score per step, and can end the run.
+    """Records the score per step, and can stop the run.
 
     Args:
         pipe: The pipeline that will be called.
         scorer: A `RaliScorer` or a callable on a list of PIL images; by default the bundled model.
         every: Score after every so many steps, and after the last.
         stop: Called with each `StepScores`; returning True ends the run there, and the pipeline returns that
-            step's denoised preview. The steps after it cost nothing.
+            step's denoised preview. The remaining steps are skipped.
         vae: A cheaper decoder, such as an `AutoencoderTiny`; by default the pipeline's.
-        height: Height in pixels for packed latents, where the pipeline does not tell it.
+        height: Height in pixels for packed latents, if the pipeline does not know it.
         width: Width, likewise.
 
     Attributes:
-        history: What was recorded in the last run, in order.
-        stopped: True where `stop` ended it.
+        history: The scores of the last run, in order.
+        stopped: True if `stop` ended it.
 
     Raises:
         ValueError: `every` is less than 1, or there is no denoised preview for this pipeline or scheduler.
@@ -159,7 +160,7 @@ class RaliStepCallback(StepHook):
         self.stopped = False
 
     def on_step(self, pipe: Any, step: int, timestep: Any, latents: Tensor, predicted: Tensor) -> dict[str, Any]:
-        """Score, record, and stop where asked to."""
+        """Score, record, and stop if asked to."""
         if step == 0:
             self.history.clear()
             self.stopped = False
@@ -176,5 +177,5 @@ class RaliStepCallback(StepHook):
             raise RuntimeError(f"{type(pipe).__name__} cannot be stopped: it has no `interrupt`")
         pipe._interrupt = True  # diffusers' documented way to end a call; the remaining steps are skipped
         self.stopped = True
-        # The pipeline decodes what it holds now: half-noisy latents would be no picture.
+        # The pipeline decodes what it holds now: half-noisy latents would be no image.
         return {"latents": predicted.to(latents.dtype)}

@@ -1,8 +1,8 @@
 """One pipeline call that can be suspended between two steps.
 
 Pruning compares candidates in the middle of their calls. A call's state lives in the local variables of the
-pipeline's `__call__`, which no callback can save and restore for every pipeline class; so each call runs in a thread
-of its own that waits inside its callback. Exactly one thread computes at any time, on a shallow copy of the pipeline
+pipeline's `__call__`, which no callback can save and restore for every pipeline class; so each call runs in its own
+thread, which waits inside its callback. Exactly one thread computes at any time, on a shallow copy of the pipeline
 with its own scheduler, hence nothing depends on timing and every call computes what it would compute alone.
 """
 
@@ -24,7 +24,7 @@ from .shrink import shrink_generators, shrink_scheduler, shrink_tensors, tensors
 
 
 class _Dropped(BaseException):
-    """Ends a call from inside its callback; not an Exception, so that no pipeline's own handler takes it."""
+    """Ends a call from inside its callback; not an Exception, so that no pipeline's handler catches it."""
 
 
 class SuspendedCall:
@@ -34,8 +34,8 @@ class SuspendedCall:
         pipe: The caller's pipeline; never changed.
         arguments: The call's arguments for one prompt, see `complete_call`.
         seeds: One per image.
-        rungs: From the number of steps to the 0-based steps after which to stop.
-        prepared: Called with (pipeline, latents, height, width) before the first step; what it raises ends the call.
+        rungs: Function from the number of steps to the 0-based steps after which to stop.
+        prepared: Called with (pipeline, latents, height, width) before the first step; an exception ends the call.
         preview: From (pipeline, predicted clean latents) to (B, 3, H, W) pixels, which may hold NaN.
         counter: Counts the denoiser's calls, of this call and of others.
         callback: The caller's own `callback_on_step_end`.
@@ -92,10 +92,10 @@ class SuspendedCall:
         """Compute up to the next rung, or to the end.
 
         Args:
-            kept: 0-based positions in `seeds` that go on; None for all.
+            kept: 0-based positions in `seeds` that continue; None for all.
 
         Raises:
-            Exception: Whatever the pipeline raised.
+            Exception: Any exception of the pipeline.
         """
         self._kept = list(range(len(self.seeds))) if kept is None else kept
         self._counted = self._counter.calls or 0
@@ -111,7 +111,7 @@ class SuspendedCall:
             raise failure
 
     def drop(self) -> None:
-        """End the call at its present or next step; does nothing where it has ended."""
+        """End the call at its current or next step; does nothing if it has ended."""
         self._dropping = True
         if self._thread is not None:
             self._go.release()
@@ -131,7 +131,7 @@ class SuspendedCall:
             self.latents = None if self._last is None else self._last.detach().cpu()
         except _Dropped:
             if hasattr(self._pipe, "maybe_free_model_hooks"):
-                self._pipe.maybe_free_model_hooks()  # what the pipeline does at its own end, for CPU offload
+                self._pipe.maybe_free_model_hooks()  # what the pipeline does at its end, for CPU offload
         except BaseException as error:
             self._failure = error
         finally:
@@ -180,12 +180,12 @@ class SuspendedCall:
 
 
 def are_finite(latents: Tensor) -> list[bool]:
-    """Of each sample, whether all its values are finite."""
+    """For each sample, whether all its values are finite."""
     return torch.isfinite(latents).flatten(1).all(dim=1).tolist()
 
 
 def finite_latents(latents: Tensor) -> dict[str, Any]:
-    """`{"latents": ...}` with zeros for samples that are not finite; empty where all are.
+    """`{"latents": ...}` with zeros for samples that are not finite; empty if all are.
 
     A pipeline would decode NaN to a black image with a warning; such samples are reported as without content instead.
     """

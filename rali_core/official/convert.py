@@ -15,7 +15,7 @@ from .write import ProgressCallback, split_progress, write_entries
 CONVERTER = f"rali-score {__version__}"
 LICENCE_NOTE = (
     "Apache-2.0 is the licence of the authors' code (bytedance/Q-Insight); the page that the weights were downloaded "
-    "from says what holds for them"
+    "from states their licence"
 )
 
 
@@ -49,7 +49,7 @@ def convert(
     Args:
         release_dir: The folder with `ckpt.pt`, `pca.pkl`, `basis.npz` and `best/`.
         output: The file to write; must end in `.safetensors`. An existing one is replaced once the new one is whole.
-        dtype: Of the tower; the head is always float32.
+        dtype: Of the encoder; the head is always float32.
         origin: Where the release was downloaded from, for the file's metadata.
         progress: Called with (done, total): every tensor counts twice, once when it was checked and once when it was
             written.

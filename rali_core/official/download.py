@@ -1,8 +1,8 @@
 """The authors' release from the hub: into the user's cache or a given folder, each file checked by its hash.
 
-The transfer is huggingface_hub's: it shows progress, obeys `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HOME`, takes up a
-connection that was cut where it stopped, and keeps whole files for the next try. It does not compare hashes, so this
-module does. PyTorch is not imported here.
+The transfer is huggingface_hub's: it shows progress, obeys `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_HOME`, resumes
+a connection that was cut, and keeps whole files for the next attempt. It does not verify
+hashes, so this module does. PyTorch is not imported here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import files
 
 REPOSITORY, FOLDER = "ByteDance/Q-Insight", "RALI"
 ATTEMPTS = 3
-"""How often a transfer that broke off is started again, besides the hub client's own retries."""
+"""Attempts at a transfer that breaks off, besides the hub client's own retries."""
 
 PAUSE_SECONDS = 1.0
 NETWORK_PACKAGES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
@@ -40,7 +40,7 @@ class Downloaded:
 
     Attributes:
         folder: Holds `ckpt.pt` and the other files.
-        revision: The repository's commit, 40 hexadecimal digits; None where only the hub could have told it.
+        revision: The repository's commit, 40 hexadecimal digits; None where only the hub could have said it.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ def download(
     folder: str | os.PathLike[str] | None = None,
     *,
     revision: str = "main",
-    with_tower_weights: bool = False,
+    with_encoder_weights: bool = False,
     report: Callable[[str], object] = str,
 ) -> Downloaded:
     """Download the release, or find it where it is complete already.
@@ -73,19 +73,21 @@ def download(
     Args:
         folder: Where to put it, as `folder/RALI`; by default the hub client's cache.
         revision: Branch, tag or commit.
-        with_tower_weights: Also the weights in `best/`, which only a `ckpt.pt` without a tower needs.
+        with_encoder_weights: Also the weights in `best/`, which only a `ckpt.pt` without an encoder needs.
         report: Called with a line about each step that takes its time.
 
     Returns:
         Where it lies.
 
     Raises:
-        DownloadError: No connection, no such repository or file, a wrong hash, no room, no permission; no file under
+        DownloadError: No connection, no such repository or file, a wrong hash, no space, no permission; no file under
             its final name is incomplete.
     """
     from huggingface_hub import constants, snapshot_download
 
-    patterns = [f"{FOLDER}/{name}" for name in (*files.REQUIRED, *(files.TOWER_WEIGHTS if with_tower_weights else ()))]
+    patterns = [
+        f"{FOLDER}/{name}" for name in (*files.REQUIRED, *(files.ENCODER_WEIGHTS if with_encoder_weights else ()))
+    ]
     target = Path(folder).expanduser() if folder is not None else None
     place = target or Path(constants.HF_HUB_CACHE)
     remote: dict[str, _Remote] | None = None
@@ -188,7 +190,7 @@ def _explain(error: Exception, place: Path) -> DownloadError:
 
 
 def _check_room(place: Path, target: Path | None, remote: dict[str, _Remote]) -> None:
-    """Find out before the transfer, not at its end, that the disk is too small for what is still to come."""
+    """Find out before the transfer, not at its end, that the disk has too little space for it."""
     from huggingface_hub import try_to_load_from_cache
 
     needed = 0

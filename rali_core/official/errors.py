@@ -1,4 +1,4 @@
-"""How a release that cannot be used is refused."""
+"""The error for a release that cannot be used."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def install_official(
 
     Args:
         folder: Where to put release and model file; by default the hub client's cache and `rali` beside it.
-        dtype: Of the tower.
+        dtype: Of the encoder.
         revision: Branch, tag or commit of the release.
         report: Called with a line about each step.
         progress: Of the conversion; see `convert`.
@@ -45,8 +45,8 @@ def install_official(
     """
     target = Path(folder).expanduser().absolute() if folder is not None else None
     downloaded = download(target, revision=revision, report=report)
-    if not _holds_tower(downloaded.folder):
-        downloaded = download(target, revision=revision, with_tower_weights=True, report=report)
+    if not _holds_encoder(downloaded.folder):
+        downloaded = download(target, revision=revision, with_encoder_weights=True, report=report)
     output = (target or cache_folder()) / OFFICIAL_FILE
     if _is_current(output, downloaded, dtype):
         report(f"{output} is up to date")
@@ -63,11 +63,11 @@ def install_official(
     return output
 
 
-def _holds_tower(release: Path) -> bool:
+def _holds_encoder(release: Path) -> bool:
     try:
         state = load_torch_file(release / files.CHECKPOINT).get("state_dict")
     except ReleaseError:
-        return True  # the conversion will say what is wrong; more files would not help
+        return True  # the conversion reports what is wrong; more files would not help
     return isinstance(state, dict) and any(str(name).startswith("clip.") for name in state)
 
 

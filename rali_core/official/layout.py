@@ -1,4 +1,4 @@
-"""Where a release keeps its files, and what its two JSON files say about the tower and its input."""
+"""Where a release keeps its files, and what its two JSON files say about the encoder and its input."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ BICUBIC = 3
 
 @dataclass(frozen=True)
 class Architecture:
-    """The tower as `best/` describes it.
+    """The encoder as `best/` describes it.
 
     Attributes:
-        encoder: The same tower for open_clip.
+        encoder: Its configuration for open_clip.
         preprocess: Size and normalisation of its input.
         intermediate: Width of the hidden layer of each MLP.
     """
@@ -91,7 +91,7 @@ def read_architecture(release: Path, problems: list[str]) -> Architecture | None
     preprocess = _collect(release, PROCESSOR_CONFIG, _parse_processor, problems)
     if encoder is not None and preprocess is not None and encoder.image_size != preprocess.image_size:
         problems.append(
-            f"best/: the tower takes {encoder.image_size} pixels, the image processor makes {preprocess.image_size}"
+            f"best/: the encoder takes {encoder.image_size} pixels, the image processor makes {preprocess.image_size}"
         )
     if encoder is None or preprocess is None or len(problems) > before:
         return None
@@ -177,7 +177,7 @@ def _parse_processor(values: dict[str, Any], problems: list[str]) -> PreprocessC
     elif not all(isinstance(value, int | float) and math.isfinite(value) for value in (*mean, *std)):
         problems.append(f"image_mean and image_std: expected finite numbers, got {mean!r} and {std!r}")
         mean, std = [0.0] * 3, [1.0] * 3
-    # The official recipe resizes 8-bit pictures with Pillow.
+    # The official recipe resizes 8-bit images with Pillow.
     return PreprocessConfig(size, tuple(mean), tuple(std), eight_bit=True)  # type: ignore[arg-type]  # it checks both
 
 

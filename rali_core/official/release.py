@@ -1,4 +1,4 @@
-"""Reads a release and says which tensor of our file comes from where, or lists everything that is wrong with it."""
+"""Reads a release and maps its tensors to those of the model file, or lists everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..checkpoint import CheckpointError, ModelInfo
 from ..files import hash_file
 from ..model import RaliModel
 from . import files
+from .clip_mapping import check_tensor, check_values, is_dropped, map_encoder
 from .errors import ReleaseError, describe
 from .layout import Architecture, find_release, read_architecture
 from .pca_file import PcaRecord, read_pca
 from .tensor_files import load_safetensors, load_torch_file, read_basis
-from .tower import check_tensor, check_values, is_dropped, map_tower
 from .write import Entry, ProgressCallback
 
 DtypeName = Literal["float16", "bfloat16", "float32"]
@@ -76,7 +76,7 @@ def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: Progre
 
     Args:
         folder: Holds `ckpt.pt`, `pca.pkl`, `basis.npz` and `best/`; or `RALI/` with these.
-        dtype: Of the tower in the model file.
+        dtype: Of the encoder in the model file.
         progress: Called after each tensor whose values were checked, with (done, total).
 
     Raises:
@@ -86,7 +86,7 @@ def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: Progre
     """
     folder = find_release(folder)
     problems = [f"{name}: missing" for name in files.REQUIRED if not (folder / name).is_file()]
-    tower_dtype = getattr(torch, dtype)
+    encoder_dtype = getattr(torch, dtype)
 
     def load(name: str, read: Callable[[Path], T]) -> T | None:
         if not (folder / name).is_file():
@@ -110,20 +110,20 @@ def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: Progre
     clip, scorer = state
     used = [*files.REQUIRED]
     dropped = {}
-    weights = next((name for name in files.TOWER_WEIGHTS if (folder / name).is_file()), None)
+    weights = next((name for name in files.ENCODER_WEIGHTS if (folder / name).is_file()), None)
     if not clip and weights is not None:
         loaded = load(weights, load_safetensors if weights.endswith(".safetensors") else load_torch_file)
         clip = loaded if loaded is not None else {}
         used.append(weights)
     elif weights is not None:
-        dropped[weights] = "the tower in ckpt.pt counts"
+        dropped[weights] = "the encoder in ckpt.pt counts"
     if not clip:
-        names = " or ".join(files.TOWER_WEIGHTS)
-        problems.append(f"{files.CHECKPOINT}: holds no clip.* tensors, and no {names} gives the tower instead")
+        names = " or ".join(files.ENCODER_WEIGHTS)
+        problems.append(f"{files.CHECKPOINT}: holds no clip.* tensors, and no {names} gives the encoder instead")
         raise ReleaseError(describe(f"the release in {folder} cannot be used", problems))
     where = f"{weights}: " if weights in used else f"{files.CHECKPOINT}: clip."
     entries = [
-        *_plan_tower(architecture, clip, tower_dtype, where, problems),
+        *_plan_encoder(architecture, clip, encoder_dtype, where, problems),
         *_plan_head(architecture, scorer, pca, basis, problems),
     ]
     if not problems:
@@ -158,12 +158,12 @@ def _split_state(loaded: dict[str, Any] | None, problems: list[str]) -> tuple[Ma
     return clip, scorer
 
 
-def _plan_tower(
+def _plan_encoder(
     architecture: Architecture, clip: Mapping[str, Any], dtype: torch.dtype, where: str, problems: list[str]
 ) -> Iterable[Entry]:
     known: set[str] = set()
     entries = []
-    for mapped in map_tower(architecture):
+    for mapped in map_encoder(architecture):
         known.update(mapped.sources)
         for name in mapped.sources:
             problem = check_tensor(clip[name], mapped.shape) if name in clip else f"missing, shape {mapped.shape}"
@@ -199,7 +199,7 @@ def _plan_head(
         "logit_scale": (),
     }
     if pca.mean.shape != (embed,):
-        problems.append(f"{files.PCA}: mean_: expected {(embed,)}, the tower's output, got {pca.mean.shape}")
+        problems.append(f"{files.PCA}: mean_: expected {(embed,)}, the encoder's output, got {pca.mean.shape}")
     if pca.components_shape not in (None, (dimension, embed)):
         problems.append(f"{files.PCA}: components_: expected {(dimension, embed)}, got {pca.components_shape}")
     mean = torch.from_numpy(pca.mean)
@@ -229,7 +229,7 @@ def _check_values(entries: Sequence[Entry], problems: list[str], progress: Progr
 
 
 def _check_against_model(architecture: Architecture, entries: Iterable[Entry]) -> None:
-    """Our own tower must ask for exactly these tensors; if not, this version of open_clip builds another one."""
+    """Our encoder must have exactly these tensors; if not, this version of open_clip builds a different one."""
     shapes = {entry.name: entry.shape for entry in entries}
     with torch.device("meta"):
         model = RaliModel(
@@ -242,6 +242,6 @@ def _check_against_model(architecture: Architecture, entries: Iterable[Entry]) -
     if wanted != shapes:
         different = sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
         raise CheckpointError(
-            f"open_clip builds a tower that does not fit these tensors: {', '.join(different[:20])}; "
+            f"open_clip builds a encoder that does not fit these tensors: {', '.join(different[:20])}; "
             "another version of open_clip_torch may be needed"
         )

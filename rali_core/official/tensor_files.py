@@ -1,7 +1,7 @@
 """The release's tensors: `ckpt.pt`, `basis.npz` and the weights in `best/`, mapped from disk.
 
 PyTorch files are opened with `weights_only=True`, and only after their zip directory was found harmless: no entry is
-compressed (what would let a small file fill the memory), none points outside, and none is TorchScript.
+compressed (which would let a small file fill the memory), none points outside, and none is TorchScript.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_zip(path: Path) -> list[zipfile.ZipInfo]:
             file.seek(0)
             magic, entries = file.read(4), archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError) as error:
-        raise ReleaseError(f"not a zip file, or a damaged or half downloaded one ({error})") from error
+        raise ReleaseError(f"not a zip file, or a damaged or incompletely downloaded one ({error})") from error
     if magic != b"PK\x03\x04":
         raise ReleaseError("not a zip file from its first byte on")
     for entry in entries:
@@ -68,7 +68,7 @@ def load_torch_file(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # a damaged file makes torch raise whatever comes up while it reads
+    except Exception as error:  # a damaged file makes torch raise any kind of exception
         raise ReleaseError(f"refused or damaged: {type(error).__name__}: {_reason(error)}") from error
     if not isinstance(loaded, dict):
         raise ReleaseError(f"expected a dictionary, got {type(loaded).__name__}")

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from ..checkpoint import read_metadata
+from ..lazy import renamed_attribute
 from .download import FOLDER, REPOSITORY
 from .errors import ReleaseError, describe
 from .files import CHECKPOINT
@@ -22,18 +23,20 @@ class Verification:
     """What was compared; all of it was equal.
 
     Attributes:
-        tower_tensors: Tensors of the image tower, each equal to the release's rounded to the file's dtype.
+        encoder_tensors: Tensors of the image encoder, each equal to the release's rounded to the file's dtype.
         head_tensors: Tensors of the head, each equal to the release's.
-        dtype: The tower's dtype in the file.
-        largest_rounding: Largest difference between a tower weight in the file and in the release.
+        dtype: The encoder's dtype in the file.
+        largest_rounding: Largest difference between a encoder weight in the file and in the release.
         files: SHA-256 of the release's files, equal to those that the model file names.
     """
 
-    tower_tensors: int
+    encoder_tensors: int
     head_tensors: int
     dtype: str
     largest_rounding: float
     files: dict[str, str]
+
+    tower_tensors = renamed_attribute("tower_tensors", "encoder_tensors")
 
 
 def verify(
@@ -65,7 +68,7 @@ def verify(
     if not isinstance(hashes, dict):
         raise ReleaseError(f"{path} does not say that it was converted from a release (name: {metadata.get('name')!r})")
     checked, compared = split_progress(progress)
-    release = read_release(Path(release_dir), _tower_dtype(path), progress=checked)
+    release = read_release(Path(release_dir), _encoder_dtype(path), progress=checked)
     found = release.hash_sources()
     problems = [
         f"{name}: the file was made from SHA-256 {hashes.get(name)}, here is {found.get(name)}"
@@ -105,17 +108,17 @@ def verify(
                 largest = max(largest, float((ours.double() - theirs.double()).abs().max()))
     if problems:
         raise ReleaseError(describe(f"{path} differs from the release in {release.folder}", problems))
-    tower = sum(entry.name.startswith("encoder.") for entry in release.entries)
-    return Verification(tower, len(release.entries) - tower, " and ".join(sorted(dtypes)), largest, found)
+    encoder = sum(entry.name.startswith("encoder.") for entry in release.entries)
+    return Verification(encoder, len(release.entries) - encoder, " and ".join(sorted(dtypes)), largest, found)
 
 
-def _tower_dtype(path: Path) -> DtypeName:
-    """The dtype of the file's first tower tensor; all others are compared with what they are stored in."""
+def _encoder_dtype(path: Path) -> DtypeName:
+    """The dtype of the file's first encoder tensor; all others are compared with what they are stored in."""
     names: dict[str, DtypeName] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
     with safe_open(path, framework="pt") as file:
         code = next((file.get_slice(name).get_dtype() for name in file.keys() if name.startswith("encoder.")), None)  # noqa: SIM118
     if code not in names:
-        raise ReleaseError(f"{path}: expected a tower in float16, bfloat16 or float32, got {code or 'none'}")
+        raise ReleaseError(f"{path}: expected an encoder in float16, bfloat16 or float32, got {code or 'none'}")
     return names[code]
 
 
@@ -140,5 +143,5 @@ def locate_release(model_file: Path) -> Path:
             return Path(found).parent
     raise FileNotFoundError(
         f"the release that {model_file} was made from is neither beside it nor in the cache: name its folder, "
-        f"`rali verify {model_file} RELEASE_DIR`"
+        f"`rali convert --check {model_file} RELEASE_DIR`"
     )

@@ -27,7 +27,7 @@ class Entry:
     Attributes:
         name: Its name there.
         shape: Its shape.
-        dtype: Its dtype there: the tower's as chosen, the head's always float32.
+        dtype: Its dtype there: the encoder's as chosen, the head's always float32.
         make: Reads it from the release, in the dtype that it has there.
     """
 
@@ -82,7 +82,7 @@ def write_entries(
 
 
 def split_progress(progress: ProgressCallback | None) -> tuple[ProgressCallback | None, ProgressCallback | None]:
-    """For two passes over the same items that are reported as one, twice as long."""
+    """Split a callback between two passes over the same items, reported as one of twice the length."""
     if progress is None:
         return None, None
     return lambda done, total: progress(done, 2 * total), lambda done, total: progress(total + done, 2 * total)

@@ -9,8 +9,8 @@
 | tt-scale-flux | `ScaleFluxVerifier` | `score(prepare_inputs(images, prompts))` |
 | torchmetrics | `RaliImageQuality` | `update(images)`, `compute()` |
 
-A score says nothing about the prompt, and any reward that is optimised long enough is cheated: combine it with others
-(`CombinedReward`), clip it (`Clip`), rank it within the batch (`Ranks`), and look at the pictures.
+A score says nothing about the prompt, and any reward that is optimised for long enough is hacked: combine it with
+others (`CombinedReward`), clip it (`Clip`), rank it within the batch (`Ranks`), and look at the images.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ class CombinedReward:
 
     Attributes:
         rewards: By name, each with its weight; each is called as `reward(images)` and gives a number per image.
-        normalise: What is done to each reward's batch before it is weighted: `"none"` where all share a scale (then
+        normalise: How each reward's batch is normalised before it is weighted: `"none"` where all share a scale (then
             the sum is absolute); `"standardise"` or `"ranks"` where they do not.
-        on_error: What an image does for which a reward is not finite: `"raise"`, or its sum is NaN (`"nan"`) or this
-            number. It takes no part in the normalisation.
+        on_error: How to handle an image with a reward that is not finite: `"raise"`; or its sum is NaN (`"nan"`) or
+            this number, and it is left out of the normalisation.
 
     Raises:
         ValueError: No reward, a weight that is not finite, or an unknown normalisation.

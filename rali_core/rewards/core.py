@@ -1,4 +1,4 @@
-"""The reward itself: images in whatever form a trainer holds them, to one number each."""
+"""The reward itself: images in any form that a trainer holds, to one number each."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class RaliReward:
 
     Args:
         model: None for the bundled model, a model's name or file, or a `RaliScorer`.
-        device: Where to compute; by default the GPU where there is one. Not with a `RaliScorer`, which has its own.
-        dtype: Of the image tower. Likewise.
+        device: Where to compute; by default the GPU, if there is one. Not with a `RaliScorer`, which has its own.
+        dtype: Of the image encoder. Likewise.
         batch_size: Crops per forward pass. Likewise.
         coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own. Likewise.
         transforms: Applied in order to the scores of each call, see `transforms`.
-        on_error: What a bad sample does (an unreadable file, NaN or out-of-range pixels). `"raise"` (default) ends the
-            call; a number is the sample's reward; `"nan"` lets the trainer mask it. With either, a line in the log
-            `rali` names the sample, and the others are rewarded as if it were not there. A blank image is no bad
+        on_error: How to handle a bad sample (an unreadable file, NaN or out-of-range pixels). `"raise"` (default) ends
+            the call; a number is the sample's reward; `"nan"` lets the trainer mask it. With either, a line in the log
+            `rali` names the sample, and the others are rewarded as if it were absent. A blank image is not a bad
             sample: it gets the lowest score, `content.NO_CONTENT_SCORE`.
 
     Raises:
-        ValueError: A setting that the given scorer has already, or another `on_error`.
+        ValueError: A setting that the given scorer already has, or an invalid `on_error`.
 
     Examples:
         >>> from PIL import Image
@@ -80,7 +80,7 @@ class RaliReward:
 
     @property
     def scorer(self) -> RaliScorer:
-        """The scorer; loaded when it is first asked for.
+        """The scorer; loaded at first use.
 
         Raises:
             FileNotFoundError, CheckpointError: As for `RaliScorer.from_pretrained`.
@@ -109,7 +109,7 @@ class RaliReward:
     def tensor(self, images: Images) -> Tensor:
         """As `__call__`, as (N,) float32 on the CPU."""
         scorer = self.scorer
-        # Under a trainer's autocast the score would depend on its precision.
+        # Under a trainer's autocast the score would depend on the trainer's precision.
         with torch.autocast(scorer.device.type, enabled=False):
             result = scorer.score(images, on_error="raise" if self.on_error == "raise" else "record")
         for index, (score, error) in enumerate(zip(result.scores, result.errors, strict=True)):
@@ -163,7 +163,7 @@ def make_reward(
     transforms: Sequence[Transform] = (),
     on_error: OnBadSample | None = None,
 ) -> RaliReward:
-    """The reward behind an adapter: the given one, or a new one.
+    """The reward of an adapter: the given one, or a new one.
 
     Raises:
         ValueError: Settings beside a reward that has its own.

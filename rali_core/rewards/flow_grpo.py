@@ -2,7 +2,7 @@
 
 Its `rewards.multi_score(device, {"rali": 1.0})` looks a name up in a dictionary of factories, hands the factory the
 device where the factory has an argument of that name, and calls what comes back as
-`fn(images, prompts, metadata) -> (scores, info)`. So one line there is all: `"rali": flow_grpo_score,`.
+`fn(images, prompts, metadata) -> (scores, info)`. So one line there is enough: `"rali": flow_grpo_score,`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class FlowGrpoReward:
     """`fn(images, prompts, metadata) -> (scores, info)`; picklable, and may be called from a thread pool.
 
     Args:
-        reward: The reward behind it.
+        reward: The reward that it adapts.
     """
 
     def __init__(self, reward: RaliReward) -> None:
@@ -38,14 +38,14 @@ class FlowGrpoReward:
 
         Args:
             images: (N, 3, H, W) float tensor in [0, 1], or (N, H, W, 3) uint8 array.
-            prompts: N prompts; not looked at, as the score knows no prompt.
-            metadata: Not looked at.
+            prompts: N prompts; ignored, because the score does not depend on the prompt.
+            metadata: Ignored.
 
         Returns:
             N rewards, and an empty dictionary.
 
         Raises:
-            ValueError: Images of another form, or not as many as prompts.
+            ValueError: Images of another form, or a different number of prompts.
         """
         del metadata
         if images.ndim != 4:
@@ -62,12 +62,12 @@ def flow_grpo_score(
     transforms: Sequence[Transform] = (),
     on_error: OnBadSample | None = None,
 ) -> FlowGrpoReward:
-    """The factory that goes into flow_grpo's dictionary of rewards.
+    """The factory for flow_grpo's dictionary of rewards.
 
     Args:
         device: Where to score; flow_grpo gives its accelerator's device.
         model: As for `RaliReward`.
         transforms: Applied to each batch's scores.
-        on_error: What a bad sample does, as for `RaliReward`.
+        on_error: How to handle a bad sample, as for `RaliReward`.
     """
     return FlowGrpoReward(make_reward(model, device=device, transforms=transforms, on_error=on_error))

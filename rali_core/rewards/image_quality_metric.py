@@ -26,13 +26,13 @@ UNITS = 2**32
 class RaliImageQuality(Metric):
     """The mean score of all images so far.
 
-    Two whole numbers are kept, the scores' sum in units of 2^-32 and their count, so that processes can be joined in
-    any order and of any sizes (DDP), on any device.
+    The state is two integers, the scores' sum in units of 2^-32 and their count, so that processes (DDP) can be
+    reduced in any order, on any device.
 
     Args:
         model: As for `RaliReward`.
         device: Where to score, as for `RaliReward`; the metric's own `.to()` moves its sums only.
-        on_error: What a bad sample does, as for `RaliReward`; with `"nan"` it is not counted.
+        on_error: How to handle a bad sample, as for `RaliReward`; with `"nan"` it is not counted.
         kwargs: torchmetrics' own settings.
 
     Examples:
@@ -58,7 +58,7 @@ class RaliImageQuality(Metric):
     ) -> None:
         super().__init__(**kwargs)
         self._reward = make_reward(model, device=device, on_error=on_error)
-        # Whole numbers: the mean must not depend on how the images were spread over batches and processes, and
+        # Integers: the mean must not depend on how the images were spread over batches and processes, and
         # float64 does not exist on every device.
         self.add_state("total", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("count", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")

@@ -15,16 +15,16 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 class RaliLoss(nn.Module):
-    """1 - score, or the part of the score that is missing to a target.
+    """1 - score, or the shortfall of the score below a target.
 
     The model's weights are frozen: a gradient reaches the pixels, and whatever made them, but never the scorer. A blank
-    image (see `content`) counts with the score `NO_CONTENT_SCORE`, never with the model's guess; its gradient is the
+    image (see `content`) counts with the score `NO_CONTENT_SCORE`, not with the model's output; its gradient is the
     model's.
 
     Args:
         model: `RaliScorer.from_pretrained().model`.
         target: None for `1 - score`; a score for `max(0, target - score)`, which is 0 with zero gradient once the
-            target is reached, so that nothing is gained by going further.
+            target is reached, so there is no incentive to go further.
         reduction: `"mean"`, `"sum"` or `"none"` over the batch.
         coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own.
 
@@ -55,7 +55,7 @@ class RaliLoss(nn.Module):
         self.coverage: Coverage | None = coverage
 
     def train(self, mode: bool = True) -> RaliLoss:
-        """The scorer stays in evaluation mode whatever the loss's owner is in: its scores must not change."""
+        """Keep the scorer in evaluation mode, whatever the mode of the loss's owner: its scores must not change."""
         super().train(mode)
         self.model.eval()
         return self

@@ -1,6 +1,6 @@
 """A reward loss for ReNO (`ExplainableML/ReNO`, Eyring et al. 2024), which optimises the initial noise.
 
-Its trainer resizes and crops the picture to 224 pixels, normalises it with CLIP's mean and standard deviation, and
+Its trainer resizes and crops the image to 224 pixels, normalises it with CLIP's mean and standard deviation, and
 calls each loss as `loss(image, prompt)`; it reads `.name` and multiplies by `.weighting` itself.
 """
 
@@ -21,18 +21,18 @@ RenoInput = Literal["clip", "pixels"]
 
 
 class RenoLoss:
-    """`loss(image, prompt) -> scalar tensor`: 1 - score, or what is missing to a target.
+    """`loss(image, prompt) -> scalar tensor`: 1 - score, or the shortfall below a target.
 
     Args:
         weighting: What ReNO multiplies the loss by.
         model: As for `RaliReward`.
         device: As for `RaliReward`.
-        target: None, or the score from which on the loss is 0.
+        target: None, or the score at which the loss becomes 0.
         image_input: `"clip"` for images as ReNO gives them, normalised with CLIP's constants; `"pixels"` for [0, 1].
-        on_error: What a bad sample does, as for `RaliReward`; with `"nan"` it is left out of the mean.
+        on_error: How to handle a bad sample, as for `RaliReward`; with `"nan"` it is left out of the mean.
 
     Attributes:
-        name: Under which ReNO logs it.
+        name: The name that ReNO logs it under.
         weighting: As given.
 
     Raises:
@@ -62,7 +62,7 @@ class RenoLoss:
 
         Args:
             image: (B, 3, H, W).
-            prompt: Not looked at, as the score knows no prompt.
+            prompt: Ignored, because the score does not depend on the prompt.
 
         Raises:
             TypeError, ValueError: As for `RaliModel.forward`.

@@ -22,13 +22,13 @@ METRIC = "rali_score"
 
 
 class ScaleFluxVerifier:
-    """`prepare_inputs` and `score`, as that project's own verifiers have them.
+    """`prepare_inputs` and `score`, like that project's own verifiers.
 
     Args:
         model: As for `RaliReward`.
         device: As for `RaliReward`.
-        on_error: What a bad sample does, as for `RaliReward`; the project writes JSON: give a number, not `"nan"`.
-        verifier_args: The project's own settings (`name`, `choice_of_metric`, `max_new_tokens`, ...); only
+        on_error: How to handle a bad sample, as for `RaliReward`; the project writes JSON: give a number, not `"nan"`.
+        verifier_args: The project's settings (`name`, `choice_of_metric`, `max_new_tokens`, ...); only
             `choice_of_metric` matters here.
 
     Raises:
@@ -53,7 +53,7 @@ class ScaleFluxVerifier:
     def prepare_inputs(
         self, images: Sequence[Image.Image] | Image.Image, prompts: Sequence[str] | str | None = None, **_: Any
     ) -> list[Image.Image]:
-        """The images; prompts are not looked at."""
+        """The images; prompts are ignored."""
         del prompts
         return [images] if isinstance(images, Image.Image) else list(images)
 

@@ -1,7 +1,7 @@
-"""What is done to a batch of scores before a trainer sees them: (N,) to (N,), higher stays better.
+"""Transforms of a batch of scores before a trainer sees them: (N,) to (N,), higher stays better.
 
-A trainer that follows a score without limit ends in pictures that please the scorer only. `Clip` takes the incentive
-away beyond a value; `Ranks` keeps the order within the batch and nothing of the size; `Standardise` puts rewards of
+A trainer that follows a score without limit ends in images that only the scorer likes. `Clip` removes the incentive
+beyond a value; `Ranks` keeps only the order within the batch; `Standardise` puts rewards of
 different units on one scale before they are added. The last two depend on the batch: use them where the trainer
 compares samples within it (GRPO does), not for an absolute measure.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 OnBadSample: TypeAlias = Literal["raise", "nan"] | float
-"""What a sample that cannot be scored does: raise, or get NaN or this number as its reward."""
+"""How to handle a sample that cannot be scored: raise, or use NaN or this number as its reward."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Replace scores by their place in the batch: 0 for the lowest to 1 for the highest, equal scores the mean place.
+    """Replace scores by their rank in the batch: 0 for the lowest to 1 for the highest, equal scores share the mean
+    rank.
 
     Examples:
         >>> Ranks()(torch.tensor([0.3, 0.9, 0.3]))
@@ -54,7 +55,7 @@ class Ranks:
     """
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """(N,) places in [0, 1]; 0.5 for a single score. No gradient."""
+        """(N,) ranks in [0, 1]; 0.5 for a single score. No gradient."""
         values = scores.detach()
         if len(values) < 2:
             return torch.full_like(values, 0.5)
@@ -83,7 +84,7 @@ class Standardise:
 
 
 def check_on_error(on_error: OnBadSample) -> OnBadSample:
-    """The setting itself.
+    """Check the setting and return it.
 
     Raises:
         ValueError: It is neither `"raise"`, `"nan"` nor a finite number.
@@ -102,7 +103,7 @@ def apply_all(transforms: Iterable[Transform], scores: Tensor, on_error: OnBadSa
     Args:
         transforms: What to apply.
         scores: (N,) scores; NaN or infinite for bad samples.
-        on_error: `"raise"`; or what bad samples get instead: NaN, or a number. They then take no part in the transforms
+        on_error: `"raise"`; or the reward of bad samples: NaN, or a number. They are then left out of the transforms
             (a bad sample shifts neither ranks nor means), and the number is not transformed.
 
     Returns:

@@ -25,7 +25,7 @@ class TrlReward:
         device: As for `RaliReward`.
         transforms: Applied to each batch's scores.
         differentiable: Keep the gradient to the images.
-        on_error: What a bad sample does, as for `RaliReward`.
+        on_error: How to handle a bad sample, as for `RaliReward`.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class TrlReward:
 
         Args:
             images: (N, 3, H, W) in [0, 1], as the trainers' pipelines give them with `output_type="pt"`.
-            prompts: N prompts; not looked at, as the score knows no prompt.
-            metadata: Not looked at.
+            prompts: N prompts; ignored, because the score does not depend on the prompt.
+            metadata: Ignored.
 
         Returns:
             (N,) float32 rewards on the images' device, and an empty dictionary.
 
         Raises:
-            ValueError: Not as many prompts as images, or images of another form.
+            ValueError: A different number of prompts than images, or images of another form.
         """
         del metadata
         if len(prompts) != len(images):

@@ -176,8 +176,8 @@ class Server:
             time.sleep(0.05)
         return Run(200, answer, messages, history[answer["prompt_id"]]["outputs"])
 
-    def picture(self, name: str, image: Image.Image) -> str:
-        """Put a picture into the input folder; its name."""
+    def upload(self, name: str, image: Image.Image) -> str:
+        """Put an image into the input folder; its name."""
         image.save(self.folder / "input" / name)
         return name
 

@@ -37,13 +37,13 @@ SCORE = {"aggregation": "mean", "threshold": 0.5, "coverage": "model's own"}
 
 @pytest.fixture
 def start(comfy_home: Path, tmp_path: Path, tools: dict[str, Any]) -> Iterator[Callable[..., Any]]:
-    """Starts a ComfyUI of its own in `tmp_path / "base"`, with a picture in its input folder."""
+    """Starts a ComfyUI of its own in `tmp_path / "base"`, with an image in its input folder."""
     started = []
 
     def begin(*more: str, version: str = "0.30.0") -> Any:
         server = tools["Server"](comfy_home, version, tmp_path / "base", more)
         started.append(server)
-        server.picture("noise.png", Image.effect_noise((300, 200), 60).convert("RGB"))
+        server.upload("noise.png", Image.effect_noise((300, 200), 60).convert("RGB"))
         return server.start()
 
     yield begin
@@ -172,7 +172,7 @@ def test_the_registrys_archive_is_valid_and_stays_within_its_memory_over_two_hun
     # Newer versions keep old results while there is memory for them; that is not what is asked here.
     server = start("--cache-classic")
     assert len(server.run(score_prompt()).check().scores("s")) == 1
-    server.picture("example.png", Image.effect_noise((320, 200), 60).convert("RGB"))
+    server.upload("example.png", Image.effect_noise((320, 200), 60).convert("RGB"))
     template = json.loads((pack / "workflows" / "RALI - score an image.json").read_text(encoding="utf-8"))
     server.run(workflows.to_prompt(template, server.get("/object_info"))).check()
 

@@ -1,4 +1,4 @@
-"""Every node executed by a real ComfyUI, through /prompt, on real pictures."""
+"""Every node executed by a real ComfyUI, through /prompt, on real images."""
 
 from __future__ import annotations
 
@@ -61,26 +61,26 @@ def plain(kind: str, /, **inputs: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def pictures(server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any]) -> dict[str, str]:
-    """Names in the input folder: good, seven damaged copies of it, and a picture of another size."""
+def images(server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any]) -> dict[str, str]:
+    """Names in the input folder: good, seven damaged copies of it, and an image of another size."""
     good = photographs["astronaut"].resize((384, 384))
-    names = {"good": server.picture("good.png", good), "wide": server.picture("wide.png", photographs["rocket"])}
+    names = {"good": server.upload("good.png", good), "wide": server.upload("wide.png", photographs["rocket"])}
     for level in range(1, 8):
         damaged = tools["degrade"](good, level, seed=level)
-        names[f"bad{level}"] = server.picture(f"bad{level}.png", damaged)
+        names[f"bad{level}"] = server.upload(f"bad{level}.png", damaged)
     return names
 
 
 def collected(names: list[str]) -> dict[str, Any]:
-    """A prompt's part that loads pictures and collects them: node "c", outputs 0 list and 1 batch."""
+    """A prompt's part that loads images and collects them: node "c", outputs 0 list and 1 batch."""
     loaded = {f"l{i}": plain("LoadImage", image=name) for i, name in enumerate(names, start=1)}
     return {**loaded, "c": plain("Test_Collect", **{f"image{i}": [f"l{i}", 0] for i in range(1, len(names) + 1)})}
 
 
-def eight(pictures: dict[str, str]) -> list[str]:
-    """The undistorted picture in the sixth place."""
-    bad = [pictures[f"bad{level}"] for level in range(1, 8)]
-    return [*bad[:5], pictures["good"], *bad[5:]]
+def eight(images: dict[str, str]) -> list[str]:
+    """The undistorted image in the sixth place."""
+    bad = [images[f"bad{level}"] for level in range(1, 8)]
+    return [*bad[:5], images["good"], *bad[5:]]
 
 
 @pytest.mark.both_versions
@@ -100,9 +100,9 @@ def test_every_node_is_registered_with_descriptions_and_tooltips(server: Any) ->
 
 
 @pytest.mark.both_versions
-def test_score_shows_one_number_per_image_and_hands_the_images_on(server: Any, pictures: dict[str, str]) -> None:
+def test_score_shows_one_number_per_image_and_hands_the_images_on(server: Any, images: dict[str, str]) -> None:
     prompt = {
-        **collected([pictures["good"], pictures["bad5"]]),
+        **collected([images["good"], images["bad5"]]),
         "s": rali("RALI_Score", images=["c", 1], threshold=0.3),
         "p": plain("Test_Probe", **{f"value{i if i > 1 else ''}": ["s", i - 1] for i in range(1, 7)}),
         "q": plain("Test_Probe", value=["c", 1]),
@@ -118,19 +118,17 @@ def test_score_shows_one_number_per_image_and_hands_the_images_on(server: Any, p
     assert seen["value6"][0].startswith("1. image ")
 
 
-def test_the_node_gives_the_librarys_scores(server: Any, pictures: dict[str, str], bundled_scorer: Any) -> None:
-    run = server.run(
-        {**collected([pictures["good"], pictures["wide"]]), "s": rali("RALI_Score", images=["c", 0])}
-    ).check()
-    files = [server.folder / "input" / pictures[name] for name in ("good", "wide")]
+def test_the_node_gives_the_librarys_scores(server: Any, images: dict[str, str], bundled_scorer: Any) -> None:
+    run = server.run({**collected([images["good"], images["wide"]]), "s": rali("RALI_Score", images=["c", 0])}).check()
+    files = [server.folder / "input" / images[name] for name in ("good", "wide")]
     assert run.scores("s") == pytest.approx(bundled_scorer.score(files).scores.tolist(), abs=1e-4)
 
 
-def test_the_coverage_is_what_the_widget_says(server: Any, pictures: dict[str, str], bundled_scorer: Any) -> None:
+def test_the_coverage_is_what_the_widget_says(server: Any, images: dict[str, str], bundled_scorer: Any) -> None:
     choices = {"o": ("model's own", None), "c": ("center", "center"), "t": ("tiles", "tiles"), "f": ("full", "full")}
     nodes = {key: rali("RALI_Score", images=["l", 0], coverage=widget) for key, (widget, _) in choices.items()}
-    run = server.run({"l": plain("LoadImage", image=pictures["wide"]), **nodes}).check()
-    file = server.folder / "input" / pictures["wide"]
+    run = server.run({"l": plain("LoadImage", image=images["wide"]), **nodes}).check()
+    file = server.folder / "input" / images["wide"]
     for key, (_, coverage) in choices.items():
         expected = bundled_scorer.score([file], coverage=coverage).scores.tolist()
         assert run.scores(key) == pytest.approx(expected, abs=1e-4)
@@ -138,9 +136,9 @@ def test_the_coverage_is_what_the_widget_says(server: Any, pictures: dict[str, s
 
 
 def test_a_scored_batch_costs_nothing_again_and_a_new_threshold_scores_nothing(
-    server: Any, pictures: dict[str, str]
+    server: Any, images: dict[str, str]
 ) -> None:
-    prompt = {**collected(eight(pictures)), "s": rali("RALI_Score", images=["c", 1], threshold=0.111)}
+    prompt = {**collected(eight(images)), "s": rali("RALI_Score", images=["c", 1], threshold=0.111)}
     first = server.run(prompt).check()
     prompt["s"]["inputs"]["threshold"] = 0.222
     second = server.run(prompt).check()
@@ -154,14 +152,14 @@ def test_a_scored_batch_costs_nothing_again_and_a_new_threshold_scores_nothing(
 
 
 @pytest.mark.both_versions
-def test_best_of_n_finds_the_undistorted_picture_among_eight(server: Any, pictures: dict[str, str]) -> None:
+def test_best_of_n_finds_the_undistorted_image_among_eight(server: Any, images: dict[str, str]) -> None:
     prompt = {
-        **collected(eight(pictures)),
-        "f": plain("Test_Followers", count=8),
+        **collected(eight(images)),
+        "f": plain("Test_Attachments", count=8),
         "n": plain("Test_Numbers", text="10,11,12,13,14,15,16,17"),
         "b": rali("RALI_BestOfN", images=["c", 1], latents=["f", 0], masks=["f", 1], seeds=["n", 0]),
         "p": plain("Test_Probe", **{f"value{i if i > 1 else ''}": ["b", i - 1] for i in range(1, 7)}),
-        "g": plain("LoadImage", image=pictures["good"]),
+        "g": plain("LoadImage", image=images["good"]),
         "q": plain("Test_Probe", value=["g", 0]),
     }
     run = server.run(prompt).check()
@@ -174,10 +172,10 @@ def test_best_of_n_finds_the_undistorted_picture_among_eight(server: Any, pictur
 
 
 @pytest.mark.parametrize("output", [0, 1], ids=["list", "batch"])
-def test_followers_stay_with_their_images_in_any_order(server: Any, pictures: dict[str, str], output: int) -> None:
+def test_attachments_stay_with_their_images_in_any_order(server: Any, images: dict[str, str], output: int) -> None:
     prompt = {
-        **collected(eight(pictures)),
-        "f": plain("Test_Followers", count=8),
+        **collected(eight(images)),
+        "f": plain("Test_Attachments", count=8),
         "n": plain("Test_Numbers", text="0.5,0.9,0.1,0.7,0.2,0.3,0.4,0.6"),
         "p2": plain("Test_Probe", value=["c", 1]),
     }
@@ -196,9 +194,9 @@ def test_followers_stay_with_their_images_in_any_order(server: Any, pictures: di
         assert seen["value5"][0]["shape"] == [3, 8, 8]
 
 
-def test_pictures_of_different_sizes_come_out_as_a_list(server: Any, pictures: dict[str, str]) -> None:
+def test_images_of_different_sizes_come_out_as_a_list(server: Any, images: dict[str, str]) -> None:
     prompt = {
-        **collected([pictures["good"], pictures["wide"], pictures["bad3"]]),
+        **collected([images["good"], images["wide"], images["bad3"]]),
         "b": rali("RALI_BestOfN", images=["c", 0], k=3, order="as they came"),
         "p": plain("Test_Probe", value=["b", 0], value2=["b", 1]),
     }
@@ -207,9 +205,9 @@ def test_pictures_of_different_sizes_come_out_as_a_list(server: Any, pictures: d
     assert len(seen["value2"]) == 3
 
 
-def test_followers_of_another_number_are_an_error_that_says_so(server: Any, pictures: dict[str, str]) -> None:
+def test_attachments_of_another_number_are_an_error_that_says_so(server: Any, images: dict[str, str]) -> None:
     prompt = {
-        **collected([pictures["good"], pictures["bad1"]]),
+        **collected([images["good"], images["bad1"]]),
         "n": plain("Test_Numbers", text="1,2,3"),
         "b": rali("RALI_BestOfN", images=["c", 1], seeds=["n", 0]),
         "p": plain("Test_Probe", value=["b", 0]),
@@ -220,8 +218,8 @@ def test_followers_of_another_number_are_an_error_that_says_so(server: Any, pict
 
 
 @pytest.mark.both_versions
-def test_filter_splits_as_the_scores_say(server: Any, pictures: dict[str, str]) -> None:
-    base = collected(eight(pictures))
+def test_filter_splits_as_the_scores_say(server: Any, images: dict[str, str]) -> None:
+    base = collected(eight(images))
     scores = server.run({**base, "s": rali("RALI_Score", images=["c", 1])}).check().scores("s")
     threshold = round(float(np.mean(scores)), 4)
     prompt = {
@@ -251,10 +249,10 @@ def test_filter_splits_as_the_scores_say(server: Any, pictures: dict[str, str]) 
     assert seen["value7"] == [",".join(map(str, passed))]
 
 
-def test_followers_go_through_the_filter_with_their_images(server: Any, pictures: dict[str, str]) -> None:
+def test_attachments_go_through_the_filter_with_their_images(server: Any, images: dict[str, str]) -> None:
     prompt = {
-        **collected(eight(pictures)),
-        "f": plain("Test_Followers", count=8),
+        **collected(eight(images)),
+        "f": plain("Test_Attachments", count=8),
         "n": plain("Test_Numbers", text="0.5,0.9,0.1,0.7,0.2,0.3,0.4,0.6"),
         "m": plain("Test_Numbers", text="20,21,22,23,24,25,26,27"),
         "b": rali("RALI_Filter", images=["c", 1], scores=["n", 1], latents=["f", 0], masks=["f", 1], seeds=["m", 0]),
@@ -272,10 +270,10 @@ def test_followers_go_through_the_filter_with_their_images(server: Any, pictures
 
 @pytest.mark.parametrize(("threshold", "runs", "rests"), [(0.0, "a", "r"), (1.0, "r", "a")])
 def test_what_hangs_on_an_empty_side_of_the_filter_does_not_run(
-    server: Any, pictures: dict[str, str], threshold: float, runs: str, rests: str
+    server: Any, images: dict[str, str], threshold: float, runs: str, rests: str
 ) -> None:
     prompt = {
-        **collected([pictures["good"], pictures["bad4"]]),
+        **collected([images["good"], images["bad4"]]),
         "f": rali("RALI_Filter", images=["c", 1], threshold=threshold),
         "a": plain("PreviewImage", images=["f", 0]),
         "r": plain("PreviewImage", images=["f", 1]),
@@ -286,10 +284,10 @@ def test_what_hangs_on_an_empty_side_of_the_filter_does_not_run(
 
 
 @pytest.mark.both_versions
-def test_a_shut_gate_leaves_upscale_and_save_unexecuted(server: Any, pictures: dict[str, str]) -> None:
+def test_a_shut_gate_leaves_upscale_and_save_unexecuted(server: Any, images: dict[str, str]) -> None:
     def prompt(threshold: float, mode: str = "block") -> dict[str, Any]:
         return {
-            "l": plain("LoadImage", image=pictures["good"]),
+            "l": plain("LoadImage", image=images["good"]),
             "g": rali("RALI_Gate", value=["l", 0], images=["l", 0], threshold=threshold, mode=mode),
             "u": plain("ImageScaleBy", image=["g", 0], upscale_method="bilinear", scale_by=2.0 + threshold),
             "p": plain("Test_Probe", value=["u", 0]),
@@ -297,7 +295,7 @@ def test_a_shut_gate_leaves_upscale_and_save_unexecuted(server: Any, pictures: d
         }
 
     shut = server.run(prompt(1.0)).check()
-    assert shut.finished == {"g"}  # by the messages: neither what looks at the upscaled picture nor the save ran
+    assert shut.finished == {"g"}  # by the messages: neither what looks at the upscaled image nor the save ran
     assert not {"p", "s"} & set(shut.outputs)
     assert not list((server.folder / "output").glob("gate*"))
     opened = server.run(prompt(0.0)).check()
@@ -311,11 +309,11 @@ def test_a_shut_gate_leaves_upscale_and_save_unexecuted(server: Any, pictures: d
 
 @pytest.mark.both_versions
 def test_what_leads_to_a_shut_gate_is_not_computed_and_either_or_takes_the_other_way(
-    server: Any, pictures: dict[str, str]
+    server: Any, images: dict[str, str]
 ) -> None:
     def prompt(threshold: float, mode: str) -> dict[str, Any]:
         return {
-            "l": plain("LoadImage", image=pictures["bad2"]),
+            "l": plain("LoadImage", image=images["bad2"]),
             "v": plain("ImageScaleBy", image=["l", 0], upscale_method="bilinear", scale_by=1.5 + threshold),
             "o": plain("ImageInvert", image=["l", 0]),
             "g": rali("RALI_Gate", value=["v", 0], otherwise=["o", 0], images=["l", 0], threshold=threshold, mode=mode),
@@ -459,7 +457,7 @@ def test_a_sampler_without_any_usable_image_says_why(server: Any, judge: str) ->
     assert re.search("none of the 2 seeds gave an image that can be scored; seed 800: .*NaN", run.error), run.error
 
 
-def test_an_interrupted_scoring_stops_and_the_server_goes_on(server: Any, pictures: dict[str, str]) -> None:
+def test_an_interrupted_scoring_stops_and_the_server_goes_on(server: Any, images: dict[str, str]) -> None:
     sent = []
 
     def interrupt(host: Any, kind: str, data: dict[str, Any]) -> None:
@@ -473,10 +471,10 @@ def test_an_interrupted_scoring_stops_and_the_server_goes_on(server: Any, pictur
     kept = server.run(prompt).check()
     left = [data["max"] for kind, data in kept.messages if kind == "progress" and data["node"] == "s"]
     assert max(left, default=0) < 16
-    server.run({**collected([pictures["good"]]), "s": rali("RALI_Score", images=["c", 1])}).check()
+    server.run({**collected([images["good"]]), "s": rali("RALI_Score", images=["c", 1])}).check()
 
 
-def test_an_interrupted_quality_map_stops_between_its_tiles(server: Any, pictures: dict[str, str]) -> None:
+def test_an_interrupted_quality_map_stops_between_its_tiles(server: Any, images: dict[str, str]) -> None:
     sent = []
 
     def interrupt(host: Any, kind: str, data: dict[str, Any]) -> None:
@@ -485,7 +483,7 @@ def test_an_interrupted_quality_map_stops_between_its_tiles(server: Any, picture
             assert data["value"] < data["max"]
 
     prompt = {
-        "l": plain("LoadImage", image=pictures["wide"]),
+        "l": plain("LoadImage", image=images["wide"]),
         "m": rali("RALI_QualityMap", images=["l", 0], tile_size=32),
         "p": plain("Test_Probe", value=["m", 0]),
     }
@@ -501,7 +499,7 @@ def test_a_quality_map_marks_the_spoiled_half(
     half = photographs["astronaut"].copy()
     half.paste(tools["degrade"](half, 6).crop((0, 0, 256, 512)), (0, 0))
     prompt = {
-        "l": plain("LoadImage", image=server.picture("half.png", half)),
+        "l": plain("LoadImage", image=server.upload("half.png", half)),
         "m": rali("RALI_QualityMap", images=["l", 0], mode=mode),
         "p": plain("Test_Probe", value=["m", 0], value2=["m", 1], value3=["m", 2], value4=["m", 3], value5=["m", 4]),
         "i": plain("MaskToImage", mask=["m", 2]),
@@ -538,9 +536,9 @@ def test_a_spoiled_image_costs_no_other_its_quality_map(server: Any, mode: str) 
 
 
 @pytest.mark.both_versions
-def test_a_contact_sheet_holds_all_images(server: Any, pictures: dict[str, str]) -> None:
+def test_a_contact_sheet_holds_all_images(server: Any, images: dict[str, str]) -> None:
     prompt = {
-        **collected([*eight(pictures)[:7], pictures["wide"]]),
+        **collected([*eight(images)[:7], images["wide"]]),
         "s": rali("RALI_ContactSheet", images=["c", 0]),
         "p": plain("Test_Probe", value=["s", 0]),
     }
@@ -562,9 +560,9 @@ def test_scores_are_combined(server: Any) -> None:
 
 @pytest.mark.both_versions
 @pytest.mark.parametrize("file_format", ["png", "webp", "jpeg"])
-def test_saved_files_carry_score_and_workflow(server: Any, pictures: dict[str, str], file_format: str) -> None:
+def test_saved_files_carry_score_and_workflow(server: Any, images: dict[str, str], file_format: str) -> None:
     prompt = {
-        **collected([pictures["bad6"], pictures["good"]]),
+        **collected([images["bad6"], images["good"]]),
         "n": plain("Test_Numbers", text="41,42"),
         "v": rali(
             "RALI_SaveImage", images=["c", 1], seeds=["n", 0], format=file_format,
@@ -615,7 +613,7 @@ def test_names_are_filled_in_as_by_the_hosts_own_node_and_are_valid_on_windows(
 ) -> None:
     (server.folder / "input" / "go").mkdir(exist_ok=True)
     prompt = {
-        "l": plain("LoadImage", image=server.picture("go/od.png", photographs["coffee"].resize((64, 48)))),
+        "l": plain("LoadImage", image=server.upload("go/od.png", photographs["coffee"].resize((64, 48)))),
         "s": {**rali("RALI_Score", images=["l", 0], threshold=0.25), "_meta": {"title": "My title"}},
         "n": plain("Test_Numbers", text="0.512"),
         "v": rali("RALI_SaveImage", images=["l", 0], scores=["n", 1], filename_prefix=template),
@@ -635,10 +633,10 @@ def test_names_are_filled_in_as_by_the_hosts_own_node_and_are_valid_on_windows(
     ],
 )
 def test_a_template_that_asks_for_what_there_is_not_is_refused_before_the_work(
-    server: Any, pictures: dict[str, str], template: str, message: str
+    server: Any, images: dict[str, str], template: str, message: str
 ) -> None:
     prompt = {
-        **collected([pictures["good"]]),
+        **collected([images["good"]]),
         "v": rali("RALI_SaveImage", images=["c", 1], filename_prefix=template),
     }
     run = server.run(prompt)
@@ -690,10 +688,10 @@ def test_what_is_embedded_never_holds_nan_and_an_image_without_a_score_is_saved_
     assert json.loads(lines[-1], parse_constant=pytest.fail)["rali_score"] is None
 
 
-def test_a_noise_mask_shorter_than_its_latents_is_repeated(server: Any, pictures: dict[str, str]) -> None:
+def test_a_noise_mask_shorter_than_its_latents_is_repeated(server: Any, images: dict[str, str]) -> None:
     prompt = {
-        **collected(eight(pictures)),
-        "f": plain("Test_Followers", count=8, masks=3),
+        **collected(eight(images)),
+        "f": plain("Test_Attachments", count=8, masks=3),
         "n": plain("Test_Numbers", text="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"),
         "b": rali("RALI_BestOfN", images=["c", 1], k=4, scores=["n", 1], latents=["f", 0]),
         "p": plain("Test_Probe", value=["b", 3], value2=["b", 2]),
@@ -745,12 +743,12 @@ def test_where_no_image_can_be_scored_it_is_an_error_that_says_so(
 
 @pytest.mark.both_versions
 @pytest.mark.parametrize("source", ["empty batch", "empty list"])
-def test_an_empty_list_blocks_its_branch_and_the_others_run(server: Any, pictures: dict[str, str], source: str) -> None:
+def test_an_empty_list_blocks_its_branch_and_the_others_run(server: Any, images: dict[str, str], source: str) -> None:
     inputs: dict[str, dict[str, Any]] = {
         "RALI_Score": {}, "RALI_BestOfN": {}, "RALI_Filter": {}, "RALI_Gate": {"value": ["l", 0]},
         "RALI_ContactSheet": {}, "RALI_QualityMap": {}, "RALI_SaveImage": {},
     }  # fmt: skip
-    prompt = {"l": plain("LoadImage", image=pictures["good"])}
+    prompt = {"l": plain("LoadImage", image=images["good"])}
     prompt["e"] = (
         plain("Test_Odd", kind="empty", count=2, seed=0) if source == "empty batch" else plain("Test_NoImages")
     )
@@ -817,7 +815,7 @@ def test_odd_but_sound_images_have_a_score(server: Any, kind: str) -> None:
 
 @pytest.mark.both_versions
 def test_models_in_the_folder_are_offered_and_a_deleted_or_broken_one_says_what_to_do(
-    server: Any, tiny_file: Path, pictures: dict[str, str]
+    server: Any, tiny_file: Path, images: dict[str, str]
 ) -> None:
     folder = server.folder / "models" / "rali"
     folder.mkdir(exist_ok=True)
@@ -834,12 +832,12 @@ def test_models_in_the_folder_are_offered_and_a_deleted_or_broken_one_says_what_
     official.write_bytes(tiny_file.read_bytes())
     assert choices() == ["rali-small (bundled)", "official (downloaded)", "mine.safetensors"]
     prompt = {
-        **collected([pictures["good"]]),
+        **collected([images["good"]]),
         "m": plain("RALI_LoadModel", model="mine.safetensors", dtype="auto", device="auto"),
         "s": rali("RALI_Score", images=["c", 1], model=["m", 0]),
     }
     scored = server.run(prompt).check().scores("s")
-    bundled = server.run({**collected([pictures["good"]]), "s": rali("RALI_Score", images=["c", 1])}).check()
+    bundled = server.run({**collected([images["good"]]), "s": rali("RALI_Score", images=["c", 1])}).check()
     assert scored != bundled.scores("s")
     prompt["m"]["inputs"]["model"] = "official (downloaded)"
     assert server.run(prompt).check().scores("s") == scored
@@ -852,7 +850,7 @@ def test_models_in_the_folder_are_offered_and_a_deleted_or_broken_one_says_what_
     (folder / "mine.safetensors").write_bytes(tiny_file.read_bytes()[:5000])
     broken = server.run(prompt)
     assert broken.ending == "execution_error"
-    assert "it may be damaged or half downloaded" in broken.error
+    assert "it may be damaged or incompletely downloaded" in broken.error
     (folder / "mine.safetensors").write_bytes(tiny_file.read_bytes())
     assert server.run(prompt).check().scores("s") == scored
     assert server.get("/system_stats")

@@ -123,10 +123,10 @@ def test_the_archive_without_the_model_is_small(archived: set[Path]) -> None:
 
 
 @pytest.mark.parametrize("node", NODE_IDS)
-def test_every_node_has_a_help_page_with_a_picture_and_names_in_all_languages(node: str) -> None:
+def test_every_node_has_a_help_page_with_an_image_and_names_in_all_languages(node: str) -> None:
     page = (REPOSITORY / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
-    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
-    assert (REPOSITORY / "web" / "docs" / picture).stat().st_size < 300_000
+    (image,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert (REPOSITORY / "web" / "docs" / image).stat().st_size < 300_000
     for language in ("en", "zh", "ja"):
         names = json.loads((REPOSITORY / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
         assert names[node]["display_name"]

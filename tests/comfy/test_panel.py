@@ -21,7 +21,7 @@ def compared(tools: dict[str, Any], server: Any, photographs: dict[str, Image.Im
     """Three images, the second of them the good one, into Score and Best of N."""
     node, good = tools["node"], photographs["astronaut"].resize((320, 320))
     names = [
-        server.picture(f"panel{level}.png", tools["degrade"](good, level) if level else good) for level in (4, 0, 6)
+        server.upload(f"panel{level}.png", tools["degrade"](good, level) if level else good) for level in (4, 0, 6)
     ]
     return {
         **{f"l{i}": node("LoadImage", image=name) for i, name in enumerate(names, start=1)},

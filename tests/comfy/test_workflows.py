@@ -60,7 +60,7 @@ def test_a_workflow_runs(
     server: Any, photographs: dict[str, Image.Image], file: Path, write_clip: Callable[..., Path]
 ) -> None:
     small = photographs["coffee"].resize((320, 200))
-    server.picture("example.png", small)
+    server.upload("example.png", small)
     write_clip(server.folder / "input" / "example.mp4", [np.asarray(small)] * 10)
     workflow = json.loads(file.read_text(encoding="utf-8"))
     ours = [node["type"] for node in workflow["nodes"] if node["type"].startswith("RALI_")]

@@ -1,4 +1,4 @@
-"""Small pictures in all the places that a data set can be in."""
+"""Small photos in all the places that a data set can be in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from rali_core.dataset import DatasetResult, score_dataset
 
 
-def make_picture(seed: int) -> Image.Image:
+def make_image(seed: int) -> Image.Image:
     random = np.random.default_rng(seed)
     small = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     return small.resize((int(random.integers(33, 60)), int(random.integers(33, 60))))
@@ -25,7 +25,7 @@ def make_picture(seed: int) -> Image.Image:
 
 def encode(seed: int, form: str = "png") -> bytes:
     buffer = io.BytesIO()
-    make_picture(seed).save(buffer, form)
+    make_image(seed).save(buffer, form)
     return buffer.getvalue()
 
 
@@ -50,14 +50,14 @@ def approximately(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Twenty pictures in two folders, a file that is no picture and one that is damaged."""
-    root = tmp_path / "pictures"
+def photos(tmp_path: Path) -> Path:
+    """Twenty photos in two folders, a file that is no image and one that is damaged."""
+    root = tmp_path / "photos"
     (root / "inner").mkdir(parents=True)
     for number in range(20):
         folder = root / "inner" if number % 3 == 0 else root
-        make_picture(number).save(folder / f"{number:02d}.{'jpg' if number % 2 else 'png'}")
-    (root / "notes.md").write_text("no picture")
+        make_image(number).save(folder / f"{number:02d}.{'jpg' if number % 2 else 'png'}")
+    (root / "notes.md").write_text("no image")
     (root / "broken.png").write_bytes(encode(99)[:60])
     return root
 

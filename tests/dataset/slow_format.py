@@ -1,4 +1,4 @@
-"""A Pillow plugin for pictures that take a third of a second each: 40 x 40 raw pixels after the word SLOW."""
+"""A Pillow plugin for photos that take a third of a second each: 40 x 40 raw pixels after the word SLOW."""
 
 import time
 

@@ -20,9 +20,9 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_examples_run_on_a_scored_folder(
-    pictures: Path, score: Callable[..., DatasetResult], tmp_path: Path
+    photos: Path, score: Callable[..., DatasetResult], tmp_path: Path
 ) -> None:
-    score(pictures, "photos-scored")
+    score(photos, "photos-scored")
     examples = [block for block in blocks("python") if "ray" not in block]  # tests/dataset/test_ray.py has a cluster
     assert len(examples) == 3
     done = subprocess.run(
@@ -44,9 +44,9 @@ def test_every_command_in_the_document_is_one_that_exists() -> None:
 
 
 def test_the_list_that_filter_prints_is_a_source(
-    pictures: Path, score: Callable[..., DatasetResult], tmp_path: Path
+    photos: Path, score: Callable[..., DatasetResult], tmp_path: Path
 ) -> None:
-    score(pictures)
+    score(photos)
     listed = tmp_path / "good.txt"
     assert main(["dataset", "filter", str(tmp_path / "out"), "--top-k", "3", "--list", str(listed)]) == 0
     assert score(listed, "again").images == 3

@@ -18,7 +18,7 @@ from PIL import Image
 from rali_core.dataset import DatasetResult
 from rali_core.files import atomic_write
 
-from .conftest import approximately, encode, make_picture, read_rows
+from .conftest import approximately, encode, make_image, read_rows
 
 Score = Callable[..., DatasetResult]
 
@@ -43,19 +43,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(
-    pictures: Path, score: Score, tmp_path: Path, small_disk: Path
+    photos: Path, score: Score, tmp_path: Path, small_disk: Path
 ) -> None:
     filler = small_disk / "filler"
     stop_at_first_shard = lambda done, total: done < 5  # noqa: ARG005, E731
-    score(pictures, "small-disk/out", progress=stop_at_first_shard)
+    score(photos, "small-disk/out", progress=stop_at_first_shard)
     filler.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize))
     with pytest.raises(OSError, match=r"part-00000\d\.parquet cannot be written: No space left on device"):
-        score(pictures, "small-disk/out")
+        score(photos, "small-disk/out")
     assert no_half_files(small_disk / "out")
     assert len(read_rows(small_disk / "out")) in (5, 10)
     filler.unlink()
-    assert score(pictures, "small-disk/out").done == 21
-    score(pictures, "roomy")
+    assert score(photos, "small-disk/out").done == 21
+    score(photos, "roomy")
     assert read_rows(small_disk / "out") == approximately(read_rows(tmp_path / "roomy"))
 
 
@@ -76,34 +76,34 @@ def test_a_file_size_limit_leaves_no_half_file(tmp_path: Path) -> None:
     assert target.read_bytes() == b"the one from before"
 
 
-def test_a_read_only_target_is_an_error_before_any_work(pictures: Path, score: Score, small_disk: Path) -> None:
+def test_a_read_only_target_is_an_error_before_any_work(photos: Path, score: Score, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     seen: list[int] = []
     with pytest.raises(OSError, match="small-disk/out cannot be written: Read-only file system"):
-        score(pictures, "small-disk/out", progress=lambda done, total: seen.append(done))  # noqa: ARG005
+        score(photos, "small-disk/out", progress=lambda done, total: seen.append(done))  # noqa: ARG005
     assert seen == []
 
 
-def test_a_file_in_the_targets_place_is_an_error(pictures: Path, score: Score, tmp_path: Path) -> None:
+def test_a_file_in_the_targets_place_is_an_error(photos: Path, score: Score, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OSError, match="out cannot be written: (Not a directory|File exists)"):
-        score(pictures)
+        score(photos)
 
 
 def test_files_that_vanish_or_change_during_the_run_are_rows_with_errors(
-    pictures: Path, score: Score, tmp_path: Path
+    photos: Path, score: Score, tmp_path: Path
 ) -> None:
-    score(pictures, progress=lambda done, total: False)  # noqa: ARG005  # lists the images and stops
-    (pictures / "02.png").unlink()
-    make_picture(77).save(pictures / "04.png")
-    os.utime(pictures / "08.png", ns=(1, 1))  # the same size, another time
-    (pictures / "inner" / "00.png").unlink()
-    (pictures / "inner" / "00.png").mkdir()
-    score(pictures)
+    score(photos, progress=lambda done, total: False)  # noqa: ARG005  # lists the images and stops
+    (photos / "02.png").unlink()
+    make_image(77).save(photos / "04.png")
+    os.utime(photos / "08.png", ns=(1, 1))  # the same size, another time
+    (photos / "inner" / "00.png").unlink()
+    (photos / "inner" / "00.png").mkdir()
+    score(photos)
     rows = read_rows(tmp_path / "out")
     errors = {name: row["error"] for name, row in rows.items() if row["error"] is not None}
     assert set(errors) == {"02.png", "04.png", "08.png", "broken.png", "inner/00.png"}
-    assert errors["02.png"].endswith("02.png: the file is gone; it was there when the images were listed")
+    assert errors["02.png"].endswith("02.png: the file was deleted after the images were listed")
     assert "the file changed since it was listed" in errors["04.png"]
     assert "the file changed since it was listed" in errors["08.png"]
 
@@ -173,11 +173,11 @@ def test_a_run_killed_again_and_again_ends_with_the_result_of_an_uninterrupted_o
     score: Score, tmp_path: Path, tiny_file: Path
 ) -> None:
     random = np.random.default_rng(8)
-    pictures = tmp_path / "many"
-    pictures.mkdir()
+    photos = tmp_path / "many"
+    photos.mkdir()
     for number in range(150):
-        (pictures / f"{number:03d}.png").write_bytes(encode(number))
-    (pictures / "077.png").write_bytes(b"no picture")
+        (photos / f"{number:03d}.png").write_bytes(encode(number))
+    (photos / "077.png").write_bytes(b"no image")
     # In a process of its own: the run is killed by itself, at a random image, in the middle of its work.
     code = """
 import os, signal, sys
@@ -196,7 +196,7 @@ if __name__ == "__main__":
     ends = []
     for limit in [0, *random.integers(1, 70, 3).tolist(), 10**6]:
         done = subprocess.run(
-            [sys.executable, str(script), str(pictures), str(tmp_path / "killed"), str(tiny_file), str(limit)],
+            [sys.executable, str(script), str(photos), str(tmp_path / "killed"), str(tiny_file), str(limit)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         ends.append(done.returncode)
@@ -204,7 +204,7 @@ if __name__ == "__main__":
     assert ends[0] == ends[1] == -signal.SIGKILL
     assert ends[-1] == 0
     assert no_half_files(tmp_path / "killed")
-    score(pictures, "whole", shard_size=8)
+    score(photos, "whole", shard_size=8)
     rows = read_rows(tmp_path / "whole")
     assert len(rows) == 150
     assert read_rows(tmp_path / "killed") == approximately(rows)

@@ -18,7 +18,7 @@ from rali_core.dataset.export import copy_images, link_images, write_list
 from rali_core.dataset.summary import write_summary
 from rali_core.exports import safe_name
 
-from .conftest import encode, make_picture, read_rows
+from .conftest import encode, make_image, read_rows
 
 Score = Callable[..., DatasetResult]
 
@@ -28,8 +28,8 @@ def chosen_ids(folder: Path, **conditions: object) -> list[str]:
     return [item.id for item in chosen.dataset.items(chosen.positions.tolist())]
 
 
-def test_conditions_choose_what_sorting_the_rows_chooses(pictures: Path, score: Score, tmp_path: Path) -> None:
-    score(pictures)
+def test_conditions_choose_what_sorting_the_rows_chooses(photos: Path, score: Score, tmp_path: Path) -> None:
+    score(photos)
     out = tmp_path / "out"
     scores = {name: row["score"] for name, row in read_rows(out).items() if row["error"] is None}
     ranked = sorted(scores, key=lambda name: -scores[name])
@@ -82,16 +82,16 @@ def test_equal_scores_are_taken_in_the_order_of_the_data_set(score: Score, tmp_p
     ],
 )
 def test_senseless_conditions_are_refused(
-    pictures: Path, score: Score, tmp_path: Path, conditions: dict, message: str
+    photos: Path, score: Score, tmp_path: Path, conditions: dict, message: str
 ) -> None:
     if "per_group" in conditions:
-        score(pictures)
+        score(photos)
     with pytest.raises(ValueError, match=message):
         filter_dataset(tmp_path / "out", **conditions)
 
 
-def test_an_unfinished_result_is_filtered_only_when_asked(pictures: Path, score: Score, tmp_path: Path) -> None:
-    score(pictures, progress=lambda done, total: done < 12)  # noqa: ARG005
+def test_an_unfinished_result_is_filtered_only_when_asked(photos: Path, score: Score, tmp_path: Path) -> None:
+    score(photos, progress=lambda done, total: done < 12)  # noqa: ARG005
     with pytest.raises(ValueError, match="only 2 of 5 shards .* are there"):
         filter_dataset(tmp_path / "out", top_k=1)
     assert filter_dataset(tmp_path / "out", min_score=0.0, incomplete=True).scored == 10
@@ -99,8 +99,8 @@ def test_an_unfinished_result_is_filtered_only_when_asked(pictures: Path, score:
     assert (summary.images, summary.done) == (21, 10)
 
 
-def test_chosen_files_are_listed_linked_and_copied(pictures: Path, score: Score, tmp_path: Path) -> None:
-    score(pictures)
+def test_chosen_files_are_listed_linked_and_copied(photos: Path, score: Score, tmp_path: Path) -> None:
+    score(photos)
     chosen = filter_dataset(tmp_path / "out", top_k=4)
     items = chosen.dataset.items(chosen.positions.tolist())
     listed = io.BytesIO()
@@ -115,10 +115,10 @@ def test_chosen_files_are_listed_linked_and_copied(pictures: Path, score: Score,
         assert all(path.is_symlink() == (place is link_images) for path in found.values())
         found[items[0].id].unlink()
         found[items[0].id].write_text("something else")
-        with pytest.raises(FileExistsError, match="is there already and is something else"):
+        with pytest.raises(FileExistsError, match="exists already and is a different file"):
             place(chosen, folder)
     Path(items[1].path).unlink()
-    assert copy_images(chosen, tmp_path / "late") == [f"{items[1].path}: the file is gone"]
+    assert copy_images(chosen, tmp_path / "late") == [f"{items[1].path}: the file does not exist any more"]
 
 
 def test_images_inside_containers_become_files(
@@ -149,8 +149,8 @@ def test_ids_cannot_write_outside_the_folder(score: Score, tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "a" / "b").rglob("*.png")] == ["outside.png"]
 
 
-def test_the_summary_is_what_the_rows_say(pictures: Path, score: Score, tmp_path: Path) -> None:
-    score(pictures)
+def test_the_summary_is_what_the_rows_say(photos: Path, score: Score, tmp_path: Path) -> None:
+    score(photos)
     rows = read_rows(tmp_path / "out").values()
     values = [row["score"] for row in rows if row["score"] is not None]
     summary = write_summary(tmp_path / "out")
@@ -161,7 +161,7 @@ def test_the_summary_is_what_the_rows_say(pictures: Path, score: Score, tmp_path
     assert summary.bands["fair"] == sum(row["band"] == "fair" for row in rows)
     assert len(summary.histogram_edges) == len(summary.histogram) + 1
     assert sum(summary.error_reasons.values()) == 1
-    assert "pictures" not in next(iter(summary.error_reasons))
+    assert "photos" not in next(iter(summary.error_reasons))
     assert json.loads((tmp_path / "out" / "_summary.json").read_text()) == summary.to_dict()
     with Image.open(tmp_path / "out" / "_contact-sheet.png") as sheet:
         assert sheet.format == "PNG"
@@ -173,7 +173,7 @@ def test_the_summary_is_what_the_rows_say(pictures: Path, score: Score, tmp_path
 def test_a_set_of_nothing_but_errors_has_a_summary(score: Score, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     for number in range(3):
-        (tmp_path / "bad" / f"{number}.png").write_bytes(b"no picture")
+        (tmp_path / "bad" / f"{number}.png").write_bytes(b"no image")
     score(tmp_path / "bad")
     summary = write_summary(tmp_path / "out")
     assert (summary.scored, summary.errors, summary.mean) == (0, 3, None)
@@ -182,13 +182,13 @@ def test_a_set_of_nothing_but_errors_has_a_summary(score: Score, tmp_path: Path)
 
 
 def test_the_commands_do_all_this(
-    pictures: Path, tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
     command = [
         "dataset",
         "score",
-        str(pictures),
+        str(photos),
         out,
         "--model",
         str(tiny_file),
@@ -202,7 +202,7 @@ def test_the_commands_do_all_this(
     assert "21 images: 20 scored, 1 with an error" in printed.out
     assert "_contact-sheet.png" in printed.out
     assert main(command) == 0
-    assert "21 of 21 images are there already" in capsys.readouterr().err
+    assert "21 of 21 images were scored before" in capsys.readouterr().err
     assert main([*command, "--coverage", "tiles"]) == 1
     assert "--coverage: center in the first run, tiles now" in capsys.readouterr().err
 
@@ -225,7 +225,7 @@ def test_the_commands_do_all_this(
 
 def test_a_large_image_is_drawn_small_on_the_sheet(score: Score, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    make_picture(1).resize((3000, 1000)).save(tmp_path / "images" / "wide.jpg")
+    make_image(1).resize((3000, 1000)).save(tmp_path / "images" / "wide.jpg")
     score(tmp_path / "images")
     write_summary(tmp_path / "out")
     with Image.open(tmp_path / "out" / "_contact-sheet.png") as sheet:
@@ -263,11 +263,11 @@ def test_as_many_files_come_out_as_were_chosen_whatever_the_ids(score: Score, tm
 
 
 def test_files_are_moved_sorted_into_bands_and_take_their_sidecars_along(
-    pictures: Path, score: Score, tmp_path: Path
+    photos: Path, score: Score, tmp_path: Path
 ) -> None:
     for stem in ("02", "inner/00"):
-        (pictures / f"{stem}.txt").write_text(stem)
-    score(pictures)
+        (photos / f"{stem}.txt").write_text(stem)
+    score(photos)
     rows = {name: row for name, row in read_rows(tmp_path / "out").items() if row["error"] is None}
     out, bands = str(tmp_path / "out"), tmp_path / "bands"
     assert main(["dataset", "filter", out, "--into-bands", str(bands), "--sidecars"]) == 0
@@ -281,15 +281,15 @@ def test_files_are_moved_sorted_into_bands_and_take_their_sidecars_along(
         )
         images = [path for path in (tmp_path / "moved").rglob("*") if path.suffix in (".png", ".jpg")]
         assert len(images) == 5
-    assert not any((pictures / path.relative_to(tmp_path / "moved")).exists() for path in images)
-    assert len([path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg")]) == 16
+    assert not any((photos / path.relative_to(tmp_path / "moved")).exists() for path in images)
+    assert len([path for path in photos.rglob("*") if path.suffix in (".png", ".jpg")]) == 16
 
 
 def test_a_thumbnail_that_cannot_be_had_costs_its_place_on_the_sheet_only(
-    pictures: Path, score: Score, tmp_path: Path
+    photos: Path, score: Score, tmp_path: Path
 ) -> None:
-    score(pictures)
-    for path in pictures.rglob("*.jpg"):
+    score(photos)
+    for path in photos.rglob("*.jpg"):
         path.unlink()
     assert write_summary(tmp_path / "out").scored == 20
     assert (tmp_path / "out" / "_contact-sheet.png").exists()

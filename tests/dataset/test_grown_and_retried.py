@@ -33,17 +33,17 @@ def stamps(folder: Path) -> dict[str, object]:
     return {row["id"]: row["scored_at"] for row in rows}
 
 
-def test_a_folder_that_has_grown_has_its_new_images_scored(pictures: Path, score: Score, tmp_path: Path) -> None:
-    score(pictures)
+def test_a_folder_that_has_grown_has_its_new_images_scored(photos: Path, score: Score, tmp_path: Path) -> None:
+    score(photos)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     for time in (1, 2):
         for number in range(7):
-            (pictures / f"0-{time}-new-{number}.png").write_bytes(encode(100 * time + number))
-        (pictures / "01.jpg").unlink(missing_ok=True)
-        result = score(pictures)
+            (photos / f"0-{time}-new-{number}.png").write_bytes(encode(100 * time + number))
+        (photos / "01.jpg").unlink(missing_ok=True)
+        result = score(photos)
         assert (result.images, result.scored_now, result.added, result.stopped) == (21 + 7 * time, 7, 7, False)
         assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "old rows are left alone"
-        assert score(pictures).scored_now == 0
+        assert score(photos).scored_now == 0
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 35
     assert "01.jpg" in rows, "its row stays, though it is gone"
@@ -55,13 +55,13 @@ def test_a_folder_that_has_grown_has_its_new_images_scored(pictures: Path, score
 
 
 def test_a_list_a_parquet_folder_and_tars_grow_too(
-    pictures: Path, parquet_file: Path, tar_file: Path, score: Score, tmp_path: Path
+    photos: Path, parquet_file: Path, tar_file: Path, score: Score, tmp_path: Path
 ) -> None:
-    assert pictures.is_dir()
+    assert photos.is_dir()
     listed = tmp_path / "list.txt"
-    listed.write_text("pictures/02.png\n")
+    listed.write_text("photos/02.png\n")
     score(listed, "list")
-    listed.write_text("pictures/01.jpg\npictures/02.png\npictures/04.png\n")
+    listed.write_text("photos/01.jpg\nphotos/02.png\nphotos/04.png\n")
     assert score(listed, "list").added == 2
     score(parquet_file.parent, "parquet", carry=["prompt"])
     shutil.copy(parquet_file, parquet_file.with_name("more.parquet"))
@@ -73,55 +73,55 @@ def test_a_list_a_parquet_folder_and_tars_grow_too(
     assert len(read_rows(tmp_path / "tars")) == 12
 
 
-def test_a_stopped_run_is_finished_first_and_grows_the_next_time(pictures: Path, score: Score, tmp_path: Path) -> None:
-    score(pictures)
+def test_a_stopped_run_is_finished_first_and_grows_the_next_time(photos: Path, score: Score, tmp_path: Path) -> None:
+    score(photos)
     for number in range(12):
-        (pictures / f"new-{number}.png").write_bytes(encode(50 + number))
-    stopped = score(pictures, progress=lambda done, total: done < 26)  # noqa: ARG005
+        (photos / f"new-{number}.png").write_bytes(encode(50 + number))
+    stopped = score(photos, progress=lambda done, total: done < 26)  # noqa: ARG005
     assert (stopped.stopped, stopped.images, stopped.added) == (True, 33, 12)
-    (pictures / "later.png").write_bytes(encode(90))
-    assert score(pictures).images == 33
-    assert score(pictures).images == 34
-    assert score(pictures).images == len(read_rows(tmp_path / "out")) == 34
+    (photos / "later.png").write_bytes(encode(90))
+    assert score(photos).images == 33
+    assert score(photos).images == 34
+    assert score(photos).images == len(read_rows(tmp_path / "out")) == 34
 
 
 def test_a_source_that_is_gone_leaves_the_result_as_it_is(
-    pictures: Path, score: Score, caplog: pytest.LogCaptureFixture
+    photos: Path, score: Score, caplog: pytest.LogCaptureFixture
 ) -> None:
-    score(pictures)
-    shutil.rmtree(pictures)
-    assert score(pictures).scored_now == 0
-    assert "new images were not looked for" in caplog.text
+    score(photos)
+    shutil.rmtree(photos)
+    assert score(photos).scored_now == 0
+    assert "new images were not searched for" in caplog.text
 
 
 def test_failed_images_are_tried_again_and_the_others_are_left_alone(
-    pictures: Path, score: Score, tmp_path: Path
+    photos: Path, score: Score, tmp_path: Path
 ) -> None:
-    (pictures / "bad.png").write_bytes(b"still no picture")
-    score(pictures)
+    (photos / "bad.png").write_bytes(b"still no image")
+    score(photos)
     before = stamps(tmp_path / "out")
-    (pictures / "broken.png").write_bytes(encode(99))
-    result = score(pictures, retry_errors=True)
+    (photos / "broken.png").write_bytes(encode(99))
+    result = score(photos, retry_errors=True)
     assert (result.images, result.done, result.scored_now, result.errors_now) == (22, 22, 2, 1)
     rows, after = read_rows(tmp_path / "out"), stamps(tmp_path / "out")
     assert rows["broken.png"]["error"] is None
     assert "not an image" in rows["bad.png"]["error"]
     assert {name for name in after if after[name] != before[name]} == {"broken.png", "bad.png"}
     assert list(after) == list(before), "each row has kept its place"
-    score(pictures, "fresh")
+    score(photos, "fresh")
     assert rows == approximately(read_rows(tmp_path / "fresh"))
     chosen = filter_dataset(tmp_path / "out", min_score=0.0)
     assert copy_images(chosen, tmp_path / "copies") == [], "the listing knows the file as it is now"
-    assert score(pictures, retry_errors=True).scored_now == 1, "what failed again is tried again"
+    assert score(photos, retry_errors=True).scored_now == 1, "what failed again is tried again"
 
 
-def test_new_images_and_failed_ones_are_done_in_one_run(pictures: Path, score: Score, tmp_path: Path) -> None:
-    score(pictures)
-    (pictures / "broken.png").unlink()
-    (pictures / "new.png").write_bytes(encode(70))
-    result = score(pictures, retry_errors=True)
+def test_new_images_and_failed_ones_are_done_in_one_run(photos: Path, score: Score, tmp_path: Path) -> None:
+    score(photos)
+    (photos / "broken.png").unlink()
+    (photos / "new.png").write_bytes(encode(70))
+    result = score(photos, retry_errors=True)
     assert (result.images, result.scored_now, result.added, result.errors_now) == (22, 2, 1, 1)
-    assert "the file is gone" in read_rows(tmp_path / "out")["broken.png"]["error"]
+    assert "the file was deleted after the images were listed" in read_rows(tmp_path / "out")["broken.png"]["error"]
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -158,14 +158,14 @@ def test_rows_of_a_parquet_file_and_carried_columns_are_tried_again(score: Score
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is not there")
 def test_killed_while_growing_and_trying_again_each_image_has_one_row(
-    pictures: Path, score: Score, tmp_path: Path, tiny_file: Path
+    photos: Path, score: Score, tmp_path: Path, tiny_file: Path
 ) -> None:
     for number in range(12):
-        (pictures / f"bad-{number:02d}.png").write_bytes(b"no picture")
-    score(pictures)
+        (photos / f"bad-{number:02d}.png").write_bytes(b"no image")
+    score(photos)
     for number in range(9):
-        (pictures / f"bad-{number:02d}.png").write_bytes(encode(200 + number))
-        (pictures / f"new-{number:02d}.png").write_bytes(encode(300 + number))
+        (photos / f"bad-{number:02d}.png").write_bytes(encode(200 + number))
+        (photos / f"new-{number:02d}.png").write_bytes(encode(300 + number))
     code = """
 import os, signal, sys
 from rali_core.dataset import score_dataset
@@ -184,7 +184,7 @@ if __name__ == "__main__":
         command = [
             sys.executable,
             str(tmp_path / "run.py"),
-            str(pictures),
+            str(photos),
             str(tmp_path / "out"),
             str(tiny_file),
             str(limit),
@@ -192,7 +192,7 @@ if __name__ == "__main__":
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stderr
         read_rows(tmp_path / "out")  # fails where an image is there twice
-    score(pictures, "fresh")
+    score(photos, "fresh")
     assert read_rows(tmp_path / "out") == approximately(read_rows(tmp_path / "fresh"))
 
 
@@ -210,10 +210,10 @@ def test_a_tar_inside_a_grown_folder_keeps_its_places(score: Score, tmp_path: Pa
 
 
 def test_an_actor_of_a_cluster_tries_failed_rows_again_once(
-    pictures: Path, score: Score, tmp_path: Path, tiny_file: Path
+    photos: Path, score: Score, tmp_path: Path, tiny_file: Path
 ) -> None:
-    score(pictures)
-    (pictures / "broken.png").write_bytes(encode(99))
+    score(photos)
+    (photos / "broken.png").write_bytes(encode(99))
     out = tmp_path / "out"
     (out / "_rali" / "shared-folder").write_text("token")
     job = ScoringJob(out, update(out, Manifest.load(out), retry=True, grow=True)[0], 1, attempt="an attempt")

@@ -14,7 +14,7 @@ import pytest
 from rali_core.dataset import DatasetResult, RaliBatchScorer, engine_ray
 from rali_core.scorer import RaliScorer
 
-from .conftest import approximately, encode, make_picture, read_rows
+from .conftest import approximately, encode, make_image, read_rows
 
 ray = pytest.importorskip("ray")
 
@@ -68,16 +68,16 @@ def count_living() -> int:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_cluster_gives_the_same_rows_as_one_machine_and_resumes(pictures: Path, score: Score, tmp_path: Path) -> None:
+def test_a_cluster_gives_the_same_rows_as_one_machine_and_resumes(photos: Path, score: Score, tmp_path: Path) -> None:
     assert count_living() == NODES
     assert ray.get_runtime_context().gcs_address == os.environ["RAY_ADDRESS"]
-    score(pictures, "local")
+    score(photos, "local")
     options = {"engine": "ray", "cpus_per_actor": 1}
-    first = score(pictures, progress=lambda done, total: done < 5, **options)  # noqa: ARG005
+    first = score(photos, progress=lambda done, total: done < 5, **options)  # noqa: ARG005
     assert first.stopped
     assert 5 <= first.done < 21
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
-    second = score(pictures, **options)
+    second = score(photos, **options)
     assert (second.done, second.stopped) == (21, False)
     assert second.scored_now <= 21 - first.done
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
@@ -98,13 +98,13 @@ def test_errors_of_actors_travel_as_text(error: OSError | ValueError) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_what_goes_wrong_in_an_actor_is_told_in_its_own_words(pictures: Path, score: Score, tmp_path: Path) -> None:
+def test_what_goes_wrong_in_an_actor_is_told_in_its_own_words(photos: Path, score: Score, tmp_path: Path) -> None:
     assert count_living() >= 1
     with pytest.raises(ValueError, match="no machine of the Ray cluster has 99 processors and 0 GPUs"):
-        score(pictures, engine="ray", cpus_per_actor=99)
+        score(photos, engine="ray", cpus_per_actor=99)
     (tmp_path / "out" / "part-000000.parquet").mkdir()
     with pytest.raises(OSError, match=r"part-000000\.parquet cannot be written: Is a directory"):
-        score(pictures, engine="ray", cpus_per_actor=1)
+        score(photos, engine="ray", cpus_per_actor=1)
 
 
 @pytest.mark.slow
@@ -113,10 +113,10 @@ def test_a_node_that_is_killed_in_the_middle_costs_nothing(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     random = np.random.default_rng(0)
-    pictures = tmp_path / "slow"
-    pictures.mkdir()
+    photos = tmp_path / "slow"
+    photos.mkdir()
     for number in range(90):
-        (pictures / f"{number:02d}.png").write_bytes(b"SLOW" + random.integers(0, 256, 4800, dtype=np.uint8).tobytes())
+        (photos / f"{number:02d}.png").write_bytes(b"SLOW" + random.integers(0, 256, 4800, dtype=np.uint8).tobytes())
     victim = cluster.list_all_nodes()[-1]
     events: list[int] = []
 
@@ -131,7 +131,7 @@ def test_a_node_that_is_killed_in_the_middle_costs_nothing(
     context = ray.data.DataContext.get_current()
     context.wait_for_min_actors_s = 300
     result = score(
-        pictures, engine="ray", cpus_per_actor=1, shard_size=3, plugins=["slow_format"], progress=kill_when_it_works
+        photos, engine="ray", cpus_per_actor=1, shard_size=3, plugins=["slow_format"], progress=kill_when_it_works
     )
     assert events, "the node had an actor and was killed"
     assert events[0] < 90
@@ -140,7 +140,7 @@ def test_a_node_that_is_killed_in_the_middle_costs_nothing(
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 90
     assert all(row["error"] is None for row in rows.values())
-    score(pictures, "local", shard_size=3, plugins=["slow_format"], workers=3)
+    score(photos, "local", shard_size=3, plugins=["slow_format"], workers=3)
     assert rows == approximately(read_rows(tmp_path / "local"))
 
 
@@ -156,27 +156,27 @@ def test_the_batch_scorer_works_in_a_pipeline_of_ray_data(parquet_file: Path, ti
         compute=ray.data.ActorPoolStrategy(size=1),
     )
     found = {row["key"]: row["score"] for row in scored.take_all()}
-    expected = RaliScorer.from_pretrained(tiny_file, device="cpu").score([make_picture(n) for n in range(11)]).scores
+    expected = RaliScorer.from_pretrained(tiny_file, device="cpu").score([make_image(n) for n in range(11)]).scores
     assert [found[f"k{number}"] for number in range(11)] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_the_batch_scorer_takes_every_kind_of_image_and_reports_errors(tiny_file: Path, tmp_path: Path) -> None:
-    make_picture(3).save(tmp_path / "three.png")
+    make_image(3).save(tmp_path / "three.png")
     images = np.empty(7, dtype=object)
     images[:] = [
-        encode(3), str(tmp_path / "three.png"), {"bytes": encode(3), "path": None}, np.asarray(make_picture(3)),
-        b"no picture", None, str(tmp_path / "gone.png"),
+        encode(3), str(tmp_path / "three.png"), {"bytes": encode(3), "path": None}, np.asarray(make_image(3)),
+        b"no image", None, str(tmp_path / "gone.png"),
     ]  # fmt: skip
-    scorer = RaliBatchScorer(tiny_file, image_column="picture", device="cpu", batch_size=3)
-    made = scorer({"picture": images, "key": np.arange(7)})
-    assert list(made) == ["picture", "key", "score", "band", "percentile", "width", "height", "error"]
-    expected = float(RaliScorer.from_pretrained(tiny_file, device="cpu").score(make_picture(3)).scores[0])
+    scorer = RaliBatchScorer(tiny_file, image_column="photo", device="cpu", batch_size=3)
+    made = scorer({"photo": images, "key": np.arange(7)})
+    assert list(made) == ["photo", "key", "score", "band", "percentile", "width", "height", "error"]
+    expected = float(RaliScorer.from_pretrained(tiny_file, device="cpu").score(make_image(3)).scores[0])
     assert made["score"][:4].tolist() == pytest.approx([expected] * 4, abs=1e-6)
     assert np.isnan(made["score"][4:]).all()
-    assert (made["width"][0], made["height"][0]) == make_picture(3).size
+    assert (made["width"][0], made["height"][0]) == make_image(3).size
     assert made["error"][:4].tolist() == [""] * 4
     assert "not an image that Pillow can read" in made["error"][4]
     assert made["error"][5] == "the image column is empty here"
     assert "no such file" in made["error"][6]
-    with pytest.raises(ValueError, match="there is no column 'picture'; the columns are image"):
+    with pytest.raises(ValueError, match="there is no column 'photo'; the columns are image"):
         scorer({"image": images})

@@ -22,9 +22,9 @@ Score = Callable[..., DatasetResult]
 
 
 def test_each_image_has_one_row_with_the_librarys_score(
-    pictures: Path, score: Score, tmp_path: Path, tiny_file: Path
+    photos: Path, score: Score, tmp_path: Path, tiny_file: Path
 ) -> None:
-    result = score(pictures, workers=2)
+    result = score(photos, workers=2)
     assert (result.images, result.done, result.scored_now, result.errors_now) == (21, 21, 21, 1)
     assert not result.stopped
     rows = read_rows(tmp_path / "out")
@@ -48,9 +48,9 @@ def test_each_image_has_one_row_with_the_librarys_score(
 
 
 def test_the_schema_is_the_stated_one_and_the_folder_reads_as_a_table(
-    pictures: Path, score: Score, tmp_path: Path
+    photos: Path, score: Score, tmp_path: Path
 ) -> None:
-    score(pictures)
+    score(photos)
     table = pq.read_table(tmp_path / "out")  # a whole folder: what is no shard there must not disturb it
     assert table.num_rows == 21
     assert [(field.name, str(field.type)) for field in table.schema] == [
@@ -62,7 +62,7 @@ def test_the_schema_is_the_stated_one_and_the_folder_reads_as_a_table(
 
 
 def test_a_stopped_run_goes_on_and_the_result_is_that_of_an_uninterrupted_one(
-    pictures: Path, score: Score, tmp_path: Path
+    photos: Path, score: Score, tmp_path: Path
 ) -> None:
     seen: list[int] = []
 
@@ -71,120 +71,120 @@ def test_a_stopped_run_goes_on_and_the_result_is_that_of_an_uninterrupted_one(
         seen.append(done)
         return done < 12
 
-    first = score(pictures, progress=stop_after_twelve)
+    first = score(photos, progress=stop_after_twelve)
     assert first.stopped
     assert first.done == 10, "two whole shards of five"
     assert first.done == first.scored_now
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     assert len(stamps) == 2
-    second = score(pictures, progress=lambda done, total: seen.append(done))  # noqa: ARG005
+    second = score(photos, progress=lambda done, total: seen.append(done))  # noqa: ARG005
     assert (second.done, second.scored_now, second.stopped) == (21, 11, False)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()), "what was there is not made again"
-    score(pictures, "other")
+    score(photos, "other")
     assert read_rows(tmp_path / "out") == approximately(read_rows(tmp_path / "other"))
-    third = score(pictures)
+    third = score(photos)
     assert (third.done, third.scored_now) == (21, 0)
 
 
-def test_images_that_come_later_are_not_part_of_a_begun_run(pictures: Path, score: Score, tmp_path: Path) -> None:
-    score(pictures, progress=lambda done, total: False)  # noqa: ARG005
-    (pictures / "00-new.png").write_bytes((pictures / "02.png").read_bytes())
-    assert score(pictures).images == 21
+def test_images_that_come_later_are_not_part_of_a_begun_run(photos: Path, score: Score, tmp_path: Path) -> None:
+    score(photos, progress=lambda done, total: False)  # noqa: ARG005
+    (photos / "00-new.png").write_bytes((photos / "02.png").read_bytes())
+    assert score(photos).images == 21
     assert "00-new.png" not in read_rows(tmp_path / "out")
 
 
 def test_other_options_are_an_error_that_says_which(
-    pictures: Path, score: Score, tmp_path: Path, tiny_model: RaliModel
+    photos: Path, score: Score, tmp_path: Path, tiny_model: RaliModel
 ) -> None:
-    score(pictures)
+    score(photos)
     other = tmp_path / "other.safetensors"
     tiny_model.head.scores.data.mul_(0.5)
     save_model(other, tiny_model, ModelInfo("tiny", "Apache-2.0"))
     with pytest.raises(ValueError, match=r"--model: tiny \(.{12}\) in the first run, tiny \(.{12}\) now\nGive"):
-        score(pictures, model=other)
+        score(photos, model=other)
     with pytest.raises(ValueError, match="--coverage: center in the first run, tiles now\n  --shard-size: 5 .* 6 now"):
-        score(pictures, coverage="tiles", shard_size=6)
-    with pytest.raises(ValueError, match="SOURCE: .*pictures in the first run, .*inner now"):
-        score(pictures / "inner")
-    assert score(pictures, batch_size=2, workers=2).scored_now == 0, "these do not change the scores"
+        score(photos, coverage="tiles", shard_size=6)
+    with pytest.raises(ValueError, match="SOURCE: .*photos in the first run, .*inner now"):
+        score(photos / "inner")
+    assert score(photos, batch_size=2, workers=2).scored_now == 0, "these do not change the scores"
 
 
 def test_a_damaged_shard_is_made_again_and_a_foreign_one_is_left_alone(
-    pictures: Path, score: Score, tmp_path: Path
+    photos: Path, score: Score, tmp_path: Path
 ) -> None:
-    score(pictures)
+    score(photos)
     before = read_rows(tmp_path / "out")
     part = tmp_path / "out" / "part-000002.parquet"
     part.write_bytes(part.read_bytes()[:-20])
-    result = score(pictures)
+    result = score(photos)
     assert result.scored_now == 5
     assert "part-000002.parquet: not a readable Parquet file" in result.repaired[0]
     assert read_rows(tmp_path / "out") == before
-    score(pictures, "other")
+    score(photos, "other")
     part.write_bytes((tmp_path / "other" / part.name).read_bytes())
     with pytest.raises(ValueError, match="part-000002.parquet belongs to another result"):
-        score(pictures)
+        score(photos)
     part.unlink()
     (tmp_path / "out" / "part-000777.parquet").touch()
     with pytest.raises(ValueError, match="holds Parquet files that are not of this result, such as part-000777"):
-        score(pictures)
+        score(photos)
 
 
-def test_two_runs_at_a_time_do_not_mix(pictures: Path, score: Score, tmp_path: Path) -> None:
+def test_two_runs_at_a_time_do_not_mix(photos: Path, score: Score, tmp_path: Path) -> None:
     (tmp_path / "out" / "_rali").mkdir(parents=True)
     with FileLock(tmp_path / "out" / "_rali" / "lock"), pytest.raises(OSError, match="another run is writing to"):
-        score(pictures)
+        score(photos)
 
 
-def test_leftovers_of_a_killed_run_are_removed(pictures: Path, score: Score, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(photos: Path, score: Score, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".writing-abc.parquet").write_bytes(b"half a shard")
-    score(pictures)
+    score(photos)
     assert sorted(path.name for path in (tmp_path / "out").glob(".*")) == []
 
 
-def test_a_manifest_of_a_later_version_is_refused(pictures: Path, score: Score, tmp_path: Path) -> None:
-    score(pictures)
+def test_a_manifest_of_a_later_version_is_refused(photos: Path, score: Score, tmp_path: Path) -> None:
+    score(photos)
     path = tmp_path / "out" / "_rali" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
     with pytest.raises(ValueError, match="cannot be used: format 2; this version reads 1"):
-        score(pictures)
+        score(photos)
 
 
 def test_a_decoder_that_dies_costs_one_row(
-    pictures: Path, score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     for name, fault in {
         "03-segfault": "SIGSEGV", "07-killed": "SIGKILL", "08-memory": "memory", "12-once": f"once {tmp_path / 'marker'}"
     }.items():  # fmt: skip
-        (pictures / f"{name}.png").write_text(f"CRASH {fault}")
-    result = score(pictures, workers=2, plugins=["crashing_format"])
+        (photos / f"{name}.png").write_text(f"CRASH {fault}")
+    result = score(photos, workers=2, plugins=["crashing_format"])
     rows = read_rows(tmp_path / "out")
     assert (result.done, result.errors_now) == (25, 5)
     assert "ended with signal 11 (SIGSEGV), 2 times" in rows["03-segfault.png"]["error"]
     assert "ended with signal 9 (SIGKILL), 2 times" in rows["07-killed.png"]["error"]
     assert "not enough memory" in rows["08-memory.png"]["error"]
     assert "not an image that Pillow can read" in rows["12-once.png"]["error"], "the second try went through"
-    score(pictures / "**/[0-9][0-9].*", "other", kind="files")
+    score(photos / "**/[0-9][0-9].*", "other", kind="files")
     good = {name: row["score"] for name, row in rows.items() if row["error"] is None}
     assert good == pytest.approx({name: row["score"] for name, row in read_rows(tmp_path / "other").items()}, abs=1e-6)
 
 
 def test_an_image_that_is_never_done_is_given_up(
-    pictures: Path, score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    (pictures / "05-hang.png").write_text("CRASH hang")
-    score(pictures, plugins=["crashing_format"], timeout=10)
+    (photos / "05-hang.png").write_text("CRASH hang")
+    score(photos, plugins=["crashing_format"], timeout=10)
     rows = read_rows(tmp_path / "out")
-    assert rows["05-hang.png"]["error"] == f"{pictures / '05-hang.png'}: not decoded within 10 seconds"
+    assert rows["05-hang.png"]["error"] == f"{photos / '05-hang.png'}: not decoded within 10 seconds"
     assert sum(row["error"] is None for row in rows.values()) == 20
 
 
-def test_a_plugin_that_is_not_there_ends_the_run_with_its_name(pictures: Path, score: Score) -> None:
+def test_a_plugin_that_is_not_there_ends_the_run_with_its_name(photos: Path, score: Score) -> None:
     with pytest.raises(ChildProcessError, match="do not start: ModuleNotFoundError: No module named 'no_such_format'"):
-        score(pictures, plugins=["no_such_format"])
+        score(photos, plugins=["no_such_format"])
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ def test_a_plugin_that_is_not_there_ends_the_run_with_its_name(pictures: Path, s
         ({"actors": 2}, "these options belong to the engine ray: actors"),
     ],
 )
-def test_options_out_of_range_are_refused(pictures: Path, score: Score, options: dict, message: str) -> None:
+def test_options_out_of_range_are_refused(photos: Path, score: Score, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score(pictures, **options)
+        score(photos, **options)
 
 
-def test_a_result_needs_a_local_folder(pictures: Path, tiny_file: Path) -> None:
+def test_a_result_needs_a_local_folder(photos: Path, tiny_file: Path) -> None:
     from rali_core.dataset import score_dataset
 
     with pytest.raises(ValueError, match="the result needs a local folder"):
-        score_dataset(pictures, "s3://bucket/out", model=tiny_file)
+        score_dataset(photos, "s3://bucket/out", model=tiny_file)
     assert not os.path.exists("s3:")

@@ -18,7 +18,7 @@ from rali_core.dataset.sources import open_source
 from rali_core.dataset.storage import expand_braces, relative
 from rali_core.scorer import RaliScorer
 
-from .conftest import encode, make_picture, read_rows
+from .conftest import encode, make_image, read_rows
 
 Score = Callable[..., DatasetResult]
 
@@ -27,45 +27,45 @@ def ids(source: Path | str, **options: str) -> list[str]:
     return [item.id for item in open_source(str(source), **options).items]  # type: ignore[arg-type]
 
 
-def test_a_folder_is_searched_deeply_and_only_for_images(pictures: Path) -> None:
-    found = ids(pictures)
+def test_a_folder_is_searched_deeply_and_only_for_images(photos: Path) -> None:
+    found = ids(photos)
     assert len(found) == 21
     assert {"broken.png", "01.jpg", "inner/00.png"} < set(found)
-    assert found == ids(pictures), "the order is the same each time"
+    assert found == ids(photos), "the order is the same each time"
 
 
-def test_a_result_inside_the_folder_is_not_part_of_it(pictures: Path) -> None:
-    before = ids(pictures)
-    (pictures / "scored" / "_rali").mkdir(parents=True)
-    (pictures / "scored" / "_rali" / "manifest.json").touch()
-    shutil.copy(pictures / "01.jpg", pictures / "scored" / "_contact-sheet.jpg")
-    assert ids(pictures) == before
+def test_a_result_inside_the_folder_is_not_part_of_it(photos: Path) -> None:
+    before = ids(photos)
+    (photos / "scored" / "_rali").mkdir(parents=True)
+    (photos / "scored" / "_rali" / "manifest.json").touch()
+    shutil.copy(photos / "01.jpg", photos / "scored" / "_contact-sheet.jpg")
+    assert ids(photos) == before
 
 
-def test_globs_and_braces_choose_files(pictures: Path) -> None:
-    assert ids(pictures / "*.jpg") == sorted(path.name for path in pictures.glob("*.jpg"))
-    assert ids(f"{pictures}/**/*.png", kind="files") == sorted(
-        str(path.relative_to(pictures)) for path in pictures.rglob("*.png")
+def test_globs_and_braces_choose_files(photos: Path) -> None:
+    assert ids(photos / "*.jpg") == sorted(path.name for path in photos.glob("*.jpg"))
+    assert ids(f"{photos}/**/*.png", kind="files") == sorted(
+        str(path.relative_to(photos)) for path in photos.rglob("*.png")
     )
-    assert ids(pictures / "{01,02}.*g") == ["01.jpg", "02.png"]
+    assert ids(photos / "{01,02}.*g") == ["01.jpg", "02.png"]
     assert expand_braces("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
     assert expand_braces("plain.tar") == ["plain.tar"]
 
 
-def test_a_list_has_a_path_per_line_relative_to_its_folder(pictures: Path, score: Score, tmp_path: Path) -> None:
-    lines = ["pictures/02.png", "", str(pictures / "01.jpg"), "pictures/gone.png"]
+def test_a_list_has_a_path_per_line_relative_to_its_folder(photos: Path, score: Score, tmp_path: Path) -> None:
+    lines = ["photos/02.png", "", str(photos / "01.jpg"), "photos/gone.png"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     score(tmp_path / "list.txt")
     rows = read_rows(tmp_path / "out")
     assert list(rows) == [line for line in lines if line]
-    assert rows["pictures/gone.png"]["error"] == f"no such file: {pictures / 'gone.png'}"
-    assert rows["pictures/02.png"]["uri"] == str(pictures / "02.png")
+    assert rows["photos/gone.png"]["error"] == f"no such file: {photos / 'gone.png'}"
+    assert rows["photos/02.png"]["uri"] == str(photos / "02.png")
 
 
 def test_an_image_that_is_named_twice_is_an_error(score: Score, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("pictures/02.png\npictures/01.jpg\npictures/02.png\n")
+    (tmp_path / "list.txt").write_text("photos/02.png\nphotos/01.jpg\nphotos/02.png\n")
     with pytest.raises(
-        ValueError, match=r"each image must be named once, and 1 names occur more often: pictures/02\.png"
+        ValueError, match=r"each image must be named once, and 1 names occur more often: photos/02\.png"
     ):
         score(tmp_path / "list.txt")
     assert not list((tmp_path / "out").glob("part-*"))
@@ -77,7 +77,7 @@ def test_the_bytes_of_a_parquet_column_score_as_the_files_do(
     score(parquet_file, carry=["prompt"], shard_size=3)
     rows = read_rows(tmp_path / "out")
     assert list(rows) == [f"images.parquet#{number}" for number in range(11)]
-    expected = RaliScorer.from_pretrained(tiny_file, device="cpu").score([make_picture(n) for n in range(11)]).scores
+    expected = RaliScorer.from_pretrained(tiny_file, device="cpu").score([make_image(n) for n in range(11)]).scores
     assert [row["score"] for row in rows.values()] == pytest.approx(expected.tolist(), abs=1e-6)
     assert [row["prompt"] for row in rows.values()][:4] == ["a cat", "a dog", None, "a cat"]
     assert rows["images.parquet#3"]["uri"] == f"{parquet_file}#3"
@@ -91,7 +91,7 @@ def test_ids_may_come_from_a_column_and_must_be_unique(parquet_file: Path, score
 
 
 def test_hugging_faces_struct_holds_bytes_or_a_path(score: Score, tmp_path: Path) -> None:
-    make_picture(7).save(tmp_path / "seven.png")
+    make_image(7).save(tmp_path / "seven.png")
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     values = [{"bytes": encode(7), "path": "x.png"}, {"bytes": None, "path": "seven.png"}, None]
     pq.write_table(pa.table({"image": pa.array(values, kind)}), tmp_path / "hf.parquet")
@@ -101,19 +101,19 @@ def test_hugging_faces_struct_holds_bytes_or_a_path(score: Score, tmp_path: Path
     assert third["error"].endswith("hf.parquet#2: the image column is empty here")
 
 
-def test_a_column_of_paths_is_relative_to_its_file(pictures: Path, score: Score, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"file": ["pictures/01.jpg", None, "pictures/02.png"]}), tmp_path / "paths.parquet")
+def test_a_column_of_paths_is_relative_to_its_file(photos: Path, score: Score, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"file": ["photos/01.jpg", None, "photos/02.png"]}), tmp_path / "paths.parquet")
     score(tmp_path / "paths.parquet")
     rows = list(read_rows(tmp_path / "out").values())
     assert [row["error"] for row in rows] == [None, "the image column is empty here", None]
-    assert rows[2]["uri"] == str(pictures / "02.png")
+    assert rows[2]["uri"] == str(photos / "02.png")
 
 
 def test_a_parquet_file_without_a_known_column_says_what_it_has(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"label": ["x"], "picture": [b"x"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="none of the columns label, picture has a known name"):
+    pq.write_table(pa.table({"label": ["x"], "photo": [b"x"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="none of the columns label, photo has a known name"):
         open_source(str(tmp_path / "a.parquet"))
-    with pytest.raises(ValueError, match="there is no column 'nope'; the columns are label, picture"):
+    with pytest.raises(ValueError, match="there is no column 'nope'; the columns are label, photo"):
         open_source(str(tmp_path / "a.parquet"), image_column="nope")
     pq.write_table(pa.table({"image": [1]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="column 'image' is int64; expected binary"):
@@ -151,16 +151,16 @@ def test_a_tar_that_is_cut_off_costs_what_is_missing(tar_file: Path, score: Scor
     assert [name for name, row in rows.items() if row["error"] is None] == [
         f"set-000.tar/{n:03d}.jpg" for n in range(4)
     ]
-    assert "not a whole, uncompressed tar" in rows["set-000.tar"]["error"]
+    assert "not a complete, uncompressed tar" in rows["set-000.tar"]["error"]
     assert "expected" in rows["set-000.tar/004.jpg"]["error"]
 
 
-def test_urls_are_read_through_fsspec(pictures: Path, score: Score, tmp_path: Path) -> None:
+def test_urls_are_read_through_fsspec(photos: Path, score: Score, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        for path in sorted(pictures.rglob("*.jpg")):
-            archive.write(path, f"deep/{path.relative_to(pictures)}")
+        for path in sorted(photos.rglob("*.jpg")):
+            archive.write(path, f"deep/{path.relative_to(photos)}")
     score(f"zip://deep::{tmp_path / 'all.zip'}")
-    score(pictures / "**/*.jpg", "local", kind="files")
+    score(photos / "**/*.jpg", "local", kind="files")
     remote, local = read_rows(tmp_path / "out"), read_rows(tmp_path / "local")
     assert {name: row["score"] for name, row in remote.items()} == {name: row["score"] for name, row in local.items()}
     assert remote["01.jpg"]["uri"] == f"zip://deep/01.jpg::{tmp_path / 'all.zip'}"
@@ -181,7 +181,7 @@ def test_names_that_are_not_utf_8_are_scored_too(score: Score, tmp_path: Path) -
     assert next(iter(read_rows(tmp_path / "out").values()))["error"] is None
 
 
-def test_what_a_source_is_must_be_clear(tmp_path: Path, parquet_file: Path, tar_file: Path, pictures: Path) -> None:
+def test_what_a_source_is_must_be_clear(tmp_path: Path, parquet_file: Path, tar_file: Path, photos: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder: /nonexistent"):
         open_source("/nonexistent")
     (tmp_path / "empty").mkdir()
@@ -192,9 +192,9 @@ def test_what_a_source_is_must_be_clear(tmp_path: Path, parquet_file: Path, tar_
         open_source(str(tar_file.parent))
     assert len(ids(tar_file.parent, kind="webdataset")) == 6
     with pytest.raises(ValueError, match="belong to Parquet sources"):
-        open_source(str(pictures), id_column="key")
+        open_source(str(photos), id_column="key")
     with pytest.raises(ValueError, match="kind must be one of files, list, parquet, webdataset, got 'csv'"):
-        open_source(str(pictures), kind="csv")  # type: ignore[arg-type]
+        open_source(str(photos), kind="csv")  # type: ignore[arg-type]
 
 
 def parquet_columns() -> dict[str, pa.Array]:
@@ -314,12 +314,12 @@ def test_what_is_on_the_disk_is_local_whatever_its_name(
     assert {row["error"] for row in read_rows(tmp_path / "listed").values()} == {None}
 
 
-def test_companions_of_macos_are_left_out(pictures: Path) -> None:
-    before = ids(pictures)
-    (pictures / "__MACOSX" / "inner").mkdir(parents=True)
+def test_companions_of_macos_are_left_out(photos: Path) -> None:
+    before = ids(photos)
+    (photos / "__MACOSX" / "inner").mkdir(parents=True)
     for name in ("._01.jpg", "inner/._00.png", "__MACOSX/inner/._00.png"):
-        (pictures / name).write_bytes(b"\0\5\x16\7" * 20)
-    assert ids(pictures) == before
+        (photos / name).write_bytes(b"\0\5\x16\7" * 20)
+    assert ids(photos) == before
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])

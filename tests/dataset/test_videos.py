@@ -19,7 +19,7 @@ from rali_core.dataset.summary import SHEET
 from rali_core.frames import FrameSampling
 from rali_core.video import score_video
 
-from .conftest import make_picture, read_rows
+from .conftest import make_image, read_rows
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def clips(tmp_path: Path, write_clip: Callable[..., Path]) -> Path:
     images[0].save(root / "moving.gif", save_all=True, append_images=images[1:], duration=300)
     (root / "sound.mp4").write_bytes(b"no video")
     for number in range(3):
-        make_picture(number).save(root / f"{number}.png")
+        make_image(number).save(root / f"{number}.png")
     return root
 
 
@@ -62,7 +62,7 @@ def test_videos_are_rows_among_those_of_images(
         assert (row["width"], row["height"], row["problem"]) == (64, 48, alone.problem)
     assert rows["long.mp4"]["frames"] == 22  # several parts
     assert "of 6.0 seconds could be read" in rows["cut.mkv"]["problem"]
-    assert "no video that FFmpeg can read" in rows["sound.mp4"]["error"]
+    assert "not a video that FFmpeg can read" in rows["sound.mp4"]["error"]
     assert rows["0.png"]["frames"] is None
     assert rows["0.png"]["score"] > 0
     again = score(clips, **options)

@@ -264,7 +264,7 @@ def test_the_command_checks_the_descriptions_of_another_program(
     assert main([*command, "--limit", "4", "--seeds", "1"]) == 1
     told = capsys.readouterr().err
     assert "0 descriptions written" in told
-    assert "3 were there already" in told
+    assert "3 existed before" in told
     assert "1 of 4 failed" in told
 
 

@@ -130,8 +130,8 @@ def test_resolution_finds_where_a_natural_spectrum_ends(cutoff: float) -> None:
     radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :]) * 2.0
     amplitude = np.where((radius > 0) & (radius <= cutoff), 1.0 / np.maximum(radius, 1e-9), 0.0)
     noise = np.fft.fft2(np.random.default_rng(0).standard_normal((side, side)))
-    picture = np.fft.ifft2(noise * amplitude).real
-    luma = (128.0 + 40.0 * picture / picture.std()).astype(np.float32)
+    image = np.fft.ifft2(noise * amplitude).real
+    luma = (128.0 + 40.0 * image / image.std()).astype(np.float32)
     assert measure_resolution(luma) == pytest.approx(0.95 * cutoff, abs=0.03)
 
 

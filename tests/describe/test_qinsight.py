@@ -15,7 +15,7 @@ from rali_core.describe.describers import DescriptionError, DescriptionRequest
 from rali_core.describe.qinsight import PROMPT, QInsightDescriber, read_answer
 from rali_core.describe.records import read_descriptions
 
-THOUGHTS = {"The picture is sharp.": "4.00", "Strong blur hides it.": "2.00", "There is some noise.": "3.00"}
+THOUGHTS = {"The image is sharp.": "4.00", "Strong blur hides it.": "2.00", "There is some noise.": "3.00"}
 ANSWERS = [f'<think>{text}</think><answer>{{"rating": {rating}}}</answer>' for text, rating in THOUGHTS.items()]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]  # fmt: skip
 TEMPLATE = """\

@@ -149,7 +149,7 @@ def test_every_output_type_comes_back_as_asked_and_scores_alike(
     assert results["pt"].images[0].shape == (3, 32, 32)
     assert torch.equal(results["latent"].images[0], results["latent"].latents[0])
     for result in results.values():
-        assert result.pictures[0].size == (32, 32)
+        assert result.pil_images[0].size == (32, 32)
         assert result.scores[0] == pytest.approx(results["pil"].scores[0], rel=1e-3)
     decoded = latents_to_pixels(pipe, results["latent"].images[0][None], height=32, width=32)[0]
     assert torch.allclose(decoded, results["pt"].images[0], atol=1e-5)
@@ -267,7 +267,7 @@ def test_a_rali_scorer_scores_what_it_scores_alone(sd15: Any, arguments: Any, ti
     assert list(result.scores) == sorted(result.scores, reverse=True)
 
 
-def test_saving_writes_pictures_with_metadata_a_sheet_and_all_figures(
+def test_saving_writes_images_with_metadata_a_sheet_and_all_figures(
     sd15: Any, arguments: Any, contrast: Any, tmp_path: Any
 ) -> None:
     result = best_of_n(sd15, n=3, keep=2, keep_latents=True, scorer=contrast, **arguments("sd15"))
@@ -353,5 +353,7 @@ def test_old_names_work_for_one_release_with_a_warning(sd15: Any, arguments: Any
         assert result.report.saved == result.report.fraction_saved
     with pytest.warns(DeprecationWarning, match=r"fate is deprecated .* use Candidate\.outcome"):
         assert [candidate.fate for candidate in result.report.candidates] == ["kept", "not made"]
+    with pytest.warns(DeprecationWarning, match="pictures is deprecated .* use pil_images"):
+        assert result.pictures == result.pil_images
     with pytest.warns(DeprecationWarning, match="Report is deprecated .* use BestOfNReport"):
         assert hook.Report is hook.BestOfNReport

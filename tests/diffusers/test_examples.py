@@ -53,18 +53,18 @@ def test_seed_search_stops_where_the_threshold_is_reached(run: Any, capsys: pyte
 def test_filter_folder_copies_the_good_and_names_the_broken(
     run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_scorer: Any
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     generator = np.random.default_rng(0)
     for number in range(4):
         noise = generator.normal(128, 5 + 30 * number, (32, 32, 3)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     scores = tiny_scorer.score(sorted(folder.glob("[0-9].png"))).scores
     limit = float(np.sort(scores)[1:3].mean())
     run("filter_folder", str(folder), "--at-least", str(limit))
     out = capsys.readouterr().out
-    assert "2 of 5 pictures reach" in out
+    assert "2 of 5 images reach" in out
     assert "not scored" in out
     kept = {path.stem for path in (tmp_path / "out").glob("[0-9].png")}
     assert kept == {str(index) for index in np.flatnonzero(scores >= limit)}

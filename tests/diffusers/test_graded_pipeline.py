@@ -1,4 +1,4 @@
-"""Best of N where everybody can tell which pictures are better: one photograph, blurred as the seed has it."""
+"""Best of N where everybody can tell which images are better: one photograph, blurred as the seed has it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pipe(graded: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def levels_of(graded: Any, photographs: dict[str, Image.Image]) -> Callable[[list[Image.Image]], list[int]]:
-    """The blur level of each picture that the pipeline made; 0 is the photograph itself."""
+    """The blur level of each image that the pipeline made; 0 is the photograph itself."""
     pixels = graded.graded_pixels(photographs["cat"])
 
     def find(images: list[Image.Image]) -> list[int]:
@@ -44,7 +44,7 @@ def levels_of(graded: Any, photographs: dict[str, Image.Image]) -> Callable[[lis
 
 @pytest.fixture(scope="module")
 def levels(pipe: Any, levels_of: Any, alone: Any) -> dict[int, int]:
-    """Of each seed's picture, made without best_of_n."""
+    """Of each seed's image, made without best_of_n."""
     return dict(zip(SEEDS, levels_of([alone(pipe, seed, **CALL) for seed in SEEDS]), strict=True))
 
 
@@ -67,7 +67,7 @@ def test_the_autoencoder_shows_a_level_as_it_is(pipe: Any, graded: Any, photogra
     assert torch.allclose(decoded / 2 + 0.5, pixels, atol=1e-5)
 
 
-def test_the_sharpest_picture_wins_and_its_seed_alone_makes_it_again(
+def test_the_sharpest_image_wins_and_its_seed_alone_makes_it_again(
     pipe: Any, levels: dict[int, int], levels_of: Any, alone: Any
 ) -> None:
     result = best_of_n(pipe, n=len(SEEDS), keep=3, scorer=sharpness, **CALL)

@@ -33,7 +33,7 @@ def make(name: str, prediction: str) -> Any:
 
 
 def mix(name: str, scheduler: Any, step: int) -> tuple[float, float]:
-    """How the scheduler mixes picture and noise at a step, from the definitions and not from the code under test."""
+    """How the scheduler mixes image and noise at a step, from the definitions and not from the code under test."""
     if name in FLOW:
         sigma = float(scheduler.sigmas[step])
         return 1 - sigma, sigma
@@ -46,7 +46,7 @@ def mix(name: str, scheduler: Any, step: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("name", [*TIMESTEP, *EXPLODING, *PRESERVING, *FLOW])
-def test_a_perfect_denoiser_gives_the_picture_back_at_every_step(name: str, prediction: str) -> None:
+def test_a_perfect_denoiser_gives_the_image_back_at_every_step(name: str, prediction: str) -> None:
     if name in FLOW and prediction != "epsilon":
         pytest.skip("flow matching has one prediction type")
     scheduler = make(name, prediction)

@@ -213,7 +213,7 @@ def test_ctrl_c_while_pruning_leaves_no_thread(sd15: Any, arguments: Any) -> Non
     last = 2
     with pytest.raises(KeyboardInterrupt):
         best_of_n(sd15, n=4, scorer=score, prune=SuccessiveHalving(at=(0.5,)), **arguments("sd15"))
-    calls, last = 0, 6  # 4 previews, one finished picture, then Ctrl-C
+    calls, last = 0, 6  # 4 previews, one finished image, then Ctrl-C
     result = best_of_n(sd15, n=4, keep=2, scorer=score, prune=SuccessiveHalving(at=(0.5,)), **arguments("sd15"))
     assert result.report.stopped == "interrupt"
     assert len(result) == 1

@@ -40,7 +40,7 @@ def test_some_steps_are_scored_where_that_is_enough(sd15: Any, arguments: Any, a
     assert [now.step for now in callback.history] == [2, 4]
 
 
-def test_a_run_can_be_stopped_and_gives_the_predicted_picture(
+def test_a_run_can_be_stopped_and_gives_the_predicted_image(
     sd15: Any, arguments: Any, alone: Any, contrast: Any
 ) -> None:
     calls = []
@@ -84,7 +84,7 @@ def test_another_pipelines_callback_is_noticed(sd15: Any, tiny: Any, arguments: 
 
 
 @pytest.mark.parametrize("name", ["sd15", "flux"])
-def test_guidance_lowers_the_loss_of_the_finished_picture(
+def test_guidance_lowers_the_loss_of_the_finished_image(
     name: str, get_pipe: Any, arguments: Any, tiny_scorer: Any
 ) -> None:
     pipe, loss = get_pipe(name), RaliLoss(tiny_scorer.model)

@@ -141,7 +141,7 @@ def test_pruning_leaves_the_winner_bit_for_bit_and_counts(name: str, tiny: Any, 
     assert np.array_equal(np.asarray(result.images[0]), np.asarray(alone))
     assert result.report.fraction_saved == pytest.approx(1 - (4 * 2 + 2 * 2) / 16)
     plain = best_of_n(pipe, n=2, scorer=contrast, output_type="latent", **call)
-    assert plain.pictures[0].size == (32, 32)
+    assert plain.pil_images[0].size == (32, 32)
 
 
 @pytest.mark.parametrize("name", NAMES)

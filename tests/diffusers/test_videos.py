@@ -83,7 +83,7 @@ def test_the_best_video_is_kept_and_its_seed_makes_it_again(name: str, output_ty
     if output_type == "pil":
         scores = contrast([alone[place] for place in (0, 2, 4, 6) if shows_content(alone[place])])
         assert result.scores[0] == pytest.approx(min(scores), rel=1e-6)  # a tenth of four frames is one
-        assert contrast([result.pictures[0]]) == [max(scores)]
+        assert contrast([result.pil_images[0]]) == [max(scores)]
     assert len(result.save(tmp_path)) == 2
 
 

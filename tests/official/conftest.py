@@ -62,7 +62,7 @@ def tiny_release(maker: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
         "prototypes": 5,
     }  # fmt: skip
     folder = maker.make_release(tmp_path_factory.mktemp("tiny") / "release", size=size)
-    (folder / "best" / "model.safetensors").unlink()  # ckpt.pt holds the tower
+    (folder / "best" / "model.safetensors").unlink()  # ckpt.pt holds the encoder
     return folder
 
 

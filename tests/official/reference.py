@@ -29,11 +29,11 @@ class Reference:
         self.mean = torch.from_numpy(joblib.load(folder / "pca.pkl").mean_).float()
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """(1, 3, S, S) normalised input of the tower."""
+        """(1, 3, S, S) normalised input of the encoder."""
         return self.processor(images=image, return_tensors="pt")["pixel_values"]
 
     def pixels_of_older_pillow(self, image: Image.Image) -> torch.Tensor:
-        """The same through Pillow up to 12, which always resizes along x first; 13 turns that round for tall pictures.
+        """The same through Pillow up to 12, which always resizes along x first; 13 turns that round for tall images.
 
         Two resizes along one axis each, with Pillow's rounding between them, fix the order.
         """
@@ -54,7 +54,7 @@ class Reference:
 
     @torch.inference_mode()
     def score(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B,) scores of the tower's input."""
+        """(B,) scores of the encoder's input."""
         head = self.scorer
         reduced = (self.features(pixels) - self.mean) / head["pca_scale"].abs()
         reduced = reduced @ head["pca_components"].t()

@@ -107,14 +107,14 @@ def save_best(folder: Path, clip: CLIPModel, processor: CLIPImageProcessor, layo
 
 
 def _features(clip: CLIPModel, processor: CLIPImageProcessor, generator: np.random.Generator) -> np.ndarray:
-    """Embeddings of a few pictures with their spread, filled up with random ones of the same spread."""
+    """Embeddings of a few images with their spread, filled up with random ones of the same spread."""
     seen = []
-    for number in range(12 if clip.config.vision_config.image_size < 100 else 3):  # a large tower takes its time
+    for number in range(12 if clip.config.vision_config.image_size < 100 else 3):  # a large encoder takes its time
         side = int(generator.integers(40, 400))
         contrast, colour = generator.uniform(0.1, 1.0), generator.uniform(0, 255, 3)
         grid = contrast * generator.uniform(0, 255, (3 + 2 * number, 3 + 2 * number, 3)) + (1 - contrast) * colour
-        picture = Image.fromarray(grid.astype(np.uint8)).resize((side, side // 2 + 20), Image.Resampling.BICUBIC)
-        output = clip.get_image_features(pixel_values=processor(images=picture, return_tensors="pt")["pixel_values"])
+        image = Image.fromarray(grid.astype(np.uint8)).resize((side, side // 2 + 20), Image.Resampling.BICUBIC)
+        output = clip.get_image_features(pixel_values=processor(images=image, return_tensors="pt")["pixel_values"])
         seen.append(output if isinstance(output, torch.Tensor) else output.pooler_output)
     seen_array = torch.cat(seen).numpy()
     spread, center = seen_array.std(axis=0), seen_array.mean(axis=0)

@@ -41,7 +41,7 @@ def edit_json(folder: Path, name: str, change: Callable[[dict], object]) -> None
     (folder / name).write_text(json.dumps(values))
 
 
-def test_a_converted_file_holds_tower_and_head_and_says_where_they_come_from(release: Path, tmp_path: Path) -> None:
+def test_a_converted_file_holds_encoder_and_head_and_says_where_they_come_from(release: Path, tmp_path: Path) -> None:
     made = convert(release, tmp_path / "model.safetensors")
     metadata = read_metadata(made.path)
     assert metadata["name"] == "rali-official"
@@ -79,13 +79,13 @@ def test_a_converted_file_holds_tower_and_head_and_says_where_they_come_from(rel
 
 
 @pytest.mark.parametrize(("dtype", "bytes_each"), [("float16", 2), ("bfloat16", 2), ("float32", 4)])
-def test_the_tower_is_stored_in_the_dtype_that_was_asked_for(
+def test_the_encoder_is_stored_in_the_dtype_that_was_asked_for(
     release: Path, dtype: str, bytes_each: int, tmp_path: Path
 ) -> None:
     path = convert(release, tmp_path / "model.safetensors", dtype=dtype).path  # type: ignore[arg-type]
     model = load_model(path).model
-    tower = sum(parameter.numel() for parameter in model.encoder.parameters())
-    assert abs(path.stat().st_size - bytes_each * tower) < 25_000
+    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+    assert abs(path.stat().st_size - bytes_each * encoder) < 25_000
     assert RaliScorer.from_pretrained(path, device="cpu").score(np.zeros((9, 9, 3), dtype=np.uint8)).scores[0] > 0
 
 
@@ -125,10 +125,10 @@ def test_the_configuration_of_the_official_size_is_open_clip_s_own(maker: Module
 
 
 @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
-def test_a_checkpoint_without_a_tower_takes_that_of_best(release_copy: Path, kind: str, tmp_path: Path) -> None:
+def test_a_checkpoint_without_an_encoder_takes_that_of_best(release_copy: Path, kind: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    tower = {
+    encoder = {
         name.removeprefix("clip."): tensor
         for name, tensor in torch.load(release_copy / "ckpt.pt", weights_only=True)["state_dict"].items()
         if name.startswith("clip.")
@@ -136,9 +136,9 @@ def test_a_checkpoint_without_a_tower_takes_that_of_best(release_copy: Path, kin
     expected = convert(release_copy, tmp_path / "expected.safetensors").path
     (release_copy / "best" / "model.safetensors").unlink()
     if kind == "model.safetensors":
-        save_file(tower, release_copy / "best" / kind)
+        save_file(encoder, release_copy / "best" / kind)
     else:
-        torch.save(tower, release_copy / "best" / kind)
+        torch.save(encoder, release_copy / "best" / kind)
     edit_state(release_copy, lambda state: [state.pop(name) for name in list(state) if name.startswith("clip.")])
     made = convert(release_copy, tmp_path / "made.safetensors")
     assert f"best/{kind}" in made.source["files"]
@@ -174,15 +174,15 @@ def poison(name: str, value: float) -> Edit:
 Q = "clip.vision_model.encoder.layers.1.self_attn.q_proj.weight"
 PROBLEMS: dict[str, tuple[Edit, str]] = {
     "no mean": (drop_mean, "pca.pkl: the PCA has no mean_"),
-    "mean of another size": (shorten_mean, r"pca.pkl: mean_: expected \(48,\), the tower's output, got \(47,\)"),
+    "mean of another size": (shorten_mean, r"pca.pkl: mean_: expected \(48,\), the encoder's output, got \(47,\)"),
     "a missing file": (lambda f: (f / "pca.pkl").unlink(), "pca.pkl: missing"),
     "another state dict": (lambda f: torch.save({"model": {}}, f / "ckpt.pt"), 'expected a state dict under "state_dict", found the keys: model'),
     "a missing tensor": (lambda f: edit_state(f, lambda s: s.pop(Q)), "self_attn.q_proj.weight: missing, shape"),
     "a missing head tensor": (lambda f: edit_state(f, lambda s: s.pop("scorer.pca_scale")), r"scorer.pca_scale: missing, expected shape \(48,\)"),
     "an unknown key": (lambda f: edit_state(f, lambda s: s.update({"scorer.gate": torch.zeros(1)})), "unknown key scorer.gate"),
     "an unknown prefix": (lambda f: edit_state(f, lambda s: s.update({"optimizer.x": torch.zeros(1)})), "unknown key optimizer.x"),
-    "an unknown tower key": (lambda f: edit_state(f, lambda s: s.update({"clip.vision_model.adapter": torch.zeros(1)})), "vision_model.adapter: unknown key"),
-    "NaN in the tower": (poison(Q, float("nan")), "attn.in_proj_weight: holds NaN or infinite values"),
+    "an unknown encoder key": (lambda f: edit_state(f, lambda s: s.update({"clip.vision_model.adapter": torch.zeros(1)})), "vision_model.adapter: unknown key"),
+    "NaN in the encoder": (poison(Q, float("nan")), "attn.in_proj_weight: holds NaN or infinite values"),
     "infinite scores": (poison("scorer.proto_scores", float("inf")), "head.scores: holds NaN or infinite values"),
     "zero scale": (poison("scorer.pca_scale", 0.0), "head.scale: holds zeros"),
     "too large for float16": (poison(Q, 1e6), "holds 1e\\+06, torch.float16 ends at 65504: convert with another --dtype"),
@@ -195,12 +195,12 @@ PROBLEMS: dict[str, tuple[Edit, str]] = {
     "another epsilon": (lambda f: edit_json(f, "best/config.json", lambda c: c["vision_config"].update(layer_norm_eps=1e-6)), "layer_norm_eps: expected 1e-05, got 1e-06"),
     "another model": (lambda f: edit_json(f, "best/config.json", lambda c: c.update(model_type="siglip")), "model_type: expected 'clip', got 'siglip'"),
     "heads that do not divide": (lambda f: edit_json(f, "best/config.json", lambda c: c["vision_config"].update(num_attention_heads=5)), "hidden_size 96 cannot be divided by num_attention_heads 5"),
-    "another input size": (lambda f: edit_json(f, "best/preprocessor_config.json", lambda c: c.update(size={"shortest_edge": 60}, crop_size={"height": 60, "width": 60})), "the tower takes 56 pixels, the image processor makes 60"),
+    "another input size": (lambda f: edit_json(f, "best/preprocessor_config.json", lambda c: c.update(size={"shortest_edge": 60}, crop_size={"height": 60, "width": 60})), "the encoder takes 56 pixels, the image processor makes 60"),
     "no centre crop": (lambda f: edit_json(f, "best/preprocessor_config.json", lambda c: c.update(do_center_crop=False)), "do_center_crop: expected true, got False"),
     "bilinear": (lambda f: edit_json(f, "best/preprocessor_config.json", lambda c: c.update(resample=2)), r"resample: expected 3 \(bicubic\), got 2"),
     "a mean that is none": (lambda f: edit_json(f, "best/preprocessor_config.json", lambda c: c.update(image_mean=[0.5, float("nan"), 0.5])), "image_mean and image_std: expected finite numbers"),
     "damaged JSON": (lambda f: (f / "best/config.json").write_text("{"), "config.json: not readable .JSONDecodeError"),
-    "half a checkpoint": (lambda f: (f / "ckpt.pt").write_bytes((f / "ckpt.pt").read_bytes()[:50_000]), "ckpt.pt: not a zip file, or a damaged or half downloaded one"),
+    "half a checkpoint": (lambda f: (f / "ckpt.pt").write_bytes((f / "ckpt.pt").read_bytes()[:50_000]), "ckpt.pt: not a zip file, or a damaged or incompletely downloaded one"),
     "prototypes without scores": (lambda f: np.savez(f / "basis.npz", vectors=np.zeros((20, 24))), "basis.npz: expected the arrays scores and vectors, got vectors.npy"),
 }  # fmt: skip
 
@@ -245,15 +245,36 @@ def test_wrong_arguments_are_refused(
 def test_the_command_converts_and_verifies(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.safetensors"
     assert main(["convert", str(release), "-o", str(path), "--dtype", "bfloat16"]) == 0
-    assert "tower in bfloat16" in capsys.readouterr().out
-    assert main(["verify", str(path), str(release)]) == 0
+    assert "encoder in bfloat16" in capsys.readouterr().out
+    assert main(["convert", "--check", str(path), str(release)]) == 0
     printed = capsys.readouterr().out
-    assert "all 44 tensors of the tower equal the release's in bfloat16" in printed
+    assert "all 44 tensors of the encoder equal the release's in bfloat16" in printed
     assert "all 6 of the head as well" in printed
+    assert main(["verify", str(path), str(release)]) == 0  # the old name, for one more release
+    old = capsys.readouterr()
+    assert (old.out, "use rali convert --check" in old.err) == (printed, True)
     assert main(["info", str(path)]) == 0
     assert "licence_note" in capsys.readouterr().out
     assert main(["convert", str(tmp_path), "-o", str(path)]) == 1
     assert "ckpt.pt: missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected RELEASE_DIR, the folder that holds ckpt.pt, got none"),
+        (
+            ["release", "--check", "a.safetensors", "-o", "b.safetensors"],
+            "-o/--output: not allowed with argument --check",
+        ),
+    ],
+)
+def test_wrong_usage_of_the_command_is_reported(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", *words])
+    assert message in capsys.readouterr().err
 
 
 def test_a_conversion_that_breaks_off_leaves_the_old_file_and_nothing_else(release: Path, tmp_path: Path) -> None:

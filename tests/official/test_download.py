@@ -82,7 +82,7 @@ def test_the_official_model_is_downloaded_converted_and_found_by_its_name(
     assert source["revision"] == "0123456789abcdef0123456789abcdef01234567"
     assert "ckpt.pt" in done.stderr or "%" in done.stderr, "no progress was shown"
     assert not hub.contents("README.md"), "only the release is downloaded"  # type: ignore[attr-defined]
-    assert not hub.contents("best/model.safetensors"), "ckpt.pt holds the tower"  # type: ignore[attr-defined]
+    assert not hub.contents("best/model.safetensors"), "ckpt.pt holds the encoder"  # type: ignore[attr-defined]
 
     program = (
         "import numpy; from rali_core import RaliScorer; scorer = RaliScorer.from_pretrained('official', device='cpu');"
@@ -91,7 +91,7 @@ def test_the_official_model_is_downloaded_converted_and_found_by_its_name(
     scored = subprocess.run([sys.executable, "-c", program], env=settings, capture_output=True, text=True)
     assert scored.stdout.startswith("rali-official ["), scored.stderr
 
-    verified = rali("verify", "official")
+    verified = rali("convert", "--check", "official")
     assert verified.returncode == 0, verified.stderr
 
     before = len(hub.contents("ckpt.pt"))  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ def test_a_given_folder_holds_everything_and_the_name_still_works(rali: Rali, tm
     assert (folder / "rali-official.safetensors").is_file()
     assert (folder / "RALI" / "ckpt.pt").is_file()
     assert not holds_model(tmp_path / "home")
-    assert rali("verify", "official").returncode == 0
+    assert rali("convert", "--check", "official").returncode == 0
     (folder / "rali-official.safetensors").unlink()
     gone = rali("info", "official")
     assert "the model 'official' is gone from" in gone.stderr
@@ -203,7 +203,7 @@ def test_two_downloads_at_once_give_one_good_file(settings: dict[str, str], tmp_
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     assert not partial_files(tmp_path)
-    done = subprocess.run([sys.executable, "-c", MAIN, "verify", "official"], env=settings, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", MAIN, "convert", "--check", "official"], env=settings, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 

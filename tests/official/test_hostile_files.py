@@ -193,10 +193,10 @@ def cases(
         "ckpt.pt": make_checkpoints(canary, tiny_release, mark),
         "basis.npz": make_bases(canary, tiny_release),
     }
-    # The weights in best/ are opened only where ckpt.pt holds no tower.
+    # The weights in best/ are opened only where ckpt.pt holds no encoder.
     state = torch.load(tiny_release / "ckpt.pt", weights_only=True)["state_dict"]
     headless = save_torch({"state_dict": {name: value for name, value in state.items() if name.startswith("scorer.")}})
-    files["best/pytorch_model.bin"] = {"tower": (save_torch({"x": Calls(canary.fire)}), r"rali_canary\.fire")}
+    files["best/pytorch_model.bin"] = {"encoder": (save_torch({"x": Calls(canary.fire)}), r"rali_canary\.fire")}
     expected = {}
     for file, contents in files.items():
         for name, (content, message) in contents.items():

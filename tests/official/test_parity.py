@@ -15,12 +15,12 @@ from rali_core.official.convert import convert
 def check(rows: list) -> None:
     assert {row.limit for row in rows if "float32" in row.comparison} == {1e-5}
     for row in rows:
-        assert row.spread > 0.1, f"{row}: all pictures score alike, so that nothing was compared"
+        assert row.spread > 0.1, f"{row}: all images score alike, so that nothing was compared"
         assert row.largest <= row.limit, row
 
 
 @pytest.mark.parametrize("estimator", ["PCA", "IncrementalPCA"])
-def test_scores_of_fifty_pictures_of_many_sizes_are_those_of_the_official_recipe(
+def test_scores_of_fifty_images_of_many_sizes_are_those_of_the_official_recipe(
     estimator: str, maker: ModuleType, parity: ModuleType, tmp_path: Path
 ) -> None:
     release = maker.make_release(tmp_path / "release", estimator=estimator, seed=1)
@@ -66,7 +66,7 @@ def _measure_with_other_reference(release: Path, readable: Path, parity: ModuleT
     ]
 
 
-def test_the_reference_for_tall_pictures_is_the_processor_itself_for_all_others(
+def test_the_reference_for_tall_images_is_the_processor_itself_for_all_others(
     release: Path, parity: ModuleType
 ) -> None:
     reference = parity.load_helper("reference").Reference(release)
@@ -94,7 +94,7 @@ def test_the_comparison_notices_a_wrong_mean(
 def test_scores_at_the_official_size_are_those_of_the_official_recipe(
     maker: ModuleType, parity: ModuleType, tmp_path: Path
 ) -> None:
-    # 24 blocks at 577 tokens take seconds per picture on two cores; `bench/parity.py` measures 50 and more.
+    # 24 blocks at 577 tokens take seconds per image on two cores; `bench/parity.py` measures 50 and more.
     release = maker.make_release(tmp_path / "release", size=maker.OFFICIAL)
     assert (release / "ckpt.pt").stat().st_size > 1.7e9
     check(parity.measure(release, tmp_path, parity.make_images(5), "ViT-L/14-336", tall=0))

@@ -35,7 +35,7 @@ def rewrite(path: Path, change: object = None, **metadata: str) -> None:
 def test_a_converted_file_is_equal_to_its_release(release: Path, dtype: str, tmp_path: Path) -> None:
     path = convert(release, tmp_path / "model.safetensors", dtype=dtype).path  # type: ignore[arg-type]
     result = verify(path, release)
-    assert (result.tower_tensors, result.head_tensors, result.dtype) == (44, 6, dtype)
+    assert (result.encoder_tensors, result.head_tensors, result.dtype) == (44, 6, dtype)
     assert (result.largest_rounding == 0) == (dtype == "float32")
     assert result.largest_rounding < 0.01
     assert set(result.files) >= {"ckpt.pt", "pca.pkl"}
@@ -97,7 +97,7 @@ def test_a_release_beside_the_file_is_found_and_one_that_is_nowhere_is_asked_for
 ) -> None:
     with pytest.raises(
         FileNotFoundError,
-        match="is neither beside it nor in the cache: name its folder, `rali verify .*model.safetensors RELEASE_DIR`",
+        match="is neither beside it nor in the cache: name its folder, `rali convert --check .*model.safetensors RELEASE_DIR`",
     ):
         locate_release(converted)
     folder = tmp_path / "given"

@@ -126,18 +126,18 @@ def test_reno_sees_the_same_score_whichever_way_the_image_comes(tiny_scorer: Any
         RenoLoss(model=tiny_scorer, image_input="bytes")  # type: ignore[arg-type]
 
 
-def test_tt_scale_flux_finds_the_best_noise_and_writes_it_as_json(tiny_scorer: Any, pictures: Any) -> None:
+def test_tt_scale_flux_finds_the_best_noise_and_writes_it_as_json(tiny_scorer: Any, pil_images: Any) -> None:
     supported = {"rali": ScaleFluxVerifier}
     configured = {"name": "rali", "choice_of_metric": "rali_score", "max_new_tokens": 800}
     assert configured["choice_of_metric"] in supported["rali"].SUPPORTED_METRIC_CHOICES
     verifier = supported["rali"](model=tiny_scorer, **configured)
-    inputs = verifier.prepare_inputs(images=pictures, prompts=["a"] * len(pictures))
+    inputs = verifier.prepare_inputs(images=pil_images, prompts=["a"] * len(pil_images))
     outputs = verifier.score(inputs=inputs)
     results = [{**output, "seed": seed} for seed, output in enumerate(outputs)]
     best = sorted(results, key=lambda result: result["rali_score"], reverse=True)[0]
-    assert best["seed"] == tiny_scorer.score(pictures).ranking()[0]
+    assert best["seed"] == tiny_scorer.score(pil_images).ranking()[0]
     assert json.loads(json.dumps(best)) == best
-    assert len(verifier.prepare_inputs(images=pictures[0], prompts="a")) == 1
+    assert len(verifier.prepare_inputs(images=pil_images[0], prompts="a")) == 1
     with pytest.raises(ValueError, match="choice_of_metric must be 'rali_score', got 'overall'"):
         ScaleFluxVerifier(model=tiny_scorer, choice_of_metric="overall")
 

@@ -14,12 +14,12 @@ pytest.importorskip("torchmetrics")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_metric_is_the_mean_over_all_updates(tiny_scorer: Any, pixels: Any, pictures: Any) -> None:
+def test_the_metric_is_the_mean_over_all_updates(tiny_scorer: Any, pixels: Any, pil_images: Any) -> None:
     from rali_core.rewards import RaliImageQuality
 
     metric = RaliImageQuality(tiny_scorer)
     metric.update(pixels[:2])
-    metric.update(pictures[2:])
+    metric.update(pil_images[2:])
     expected = tiny_scorer.score(pixels).scores.mean()
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)
     assert float(metric(pixels[:1])) == pytest.approx(tiny_scorer.score(pixels[:1]).scores[0], abs=1e-6)

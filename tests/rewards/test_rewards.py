@@ -16,12 +16,12 @@ from rali_core.rewards import Clip, CombinedReward, RaliReward, Ranks, Standardi
 from rali_core.rewards.transforms import apply_all
 
 
-def test_every_form_of_the_same_images_gives_the_same_rewards(tiny_scorer: Any, pixels: Any, pictures: Any) -> None:
+def test_every_form_of_the_same_images_gives_the_same_rewards(tiny_scorer: Any, pixels: Any, pil_images: Any) -> None:
     reward = RaliReward(tiny_scorer)
-    expected = reward(pictures)
+    expected = reward(pil_images)
     assert len(expected) == 5
     assert all(isinstance(value, float) for value in expected)
-    assert expected == pytest.approx(tiny_scorer.score(pictures).scores.tolist())
+    assert expected == pytest.approx(tiny_scorer.score(pil_images).scores.tolist())
     as_bytes = (pixels * 255).round().byte()
     for form in (pixels, as_bytes, as_bytes.permute(0, 2, 3, 1).numpy(), list(pixels)):
         assert reward(form) == pytest.approx(expected, abs=1e-6)
@@ -121,21 +121,21 @@ def test_a_score_that_is_not_finite_is_an_error() -> None:
         apply_all([Clip(low=0.0)], torch.tensor([0.5, float("nan")]))
 
 
-def test_rewards_are_combined_by_weight_and_made_comparable(tiny_scorer: Any, pictures: Any) -> None:
+def test_rewards_are_combined_by_weight_and_made_comparable(tiny_scorer: Any, pil_images: Any) -> None:
     rali = RaliReward(tiny_scorer)
 
     def brightness(images: Any) -> list[float]:
         return [float(np.asarray(image).mean()) for image in images]
 
     combined = CombinedReward({"rali": (rali, 2.0), "bright": (brightness, 0.5)})
-    expected = 2 * np.array(rali(pictures)) + 0.5 * np.array(brightness(pictures))
-    assert combined(pictures) == pytest.approx(expected.tolist(), rel=1e-6)
-    raw, _ = combined.parts(pictures)
-    assert raw["bright"] == brightness(pictures)
+    expected = 2 * np.array(rali(pil_images)) + 0.5 * np.array(brightness(pil_images))
+    assert combined(pil_images) == pytest.approx(expected.tolist(), rel=1e-6)
+    raw, _ = combined.parts(pil_images)
+    assert raw["bright"] == brightness(pil_images)
     ranked = CombinedReward({"a": (lambda _: [1, 2, 3], 1.0), "b": (lambda _: [900, 100, 500], 1.0)}, normalise="ranks")
-    assert ranked(pictures) == [1.0, 0.5, 1.5]
+    assert ranked(pil_images) == [1.0, 0.5, 1.5]
     even = CombinedReward({"a": (lambda _: [0, 1], 1.0), "b": (lambda _: [900, 100], 1.0)}, normalise="standardise")
-    assert even(pictures) == pytest.approx([0, 0], abs=1e-3)
+    assert even(pil_images) == pytest.approx([0, 0], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +203,13 @@ def test_a_bad_sample_gets_what_on_error_says_and_shifts_no_other(
 
 
 def test_unreadable_files_and_blank_images_do_not_end_a_training(
-    tiny_scorer: Any, pictures: Any, tmp_path: Any
+    tiny_scorer: Any, pil_images: Any, tmp_path: Any
 ) -> None:
-    pictures[4].save(tmp_path / "good.png")
+    pil_images[4].save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     files = [str(tmp_path / name) for name in ("good.png", "bad.png", "missing.png")]
     rewards = RaliReward(tiny_scorer, on_error=-1.0)(files)
-    assert rewards == [pytest.approx(RaliReward(tiny_scorer)([pictures[4]])[0]), -1.0, -1.0]
+    assert rewards == [pytest.approx(RaliReward(tiny_scorer)([pil_images[4]])[0]), -1.0, -1.0]
     with pytest.raises(OSError, match="missing"):
         RaliReward(tiny_scorer)(files[2:])
     blank = torch.full((1, 3, 40, 40), 0.4, requires_grad=True)

@@ -1,5 +1,5 @@
 // Shows on RALI nodes what the last run reported of them, in both of ComfyUI's node renderers.
-// Results are the page's state, as pictures of Preview Image are: no workflow, copy or undo step holds one.
+// Results are the page's state, like the images of Preview Image: no workflow, copy or undo step holds one.
 import { app } from "../../../scripts/app.js";
 import { MINIMUM_HEIGHT, draw, makeBox, shortText } from "./panel.js";
 import { findInHistory, graphChanged, isCurrent, lastRun, listen, locatorOf, rootGraph } from "./runs.js";
@@ -47,7 +47,7 @@ function working({ progress, tally }, node) {
     : say("percent", { percent: Math.floor((100 * done) / of) });
 }
 
-// What is true of a node's results now.
+// The current state of a node's results.
 function stateOf(node, results) {
   if (node.mode === BYPASS) return { name: "bypassed", text: say("bypassed"), hidden: true };
   if (node.mode === NEVER) return { name: "muted", text: say("muted"), hidden: true };
@@ -97,14 +97,14 @@ function showInTitle(node, score) {
       return own.score ? `${own.score} · ${title}` : title; // first: a narrow node cuts the rest
     };
   }
-  // The Vue renderer's title field offers what it shows: that must not become the node's name.
+  // The Vue renderer's title field offers the shown title: that must not become the node's name.
   if (own.title !== node.title && node.title === own.shown) node.title = own.title;
   own.title = node.title;
   own.score = score;
   const before = own.shown;
   own.shown = node.getTitle();
   if (own.shown === before && !score) return;
-  // The Vue renderer does not ask for titles: it is told.
+  // The Vue renderer does not ask for titles: it is notified.
   node.graph?.trigger?.("node:property:changed", {
     type: "node:property:changed", nodeId: node.id, property: "title", oldValue: before, newValue: own.shown,
   });

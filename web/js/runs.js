@@ -1,4 +1,4 @@
-// What the page knows of its runs: which node reported what, and from which graph. Nothing of it is saved anywhere.
+// The page's runs: which node reported what, and from which graph. Nothing of this is saved.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
@@ -7,7 +7,7 @@ const HISTORY = 10;
 const CONTROLS = new Set(["randomize", "increment", "decrement"]);
 const INSIDE = -10; // the origin of a link that comes from a subgraph's own input
 
-const runs = new Map(); // prompt id: what came of it
+const runs = new Map(); // prompt id: its outcome
 const origins = new Map(); // id of a result: the graphs, as texts, that gave it
 let begun = 0;
 
@@ -17,7 +17,7 @@ export function locatorOf(node) {
   return !node.graph || node.graph === rootGraph() ? String(node.id) : `${node.graph.id}:${node.id}`;
 }
 
-// "12:5" of the execution, node 5 in the subgraph of node 12, to what the page calls that node, in any instance.
+// "12:5" of the execution, node 5 in the subgraph of node 12, to the page's locator of that node, in any instance.
 function locatorOfExecution(id, root) {
   const parts = String(id).split(".")[0].split(":");
   let graph = root;

@@ -205,7 +205,7 @@ class Page:
         return [float(text) for text in self.seen("data-rali-score", count)]
 
     def shot(self, name: str) -> Path:
-        """Keep a picture of the page."""
+        """Keep an image of the page."""
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.settle()
         self.page.screenshot(path=SHOTS / f"{name}.png")
@@ -232,10 +232,10 @@ def open_page(browser: Any, server: Any) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture(scope="session")
-def pictures(server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any]) -> dict[str, str]:
-    """Names of a good and a bad picture in the input folder; `example.png`, which the templates name, is there too."""
+def images(server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any]) -> dict[str, str]:
+    """Names of a good and a bad image in the input folder; `example.png`, which the templates name, is there too."""
     good = photographs["astronaut"]
     for name in ("good.png", "example.png"):
-        server.picture(name, good)
-    server.picture("bad.png", tools["degrade"](good, 5))
+        server.upload(name, good)
+    server.upload("bad.png", tools["degrade"](good, 5))
     return {"good": "good.png", "bad": "bad.png"}

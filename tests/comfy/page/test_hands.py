@@ -1,4 +1,4 @@
-"""With mouse and keyboard only: find the node, place it, wire it, press Run, drop a saved picture."""
+"""With mouse and keyboard only: find the node, place it, wire it, press Run, drop a saved image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ NODE_OF_TYPE = "app.graph._nodes.find(node => node.type === '{}')?.id"
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 def test_a_node_dragged_from_the_sidebar_and_wired_shows_a_score_when_run_is_pressed(
-    open_page: Callable[..., Any], pictures: dict[str, str], vue: bool
+    open_page: Callable[..., Any], images: dict[str, str], vue: bool
 ) -> None:
     page, name = open_page(vue=vue), "vue" if vue else "canvas"
-    image = page.add("LoadImage", 400, 200, image=pictures["good"])
+    image = page.add("LoadImage", 400, 200, image=images["good"])
     page.do("Workspace.ToggleSidebarTab.node-library")
     page.page.get_by_placeholder("Search...").fill("RALI Score")
     entry = page.page.get_by_text("RALI Score", exact=True).first
@@ -75,11 +75,11 @@ def test_the_node_is_found_by_search(open_page: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["png", "webp"])
-def test_a_saved_picture_dropped_on_the_page_brings_its_workflow_back(
-    open_page: Callable[..., Any], pictures: dict[str, str], server: Any, file_format: str
+def test_a_saved_image_dropped_on_the_page_brings_its_workflow_back(
+    open_page: Callable[..., Any], images: dict[str, str], server: Any, file_format: str
 ) -> None:
     page = open_page()
-    image = page.add("LoadImage", 60, 80, image=pictures["good"])
+    image = page.add("LoadImage", 60, 80, image=images["good"])
     score = page.add("RALI_Score", 420, 80, threshold=0.123)
     save = page.add("RALI_SaveImage", 780, 80, format=file_format, filename_prefix=f"dropped/{file_format}")
     page.wire(image, 0, score, "images")

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 NODES = sorted(path.stem for path in (REPOSITORY / "web" / "docs").glob("*.md"))
 
 
-def test_every_nodes_help_page_opens_with_its_picture(open_page: Callable[..., Any]) -> None:
+def test_every_nodes_help_page_opens_with_its_image(open_page: Callable[..., Any]) -> None:
     assert len(NODES) >= 18
     page = open_page()
     for kind in NODES:

@@ -18,9 +18,9 @@ SAVED = "() => JSON.stringify(app.graph.serialize())"
 TRACKER = "app.extensionManager.workflow.activeWorkflow.changeTracker"
 
 
-def scored_graph(page: Any, pictures: dict[str, str], kind: str = "RALI_Score") -> None:
-    one = page.add("LoadImage", 60, 80, image=pictures["bad"])
-    two = page.add("LoadImage", 60, 480, image=pictures["good"])
+def scored_graph(page: Any, images: dict[str, str], kind: str = "RALI_Score") -> None:
+    one = page.add("LoadImage", 60, 80, image=images["bad"])
+    two = page.add("LoadImage", 60, 480, image=images["good"])
     batch = page.add("ImageBatch", 420, 80)
     score = page.add(kind, 720, 80)
     page.wire(one, 0, batch, "image1")
@@ -39,11 +39,11 @@ def set_widget(page: Any, kind: str, name: str, value: Any) -> None:
 
 @RENDERERS
 def test_scores_are_on_the_node_best_first_and_in_nothing_that_is_saved(
-    open_page: Callable[..., Any], pictures: dict[str, str], vue: bool
+    open_page: Callable[..., Any], images: dict[str, str], vue: bool
 ) -> None:
     name = "vue" if vue else "canvas"
     page = open_page(vue=vue)
-    scored_graph(page, pictures)
+    scored_graph(page, images)
     page.page.locator(PANEL, has_text="No scores yet. Run the workflow.").wait_for()
     page.page.evaluate(f"() => {TRACKER}.captureCanvasState()")
     before = page.page.evaluate(SAVED), page.page.evaluate(f"() => {TRACKER}.undoQueue.length")
@@ -70,18 +70,18 @@ def test_scores_are_on_the_node_best_first_and_in_nothing_that_is_saved(
 
 @RENDERERS
 def test_no_verdict_looks_current_after_a_change_a_failure_or_while_bypassed(
-    open_page: Callable[..., Any], pictures: dict[str, str], vue: bool
+    open_page: Callable[..., Any], images: dict[str, str], vue: bool
 ) -> None:
     page = open_page(vue=vue)
-    image, score = page.add("LoadImage", 60, 80, image=pictures["good"]), page.add("RALI_Score", 420, 80)
+    image, score = page.add("LoadImage", 60, 80, image=images["good"]), page.add("RALI_Score", 420, 80)
     page.wire(image, 0, score, "images")
     page.run()
     page.state("current")
     assert page.seen("data-rali-passed", 1) == ["true"]
-    set_widget(page, "LoadImage", "image", pictures["bad"])
+    set_widget(page, "LoadImage", "image", images["bad"])
     page.state("changed")
     page.shot(f"changed-{'vue' if vue else 'canvas'}")
-    set_widget(page, "LoadImage", "image", pictures["good"])
+    set_widget(page, "LoadImage", "image", images["good"])
     page.state("current")
     set_widget(page, "RALI_Score", "threshold", 0.99)
     page.state("changed")
@@ -102,10 +102,10 @@ def test_no_verdict_looks_current_after_a_change_a_failure_or_while_bypassed(
 
 @RENDERERS
 def test_results_come_back_with_their_tab_and_after_a_reload_and_copies_and_old_files_hold_none(
-    open_page: Callable[..., Any], pictures: dict[str, str], vue: bool
+    open_page: Callable[..., Any], images: dict[str, str], vue: bool
 ) -> None:
     page = open_page(vue=vue)
-    image, score = page.add("LoadImage", 60, 80, image=pictures["good"]), page.add("RALI_Score", 420, 80)
+    image, score = page.add("LoadImage", 60, 80, image=images["good"]), page.add("RALI_Score", 420, 80)
     page.wire(image, 0, score, "images")
     page.run()
     shown = page.numbers(1)
@@ -151,11 +151,11 @@ CONTRAST = """() => { const parts = (text) => { const found = text.match(/[0-9.]
 
 @RENDERERS
 def test_the_score_is_seen_when_collapsed_from_outside_a_subgraph_and_on_the_light_theme(
-    open_page: Callable[..., Any], pictures: dict[str, str], vue: bool
+    open_page: Callable[..., Any], images: dict[str, str], vue: bool
 ) -> None:
     name = "vue" if vue else "canvas"
     page = open_page(vue=vue)
-    image, score = page.add("LoadImage", 60, 80, image=pictures["good"]), page.add("RALI_Score", 420, 80)
+    image, score = page.add("LoadImage", 60, 80, image=images["good"]), page.add("RALI_Score", 420, 80)
     page.wire(image, 0, score, "images")
     page.run()
     (number,) = page.numbers(1)

@@ -17,9 +17,9 @@ THUMBNAILS = "[...document.querySelectorAll('img')].filter(x => x.src.startsWith
 
 
 def test_a_template_opens_from_the_template_browser_and_runs(
-    open_page: Callable[..., Any], server: Any, pictures: dict[str, str]
+    open_page: Callable[..., Any], server: Any, images: dict[str, str]
 ) -> None:
-    assert pictures
+    assert images
     listed = server.get("/api/workflow_templates")
     assert sorted(listed["ComfyUI-RALI"]) == [path.stem for path in FILES]
     page = open_page()
@@ -38,9 +38,9 @@ def test_a_template_opens_from_the_template_browser_and_runs(
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 def test_every_workflow_loads_with_all_its_wires_and_nothing_overlaps(
-    open_page: Callable[..., Any], pictures: dict[str, str], vue: bool
+    open_page: Callable[..., Any], images: dict[str, str], vue: bool
 ) -> None:
-    assert pictures
+    assert images
     page = open_page(vue=vue)
     for file in FILES:
         saved = json.loads(file.read_text(encoding="utf-8"))

@@ -133,7 +133,7 @@ class Latents(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Test_Followers", category="test",
+            node_id="Test_Attachments", category="test",
             inputs=[io.Int.Input("count"), io.Int.Input("masks", default=0, optional=True)],
             outputs=[io.Latent.Output("latents"), io.Mask.Output("masks")],
         )  # fmt: skip
@@ -200,9 +200,9 @@ class TinyDiffusion(io.ComfyNode):
 
 
 class GradedDiffusion(io.ComfyNode):
-    """A diffusion model that makes one picture, more or less blurred as the seed has it, and knows the best denoiser.
+    """A diffusion model that makes one image, more or less blurred as the seed has it, and knows the best denoiser.
 
-    For finitely many pictures that is their mean, weighted by how well each explains the noisy input.
+    For finitely many images that is their mean, weighted by how well each explains the noisy input.
     """
 
     @classmethod
@@ -216,8 +216,8 @@ class GradedDiffusion(io.ComfyNode):
     def execute(cls):
         tiny, conditioning, _ = TinyDiffusion.execute().result
         side, apart = 16, 0.5
-        picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(4)).round()
-        levels = [picture]
+        image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(4)).round()
+        levels = [image]
         for _ in range(31):
             levels.append(
                 torch.nn.functional.avg_pool2d(levels[-1], 3, 1, 1, count_include_pad=False) * 0.2 + levels[-1] * 0.8
@@ -265,7 +265,7 @@ class Bundle(io.ComfyNode):
 
 
 class CountingVae(io.ComfyNode):
-    """A VAE that counts, before each decoding, how many pictures of its size are in memory."""
+    """A VAE that counts, before each decoding, how many images of its size are in memory."""
 
     counts: typing.ClassVar = {}
 

@@ -1,6 +1,6 @@
-"""Make the pictures of docs/diffusers.md with the examples.
+"""Make the figures of docs/diffusers.md with the examples.
 
-    python docs/make_diffusers_pictures.py        # needs the extras `test` and `diffusers`
+    python docs/make_diffusers_figures.py        # needs the extras `test` and `diffusers`
 
 The photograph is scikit-image's cat (CC0).
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PICTURES = {
+FIGURES = {
     "diffusers-best-of-n": ("contact-sheet.png", ["best_of_n.py", "--n", "12", "--keep", "12", "--steps", "20"]),
     "diffusers-reward-hacking": (
         "before-after.png",
@@ -36,12 +36,12 @@ PICTURES = {
 
 def main() -> None:
     """Run the examples and keep their sheets."""
-    for name, (sheet, (example, *arguments)) in PICTURES.items():
+    for name, (sheet, (example, *arguments)) in FIGURES.items():
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(REPOSITORY / "docs" / "examples" / example), *arguments, "--output", folder]
             subprocess.run(command, check=True)
-            with Image.open(Path(folder) / sheet) as picture:
-                picture.convert("RGB").save(REPOSITORY / "docs" / "images" / f"{name}.jpg", quality=88)
+            with Image.open(Path(folder) / sheet) as image:
+                image.convert("RGB").save(REPOSITORY / "docs" / "images" / f"{name}.jpg", quality=88)
 
 
 if __name__ == "__main__":

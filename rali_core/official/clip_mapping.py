@@ -1,6 +1,6 @@
-"""Hugging Face's CLIP vision tower in open_clip's naming.
+"""Hugging Face's CLIP vision encoder in open_clip's naming.
 
-The same network, kept differently: open_clip holds the query, key and value weights of a block as one matrix, in that
+The same network, stored differently: open_clip holds the query, key and value weights of a block as one matrix, in that
 order, and multiplies by the projection from the right, so that it is the transpose of Hugging Face's linear layer.
 """
 
@@ -25,10 +25,10 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Mapped:
-    """One tensor of our file and where it comes from.
+    """One tensor of the model file and where it comes from.
 
     Attributes:
-        target: Its name in open_clip's tower.
+        target: Its name in open_clip's encoder.
         sources: Names in Hugging Face's `CLIPModel`.
         shape: Shape of each source.
         how: Copy the source, stack the sources along the first axis, or transpose the source.
@@ -47,17 +47,17 @@ class Mapped:
         return parts[0].T.contiguous() if self.how == "transpose" else parts[0].contiguous()
 
 
-def map_tower(architecture: Architecture) -> Iterator[Mapped]:
-    """All tensors of the tower, in open_clip's order of layers."""
+def map_encoder(architecture: Architecture) -> Iterator[Mapped]:
+    """All tensors of the encoder, in open_clip's order of layers."""
     width, hidden, patch = architecture.width, architecture.intermediate, architecture.patch
     positions = (architecture.encoder.image_size // patch) ** 2 + 1
-    tower = "vision_model."
-    yield Mapped("class_embedding", (tower + "embeddings.class_embedding",), (width,))
-    yield Mapped("positional_embedding", (tower + "embeddings.position_embedding.weight",), (positions, width))
-    yield Mapped("conv1.weight", (tower + "embeddings.patch_embedding.weight",), (width, 3, patch, patch))
-    yield from _map_layer("ln_pre", tower + "pre_layrnorm", (width,))
+    encoder = "vision_model."
+    yield Mapped("class_embedding", (encoder + "embeddings.class_embedding",), (width,))
+    yield Mapped("positional_embedding", (encoder + "embeddings.position_embedding.weight",), (positions, width))
+    yield Mapped("conv1.weight", (encoder + "embeddings.patch_embedding.weight",), (width, 3, patch, patch))
+    yield from _map_layer("ln_pre", encoder + "pre_layrnorm", (width,))
     for number in range(architecture.layers):
-        ours, theirs = f"transformer.resblocks.{number}.", f"{tower}encoder.layers.{number}."
+        ours, theirs = f"transformer.resblocks.{number}.", f"{encoder}encoder.layers.{number}."
         yield from _map_layer(ours + "ln_1", theirs + "layer_norm1", (width,))
         for kind, shape in (("weight", (width, width)), ("bias", (width,))):
             sources = tuple(f"{theirs}self_attn.{letter}_proj.{kind}" for letter in "qkv")
@@ -66,7 +66,7 @@ def map_tower(architecture: Architecture) -> Iterator[Mapped]:
         yield from _map_layer(ours + "ln_2", theirs + "layer_norm2", (width,))
         yield from _map_layer(ours + "mlp.c_fc", theirs + "mlp.fc1", (hidden, width))
         yield from _map_layer(ours + "mlp.c_proj", theirs + "mlp.fc2", (width, hidden))
-    yield from _map_layer("ln_post", tower + "post_layernorm", (width,))
+    yield from _map_layer("ln_post", encoder + "post_layernorm", (width,))
     yield Mapped("proj", ("visual_projection.weight",), (architecture.encoder.embed_dim, width), "transpose")
 
 
