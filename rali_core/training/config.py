@@ -53,7 +53,8 @@ class DataConfig:
         validation_fraction: Share of the training images that is held out; 0 for none.
         content_column: Column that names what an image shows (prompt, scene): what is equal there is not split between
             training and validation.
-        group_column: Column of groups that are also measured by themselves, such as the generator.
+        group_column: Column of groups, such as the generator: they are also measured by themselves, and every second
+            step of tune takes the set's images from one of them.
         exclude_groups: Groups whose training images are left out; their test images are measured all the same.
         percentiles: The scores of the held-out images become the model's percentiles under this name, such as
             `"photographs"`.
@@ -234,7 +235,7 @@ class TrainConfig:
         seed: Seed of every random choice.
         device: Where the encoder computes; `"auto"` takes a CUDA GPU where there is one, else the CPU.
         workers: Processes that decode and augment images.
-        coverage: What the model does with images that are not square, unless it is told otherwise.
+        coverage: Which crops the model scores, unless it is told otherwise: `"center"`, `"tiles"` or `"full"`.
     """
 
     name: str
