@@ -29,7 +29,7 @@ def test_the_average_is_that_of_every_tensor(tiny_model: RaliModel, other_model:
     assert all(torch.equal(half[name], tensor) for name, tensor in tiny_model.state_dict().items())
 
 
-def test_what_cannot_be_averaged_is_refused(tiny_model: RaliModel) -> None:
+def test_models_that_cannot_be_averaged_are_refused(tiny_model: RaliModel) -> None:
     with pytest.raises(ValueError, match="at least two models and a weight for each, got 1 and 1"):
         average_models([tiny_model])
     with pytest.raises(ValueError, match=r"weights must be at least 0 and not all 0, got \[1\.0, -1\.0\]"):

@@ -62,7 +62,7 @@ def test_a_file_read_in_many_parts_gives_the_same_model_and_all_problems_at_once
         load_model(rewrite(tiny_file, tensors=broken))
 
 
-def test_the_head_stays_float32_whatever_the_tower_is(tiny_file: Path) -> None:
+def test_the_head_stays_float32_whatever_the_encoder_is(tiny_file: Path) -> None:
     model = load_model(tiny_file, dtype=torch.bfloat16).model
     assert {parameter.dtype for parameter in model.encoder.parameters()} == {torch.bfloat16}
     assert {tensor.dtype for tensor in model.head.state_dict().values()} == {torch.float32}

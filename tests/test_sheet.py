@@ -56,7 +56,7 @@ def test_an_image_without_a_score_is_left_out() -> None:
         (1, [0.5], {"names": ["a", "b"]}, "one score, name and band per image"),
     ],
 )
-def test_senseless_requests_are_refused(
+def test_invalid_requests_are_refused(
     images: int, scores: list[float], options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

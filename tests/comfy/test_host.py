@@ -63,7 +63,7 @@ def choices(server: Any) -> list[str]:
     return list(found[1]["options"] if isinstance(found[0], str) else found[0])
 
 
-def test_renamed_in_another_folder_and_beside_packs_that_take_its_names_it_loads_nothing_but_itself_and_scores(
+def test_a_renamed_pack_beside_packs_with_the_same_module_names_loads_its_own_modules(
     start: Callable[..., Any], tmp_path: Path, tools: dict[str, Any], tiny_file: Path
 ) -> None:
     for place in ("base/custom_nodes/aaa_clash", "packs/zzz_clash"):

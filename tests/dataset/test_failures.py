@@ -42,7 +42,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(
+def test_a_full_disk_ends_the_run_and_with_more_space_it_resumes(
     photos: Path, score: Score, tmp_path: Path, small_disk: Path
 ) -> None:
     filler = small_disk / "filler"

@@ -36,7 +36,7 @@ def test_the_known_best_seed_wins_and_alone_gives_the_same_image_bit_for_bit(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_winner_from_a_batch_is_made_again_alone_bit_for_bit(
+def test_a_winner_from_a_batch_is_regenerated_alone_bit_for_bit(
     name: str, get_pipe: Any, arguments: Any, alone: Any, contrast: Any
 ) -> None:
     pipe, call = get_pipe(name), arguments(name, output_type="np")
@@ -106,7 +106,7 @@ def test_it_stops_once_enough_images_reach_the_threshold(sd15: Any, arguments: A
     assert never.report.stopped is None
 
 
-def test_ctrl_c_returns_the_best_so_far_and_only_without_any_goes_on_up(sd15: Any, arguments: Any) -> None:
+def test_ctrl_c_returns_the_best_so_far_and_raises_only_without_any(sd15: Any, arguments: Any) -> None:
     made = 0
 
     def score(images: list[Image.Image]) -> list[float]:
@@ -314,7 +314,7 @@ def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str, sd15
         best_of_n(sd15, **settings)
 
 
-def test_what_is_no_pipeline_or_no_scorer_is_refused(sd15: Any, arguments: Any) -> None:
+def test_a_wrong_pipeline_or_scorer_is_refused(sd15: Any, arguments: Any) -> None:
     with pytest.raises(TypeError, match="expected a diffusers pipeline, got int"):
         best_of_n(3, n=2)
     with pytest.raises(TypeError, match="scorer must be a RaliScorer or a callable"):

@@ -9,7 +9,7 @@ from torch import nn
 from rali_core.rewards import RaliLoss
 
 
-def test_the_loss_is_what_is_missing_to_a_perfect_score(tiny_model: Any, pixels: Any) -> None:
+def test_the_loss_is_the_shortfall_below_a_perfect_score(tiny_model: Any, pixels: Any) -> None:
     scores = tiny_model(pixels)
     assert torch.allclose(RaliLoss(tiny_model, reduction="none")(pixels), 1 - scores)
     assert torch.allclose(RaliLoss(tiny_model)(pixels), (1 - scores).mean())
