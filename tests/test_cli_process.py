@@ -257,9 +257,9 @@ def test_files_left_out_are_counted_in_one_line(rali: Rali, tmp_path: Path) -> N
     assert (quiet.returncode, quiet.stderr) == (0, b""), "captions beside images are usual"
     for name in ("b.xcf", "c.xcf", "d.cr3", "e"):
         (tmp_path / "p" / name).write_bytes(b"?")
-    told = rali("score", "p", "-r")
-    assert told.returncode == 0
-    assert told.stderr == (
+    out = rali("score", "p", "-r")
+    assert out.returncode == 0
+    assert out.stderr == (
         b"rali: left out 5 files that are no images by their names: 2 .xcf, 1 .txt, 1 .cr3, 1 without an ending\n"
     )
 

@@ -59,7 +59,7 @@ def test_a_file_loaded_with_auto_scores_exactly_as_with_the_dtype_that_was_chose
 
 
 class Recorder(nn.Module):
-    """A block that writes down when it is run, and takes as long as it is told."""
+    """A block that records when it runs, and takes a given time."""
 
     def __init__(self, name: str, seconds: list[float], clock: list[float], order: list[str]) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ TRIPLET = DistortionTriplet("x.png", True, "noise", 1, 3, seed=0)
 
 
 def quality_embeddings(count: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """24-dimensional embeddings in which one direction tells the score, under noise."""
+    """24-dimensional embeddings in which one direction encodes the score, under noise."""
     random = np.random.default_rng(seed)
     scores = random.beta(4, 2, count)
     direction = np.random.default_rng(99).normal(size=24)

@@ -77,7 +77,7 @@ def test_photographs_prepared_for_the_official_encoder_are_pillow_s(photographs:
 
 
 def test_floating_point_arithmetic_would_not_do(photographs: dict[str, Image.Image]) -> None:
-    """The reason for whole numbers: the same image without them has pixels of another level."""
+    """The reason for integers: the same image without them has pixels of another level."""
     image = photographs["astronaut"]
     pixels = to_tensor(np.asarray(image)).unsqueeze(0).float() / 255
     rounded = (resize_shorter_side(pixels, 336) * 255).round()

@@ -65,7 +65,7 @@ triplets = 4
 
 @pytest.fixture
 def config_file(labels: Path, dino_file: Path, tmp_path: Path) -> Path:  # noqa: ARG001 - the backbone is read there
-    """A whole training of seconds: two sets of the same images, the second on a scale of its own."""
+    """A whole training of seconds: two sets of the same images, the second on its own scale."""
     lines = labels.read_text().splitlines()
     table = ["image,mos,split,scene,camera"]
     for number, line in enumerate(lines[1:]):

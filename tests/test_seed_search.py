@@ -1,4 +1,4 @@
-"""Searching seeds: order, early stop, pruning, going on after an interrupt, and faults of single tries."""
+"""Searching seeds: order, early stop, pruning, resuming after an interrupt, and failures of single tries."""
 
 from __future__ import annotations
 

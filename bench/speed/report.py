@@ -1,4 +1,4 @@
-"""What was measured, as Markdown and plots, and beside a baseline."""
+"""The results as Markdown and plots, and compared with a baseline."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _label(axes: Any, ticks: Sequence[float], **texts: str) -> None:
 def compare_with_baseline(
     result: Mapping[str, Any], baseline: Mapping[str, Any], *, tolerance: float = 0.8
 ) -> list[str]:
-    """Lines on ratios to the reference that fell under `tolerance` times the baseline's; none where all is well.
+    """Lines on ratios to the reference that fell under `tolerance` times the baseline's; none if nothing is slower.
 
     Processor time is compared, which other work on the machine disturbs least.
     """

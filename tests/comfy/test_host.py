@@ -37,7 +37,7 @@ SCORE = {"aggregation": "mean", "threshold": 0.5, "coverage": "model's own"}
 
 @pytest.fixture
 def start(comfy_home: Path, tmp_path: Path, tools: dict[str, Any]) -> Iterator[Callable[..., Any]]:
-    """Starts a ComfyUI of its own in `tmp_path / "base"`, with an image in its input folder."""
+    """Starts a separate ComfyUI in `tmp_path / "base"`, with an image in its input folder."""
     started = []
 
     def begin(*more: str, version: str = "0.30.0") -> Any:

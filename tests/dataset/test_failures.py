@@ -178,7 +178,7 @@ def test_a_run_killed_again_and_again_ends_with_the_result_of_an_uninterrupted_o
     for number in range(150):
         (photos / f"{number:03d}.png").write_bytes(encode(number))
     (photos / "077.png").write_bytes(b"no image")
-    # In a process of its own: the run is killed by itself, at a random image, in the middle of its work.
+    # In a separate process: the run is killed by itself, at a random image, in the middle of its work.
     code = """
 import os, signal, sys
 from rali_core.dataset import score_dataset

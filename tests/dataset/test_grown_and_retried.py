@@ -46,7 +46,7 @@ def test_a_folder_that_has_grown_has_its_new_images_scored(photos: Path, score: 
         assert score(photos).scored_now == 0
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 35
-    assert "01.jpg" in rows, "its row stays, though it is gone"
+    assert "01.jpg" in rows, "its row stays, though it was deleted"
     summary = summarise(tmp_path / "out")
     assert (summary.images, summary.done, summary.errors) == (35, 35, 1)
     chosen = filter_dataset(tmp_path / "out", min_score=0.0)

@@ -145,7 +145,7 @@ def test_a_run_that_cannot_be_done_is_refused(arguments: dict[str, object], mess
 
 def test_a_worker_that_dies_ends_the_run_and_what_was_written_stays(photographs: Photographs, tmp_path: Path) -> None:
     requests = [DescriptionRequest("cat", photographs["cat"]), DescriptionRequest("killer", partial(os._exit, 3))]
-    with pytest.raises(RuntimeError, match="a worker process died.*what was written stays"):
+    with pytest.raises(RuntimeError, match="a worker process died.*what was written is kept"):
         describe_all(requests, MeasuredDescriber(), tmp_path / "d.jsonl", seeds=[0], workers=1)
     summary = describe_all(requests[:1], MeasuredDescriber(), tmp_path / "d.jsonl", seeds=[0])
     assert summary.written + summary.kept == 1

@@ -1,4 +1,4 @@
-"""`rali download official` in processes of its own, with the real client, against a server on loopback."""
+"""`rali download official` in separate processes, with the real client, against a server on loopback."""
 
 from __future__ import annotations
 
