@@ -346,7 +346,7 @@ def format_markdown(lines: list[dict[str, Any]], options: argparse.Namespace) ->
         f"Made by `python bench/hostile_files.py LOG.jsonl --files {options.files} --seed {options.seed} --markdown "
         f"docs/robustness-files.md`, on {platform.system()} with Python {platform.python_version()}, torch "
         f"{torch.__version__.split('+')[0]}. One file in {SCORED_EVERY} of each format goes through the whole scorer. "
-        f"The log has a line per file; `--only NUMBER --keep FOLDER` makes one again.", "",
+        f"The log has a line per file; `--only NUMBER --keep FOLDER` recreates one.", "",
     ])  # fmt: skip
 
 

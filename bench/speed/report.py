@@ -72,7 +72,7 @@ def format_markdown(result: Mapping[str, Any], command: str, plots: Mapping[str,
     missing = {**result["compare"]["missing"], **result.get("scaling", {}).get("missing", {})}
     if missing:
         parts.append("Not measured: " + "; ".join(f"{name} ({reason})" for name, reason in missing.items()) + ".")
-    parts.append("What was tried and not kept: [experiments.md](experiments.md).")
+    parts.append("What was tried and rejected: [experiments.md](experiments.md).")
     return "\n\n".join(parts) + "\n"
 
 
