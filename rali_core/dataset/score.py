@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,12 +136,7 @@ def score_dataset(
         >>> score_dataset("photos/", "photos-scored/").done  # doctest: +SKIP
         100000
     """
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine must be local or ray, got {engine!r}")
-    if engine == "local" and ray_options:
-        raise ValueError(f"these options belong to the engine ray: {', '.join(ray_options)}")
-    if dtype == "auto":
-        raise ValueError("dtype='auto' differs between machines, and a data set's scores must not: name one")
+    _check_engine(engine, dtype, ray_options)
     if shard_size < 1 or max_pixels < 1 or batch_size < 1:
         raise ValueError(
             f"shard_size, max_pixels and batch_size must be at least 1, got {shard_size}, {max_pixels}, {batch_size}"
@@ -189,16 +184,17 @@ def score_dataset(
                         if not run.report(step.images, step.errors):
                             break
         left = sum(job.unfinished()[0].values())
-    return DatasetResult(
-        folder,
-        total,
-        total - left,
-        sum(todo.values()) - left,
-        run.errors,
-        tuple(repaired),
-        bool(left),
-        added,
-    )
+    scored_now = sum(todo.values()) - left
+    return DatasetResult(folder, total, total - left, scored_now, run.errors, tuple(repaired), bool(left), added)
+
+
+def _check_engine(engine: str, dtype: str, ray_options: Mapping[str, Any]) -> None:
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be local or ray, got {engine!r}")
+    if engine == "local" and ray_options:
+        raise ValueError(f"these options belong to the engine ray: {', '.join(ray_options)}")
+    if dtype == "auto":
+        raise ValueError("dtype='auto' differs between machines, and a data set's scores must not: name one")
 
 
 class RunProgress:

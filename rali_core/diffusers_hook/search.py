@@ -100,15 +100,8 @@ def best_of_n(
         raise ValueError(f"keep must lie between 1 and n = {n}, got {keep}")
     batch_size = _batch_size(batch_size, pipe_kwargs.pop("num_images_per_prompt", None))
     callback = UserCallback(pipe_kwargs)
-    if (prune is not None or keep_latents) and not takes_callback(pipe):
-        raise ValueError(f"{type(pipe).__name__} has no callback_on_step_end, which prune and keep_latents need")
-    if prune is not None:
-        check_preview(pipe)
-    if aggregate not in AGGREGATES or video_frames < 1:
-        raise ValueError(
-            f"expected an aggregate of {', '.join(AGGREGATES)} and video_frames of at least 1, got {aggregate!r} and "
-            f"{video_frames}"
-        )
+    _check_pipeline_can(pipe, prune=prune is not None, keep_latents=keep_latents)
+    _check_frames(aggregate, video_frames)
     if makes_videos(type(pipe)):
         check_video_arguments(pipe_kwargs, batch_size)
     _check_generator(generator_device)
@@ -162,6 +155,21 @@ def best_of_n(
         ),
         settings={"pipeline": type(pipe).__name__, "arguments": describe(pipe_kwargs)},
     )
+
+
+def _check_pipeline_can(pipe: Any, *, prune: bool, keep_latents: bool) -> None:
+    if (prune or keep_latents) and not takes_callback(pipe):
+        raise ValueError(f"{type(pipe).__name__} has no callback_on_step_end, which prune and keep_latents need")
+    if prune:
+        check_preview(pipe)
+
+
+def _check_frames(aggregate: str, count: int) -> None:
+    if aggregate not in AGGREGATES or count < 1:
+        raise ValueError(
+            f"expected an aggregate of {', '.join(AGGREGATES)} and video_frames of at least 1, got {aggregate!r} and "
+            f"{count}"
+        )
 
 
 def _tally(candidates: Sequence[Candidate]) -> str:
