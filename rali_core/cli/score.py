@@ -24,6 +24,7 @@ from ._common import (
 from ._console import emit, say, shown, silence
 from ._inputs import Input, display_name, find_inputs, local_file
 from ._outputs import check_file, check_one_output, open_output, save_suffixes
+from ._tags import Tagger, add_tag_arguments, check_tag_options, untag
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,6 +70,7 @@ def add_parser(subparsers: Any) -> None:
     output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
     output.add_argument("--max-score", type=float, metavar="S", help="only images that score at most S")
     output.add_argument("--explain", action="store_true", help="which prototypes make each score, and their shares")
+    add_tag_arguments(parser)
     add_model_arguments(parser)
     add_cache_argument(parser)
     parser.set_defaults(run=run)
@@ -78,6 +80,10 @@ def run(options: argparse.Namespace) -> int:
     """Score and print."""
     from ..calibration import Calibration
 
+    check_tag_options(options)
+    if options.untag:
+        inputs = find_inputs(options)
+        return int(untag(inputs.files, keep_times=options.keep_times) + inputs.report() > 0)
     if options.top_k is not None and options.top_k < 1:
         raise ValueError(f"--top-k must be at least 1, got {options.top_k}")
     if options.jsonl and options.top_k is not None:
@@ -97,17 +103,22 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--plot draws videos over time, and there is none (animations: with --frames)")
     scorer = load_scorer(options)
     calibration = scorer.info.calibration or Calibration()
+    tagger = Tagger(options, files)
 
     with _CsvFile(options.csv, files, clips.passage, clip_columns=bool(videos)) as table:
 
         def note(result: ImageScore) -> None:
             table.write(result)
+            if options.top_k is None and _is_wanted(result, options):
+                tagger.write(result, scorer.info)
             if options.jsonl and _is_wanted(result, options):
                 emit(json.dumps(_as_record(files, result, calibration, clips.passage)))
 
         results, interrupted = score_files(scorer, files, clips, on_result=note)
     chosen = _choose(results, options)
     scored = [result for result in chosen if result.error is None]
+    for result in scored if options.top_k is not None else ():
+        tagger.write(result, scorer.info)
     if options.sheet:  # before printing, which may end early
         _draw_sheet(options.sheet, files, scored)
     if options.plot:
@@ -119,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
         _print_videos(files, scored, clips.passage)
         if options.explain:
             _print_explanations(scorer, files, scored)
-    failed = report_errors(files, results) + inputs.report()
+    failed = report_errors(files, results) + tagger.report() + inputs.report()
     return 130 if interrupted else int(failed > 0)
 
 
