@@ -123,10 +123,9 @@ def _splice(data: bytes, place: Place, new: bytes) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start (with fill bytes) and end of the segments before the first scan."""
+    """Marker, start and end of the segments before the first scan; fill bytes between them belong to none."""
     place = 2
     while True:
-        start = place
         while data[place : place + 2] == b"\xff\xff":
             place += 1
         head = data[place : place + 4]
@@ -141,20 +140,14 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         end = place + 2 + length
         if length < 2 or end > len(data):
             raise XmpError("its JPEG segments are damaged")
-        yield head[1], start, end
+        yield head[1], place, end
         place = end
-
-
-def _payload(data: bytes, start: int, end: int) -> bytes:
-    while data[start + 1] == 0xFF:
-        start += 1
-    return data[start + 4 : end]
 
 
 def _find_in_jpeg(data: bytes) -> Place:
     found, insert, leading = None, 2, True
     for marker, start, end in _segments(data):
-        payload = _payload(data, start, end)
+        payload = data[start + 4 : end]
         if marker == 0xE1 and payload.startswith(JPEG_XMP) and found is None:
             found = Place("JPEG", start, end, payload[len(JPEG_XMP) :])
         if marker == 0xEB and payload.startswith(b"JP") and b"c2pa" in payload:
@@ -169,7 +162,7 @@ def _splice_jpeg(data: bytes, place: Place, new: bytes) -> bytes:
     made = bytearray(_splice(data, place, new))
     grown = len(new) - (place.end - place.start)
     for marker, start, end in _segments(bytes(made)):
-        payload = _payload(made, start, end)
+        payload = made[start + 4 : end]
         if marker == 0xE2 and payload.startswith(b"MPF\0"):
             index = bytearray(payload[4:])
             _shift_mpf(index, grown, moves=start < place.start)
@@ -233,6 +226,8 @@ def _find_in_png(data: bytes) -> Place:
         elif kind == b"caBX":
             raise XmpError(CREDENTIALS)
         elif kind == b"iTXt" and data.startswith(PNG_XMP, start + 8) and found is None:
+            if data[end - 4 : end] != struct.pack(">I", zlib.crc32(data[start + 4 : end - 4])):
+                raise XmpError("its XMP chunk is damaged")
             found = Place("PNG", start, end, _png_packet(data[start + 8 : end - 4]))
         elif kind in (b"tEXt", b"zTXt") and data.startswith(b"Raw profile type xmp\0", start + 8):
             raise XmpError("it holds XMP in ImageMagick's form (Raw profile type xmp), beside which no other may stand")

@@ -261,6 +261,7 @@ def raw_profile() -> bytes:
         (broken("comfy.png", b"IHDR", b"CgBI"), "its PNG chunks are damaged"),
         (FILES["lossy.webp"][:-5], "its WebP chunks are damaged"),
         (broken("lossy.webp", b"\x9d\x01\x2a", b"\x9d\x01\x2b"), "its WebP chunks are damaged"),
+        (put_xmp(FILES["late.png"], LIGHTROOM).replace(b"Exposure", b"exposure"), "its XMP chunk is damaged"),
         (raw_profile(), "ImageMagick"),
         (FILES["comfy.png"][:33] + chunk(b"caBX", b"jumb") + FILES["comfy.png"][33:], "Content Credentials"),
         (FILES["baseline.jpg"][:2] + b"\xff\xeb\0\x0cJP\0\x01\0\0c2pa" + FILES["baseline.jpg"][2:], "Content Cred"),
@@ -292,7 +293,7 @@ def test_unusual_packets_take_the_tag() -> None:
     latin = DIGIKAM.replace(b"RATING", b"").decode().replace("\ufeff", "").replace("Rome", "Nîmes").encode("latin-1")
     marked = b"\xef\xbb\xbf" + LIGHTROOM.replace(b"RATING", b"")
     for packet in (b'<?xml version="1.0" encoding="ISO-8859-1"?>' + latin, marked):
-        data = put_xmp(FILES["baseline.jpg"], packet)
+        data = put_xmp(FILES["fill.jpg"], packet).replace(b"\xff\xe1", b"\xff\xff\xff\xe1")
         tagged, kept = put_tag(data, TAG)
         ElementTree.fromstring((find_xmp(tagged).packet or b"").rstrip(b"\0"))
         assert (kept, read_tag(tagged)["FormerRating"], take_tag(tagged)) == (False, "", data)

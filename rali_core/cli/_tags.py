@@ -90,8 +90,8 @@ class Tagger:
             self._problems.append(f"{file} is not tagged: only files on this machine can be")
         elif clip_of(result) is not None and not is_image_name(file):
             self._problems.append(f"{file} is not tagged: only images can be, and it is a video")
-        elif (real := os.path.realpath(file)) not in self._done:  # two names may lead to one file
-            self._done.add(real)
+        elif (target := self._target(file)) not in self._done:
+            self._done.add(target)
             self._attempt(file, lambda: self._tag(file, result, info))
 
     def report(self) -> int:
@@ -106,6 +106,10 @@ class Tagger:
         if counts["parted"]:
             say(f"{counts['parted']:,} of them had further names (hard links), which still mean the untagged file")
         return _report_problems(self._problems, self._files, "tagged")
+
+    def _target(self, file: Path) -> str:
+        """What is written to: two names may lead to one file, but each has a sidecar of its own."""
+        return os.path.abspath(file) if self._options.tag == "sidecar" else os.path.realpath(file)
 
     def _tag(self, file: Path, result: ImageScore, info: ModelInfo) -> None:
         from ..xmp import Tag, tag_file
