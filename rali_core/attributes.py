@@ -57,6 +57,14 @@ class ImageAttributes:
     words: tuple[str, ...]
 
 
+def no_probes(name: str) -> ValueError:
+    """The error for a model of this name that is asked for attributes and has no probes."""
+    return ValueError(
+        f"the model {name!r} tells no attributes, because its file has no probes: ask for scores alone, or take a "
+        "model file that has them (docs/model-file.md)"
+    )
+
+
 def to_metadata(attributes: Sequence[Attribute]) -> dict[str, Any]:
     """Attributes as a model file's metadata tells them, in plain JSON types."""
     return {"version": VERSION, "probes": [asdict(attribute) for attribute in attributes]}

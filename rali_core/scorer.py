@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .attributes import no_probes
 from .checkpoint import ModelInfo, load_model
 from .content import NO_CONTENT, NO_CONTENT_SCORE, has_content, is_no_content
 from .devices import DtypeName as DtypeName
@@ -355,10 +356,7 @@ class RaliScorer:
 
     def _asks(self, attributes: bool | None) -> bool:
         if attributes and self.model.probes is None:
-            raise ValueError(
-                f"the model {self.info.name!r} tells no attributes, because its file has no probes: ask for scores "
-                "alone, or take a model file that has them (docs/model-file.md)"
-            )
+            raise no_probes(self.info.name)
         return self.attributes if attributes is None else attributes
 
     def _batches(

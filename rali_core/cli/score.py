@@ -201,8 +201,9 @@ def _print_table(files: Sequence[Input], results: list[ImageScore], calibration:
     several = len(calibration.populations) > 1
     headings = [f"{f'% of {name}':>10}" for name in calibration.population_names] if several else ["percentile"]
     bands = {result.index: _band(result, reasons=reasons) for result in results}
-    width = max(10, *map(len, bands.values())) if reasons else 10
-    emit(f"score   {'band: reasons' if reasons else 'band':<{width}}  {'  '.join(headings)}  file")
+    first = "band: reasons" if reasons else "band      "
+    width = max(map(len, (first, *(bands.values() if reasons else ()))))
+    emit(f"score   {first:<{width}}  {'  '.join(headings)}  file")
     for result in _best_first(results):
         values = _percentiles(result, calibration).values() if calibration.populations else [result.percentile]
         columns = [

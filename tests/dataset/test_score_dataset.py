@@ -206,3 +206,25 @@ def test_a_result_needs_a_local_folder(photos: Path, tiny_file: Path) -> None:
     with pytest.raises(ValueError, match="the result needs a local folder"):
         score_dataset(photos, "s3://bucket/out", model=tiny_file)
     assert not os.path.exists("s3:")
+
+
+def test_reasons_are_columns_of_words_and_severities(
+    photos: Path, score: Score, tmp_path: Path, probing_file: Path, tiny_file: Path
+) -> None:
+    Image.new("RGB", (40, 40)).save(photos / "black.png")
+    with pytest.raises(ValueError, match="the model 'tiny' tells no attributes"):
+        score(photos, model=tiny_file, reasons=True)
+    score(photos, model=probing_file, reasons=True)
+    rows = read_rows(tmp_path / "out")
+    scorer = RaliScorer.from_pretrained(probing_file, device="cpu", attributes=True)
+    for name, row in rows.items():
+        if name in ("broken.png", "black.png"):
+            assert (row["words"], row["blur"], row["noise"]) == (None, None, None)
+            continue
+        told = scorer.score(row["uri"]).attributes[0]
+        assert told is not None
+        assert row["words"] == ", ".join(told.words)
+        assert {"blur": row["blur"], "noise": row["noise"]} == pytest.approx(told.values, abs=1e-5)
+    assert len({row["words"] for row in rows.values()}) > 1, "null and at least one text"
+    with pytest.raises(ValueError, match="--reasons: words, blur, noise in the first run, none now"):
+        score(photos, model=probing_file)
