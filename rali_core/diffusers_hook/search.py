@@ -203,7 +203,7 @@ class _Search:
 
     def __init__(self, job: GenerationJob, seeds: tuple[int, ...], keep: int, threshold: float | None) -> None:
         self._job, self._seeds, self._keep, self._threshold = job, seeds, keep, threshold
-        self._finished: dict[int, tuple[float | None, Outcome | None, str | None]] = {}
+        self._finished: dict[int, tuple[float | None, Outcome | None, str | None, tuple[str, ...]]] = {}
         self.best: list[GeneratedImage] = []
 
     def run(self, prune: SuccessiveHalving | None, report: Callable[[int], bool]) -> Stop | None:
@@ -246,7 +246,7 @@ class _Search:
         result = []
         for seed in self._seeds:
             steps = tuple(self._job.step_scores.get(seed, ()))
-            score, flaw, reason = self._finished.get(seed, (None, None, None))
+            score, flaw, reason, words = self._finished.get(seed, (None, None, None, ()))
             outcome: Outcome
             if seed in self._finished:
                 outcome = "kept" if seed in kept else flaw or "outscored"
@@ -254,11 +254,11 @@ class _Search:
                 outcome, reason = "failed", self._job.failed[seed]
             else:
                 outcome = "pruned" if seed in self._job.pruned else "skipped"
-            result.append(Candidate(seed, prompt, score, outcome, steps, reason))
+            result.append(Candidate(seed, prompt, score, outcome, steps, reason, words))
         return result
 
     def _take(self, images: list[GeneratedImage]) -> None:
-        self._finished |= {image.seed: (image.score, image.flaw, image.reason) for image in images}
+        self._finished |= {image.seed: (image.score, image.flaw, image.reason, image.words) for image in images}
         self.best += [image for image in images if image.score is not None]
         order = rank([image.score if image.score is not None else float("nan") for image in self.best])
         self.best = [self.best[index] for index in order[: self._keep]]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rali_core.diffusers_hook import BestOfN, SuccessiveHalving, best_of_n
 from rali_core.diffusers_hook.latents import latents_to_pixels
+from rali_core.scorer import RaliScorer
 
 FAMILIES = ["sd15", "sdxl", "sd3", "flux"]
 
@@ -265,6 +266,23 @@ def test_a_rali_scorer_scores_what_it_scores_alone(sd15: Any, arguments: Any, ti
     result = best_of_n(sd15, n=3, keep=3, scorer=tiny_scorer, **arguments("sd15"))
     assert np.allclose(result.scores, tiny_scorer.score(list(result.images)).scores, atol=1e-6)
     assert list(result.scores) == sorted(result.scores, reverse=True)
+
+
+def test_a_scorer_that_tells_attributes_says_what_is_wrong_with_each_finished_image(
+    sd15: Any, arguments: Any, probing_model: Any, tiny_info: Any, tmp_path: Any
+) -> None:
+    scorer = RaliScorer(probing_model, tiny_info, device="cpu", attributes=True)
+    result = best_of_n(sd15, n=3, keep=3, scorer=scorer, **arguments("sd15"))
+    said = {candidate.seed: candidate.words for candidate in result.report.candidates}
+    told = [scorer.score(image).attributes[0] for image in result.images]
+    assert said == {seed: each.words for seed, each in zip(result.seeds, told, strict=True) if each}
+    assert any(said.values())
+    result.save(tmp_path)
+    record = json.loads((tmp_path / "best-of-n.json").read_text())
+    assert [tuple(candidate["words"]) for candidate in record["report"]["candidates"]] == list(said.values())
+    plain = best_of_n(sd15, n=1, scorer=RaliScorer(probing_model, tiny_info, device="cpu"), **arguments("sd15"))
+    assert plain.report.candidates[0].words == ()
+    assert result.contact_sheet().height > plain.contact_sheet().height, "a line for the words"
 
 
 def test_saving_writes_images_with_metadata_a_sheet_and_all_figures(
