@@ -18,15 +18,16 @@ HIDDEN = ("warp", "smear")
 """Distortions that leave no trace in the made-up embeddings."""
 
 
-def made_up_embeddings(seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Content in all of 48 dimensions, and each kind of distortion along a direction of its own."""
+def made_up_embeddings(seed: int) -> tuple[torch.Tensor, NDArray[np.int64], torch.Tensor]:
+    """Content in all of 48 dimensions, each kind of distortion along a direction of its own; and fifty good images."""
     random = np.random.default_rng(seed)
     levels = DistortedImages(lambda _: np.zeros((8, 8, 3), np.uint8), SOURCES).levels
     directions = np.random.default_rng(99).normal(size=(1 + len(KINDS), 48)) * 3
     directions[[0, *(1 + KINDS.index(kind) for kind in HIDDEN)]] = 0  # type: ignore[arg-type]
     content = random.normal(size=(SOURCES, 1, 48))
     values = 5 + content + directions * levels[:, :, None] / LEVELS + random.normal(0, 0.2, (*levels.shape, 48))
-    return torch.from_numpy(values.reshape(-1, 48)).float(), levels
+    good = 5 + random.normal(size=(50, 48))
+    return torch.from_numpy(values.reshape(-1, 48)).float(), levels, torch.from_numpy(good).float()
 
 
 def test_each_image_comes_undistorted_and_then_in_every_kind_with_levels_alike_often() -> None:
@@ -43,14 +44,14 @@ def test_each_image_comes_undistorted_and_then_in_every_kind_with_levels_alike_o
 
 
 def test_probes_tell_unseen_images_what_is_wrong_and_what_cannot_be_told_is_left_out() -> None:
-    embeddings, levels = made_up_embeddings(1)
-    probes, figures = fit_probes(embeddings, [f"{number}.png" for number in range(SOURCES)], levels)
+    embeddings, levels, good = made_up_embeddings(1)
+    probes, figures = fit_probes(embeddings, [f"{number}.png" for number in range(SOURCES)], levels, good)
     assert probes is not None
     kept = {attribute.name for attribute in probes.attributes}
     assert kept | set(figures["left_out"]) == set(PROBED)
     assert set(figures["left_out"]) == {"smearing", "deformation"}
     assert all(attribute.auc >= MIN_AUC > max(figures["left_out"].values()) for attribute in probes.attributes)
-    unseen, _ = made_up_embeddings(2)
+    unseen, _, _ = made_up_embeddings(2)
     with torch.no_grad():
         values = probes(unseen).numpy().reshape(SOURCES, 1 + len(KINDS), -1)
     words = [[probes.describe(row).words for row in image] for image in values]
@@ -62,8 +63,8 @@ def test_probes_tell_unseen_images_what_is_wrong_and_what_cannot_be_told_is_left
 
 
 def test_probes_and_figures_come_back_from_their_file(tmp_path: Path) -> None:
-    embeddings, levels = made_up_embeddings(1)
-    probes, figures = fit_probes(embeddings, [f"{number // 2}" for number in range(SOURCES)], levels)
+    embeddings, levels, good = made_up_embeddings(1)
+    probes, figures = fit_probes(embeddings, [f"{number // 2}" for number in range(SOURCES)], levels, good)
     save_probes(tmp_path / "a.safetensors", probes, figures)
     again, same = load_probes(tmp_path / "a.safetensors")
     assert isinstance(probes, AttributeProbes)

@@ -1,8 +1,8 @@
 """Probes of image attributes: a logistic regression each, on embeddings of good images under known distortions.
 
-What a probe learns is the distortion's level as a share of the strongest one. Images as they are and all other
-distortions are its negatives, so that what it tells is its own kind of flaw and not the lack of quality. Figures and
-thresholds come of a cross-validation by source image; what does not reach `MIN_AUC` there is left out.
+What a probe learns is the distortion's level as a share of the strongest one. Images as they are, good labelled images
+and all other distortions are its negatives, so that what it tells is its own kind of flaw and not the lack of quality.
+Figures and thresholds come of a cross-validation by source image; what does not reach `MIN_AUC` there is left out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..attributes import Attribute, AttributeProbes, from_metadata, to_metadata
 from ..model import RaliModel
+from .distortion_triplets import GOOD_SCORE
 from .distortions import LEVELS, Distortion, distort
 from .run import Run
 
@@ -34,8 +35,10 @@ INVERSE_REGULARISATION = 0.01
 """C of the logistic regressions, on standardised embeddings."""
 VISIBLE_LEVEL = 2
 """Figures are of the distortions from this level on; level 1 is at the limit of what one sees."""
-FALSE_ALARMS, CONFUSED = 0.02, 0.05
-"""At most this share of the held-out images as they are, and of those with other distortions, reaches a threshold."""
+FALSE_ALARMS, CONFUSED = 0.01, 0.05
+"""At most this share of the held-out undistorted images, and of those with other distortions, reaches a threshold."""
+GOOD_IMAGES = 1500
+"""Good labelled images at most, drawn at random; the stage has their embeddings already."""
 
 
 class Probed(NamedTuple):
@@ -124,18 +127,23 @@ def fit_attributes(run: Run, model: RaliModel) -> tuple[AttributeProbes | None, 
     cache = run.triplet_images()
     images = DistortedImages(lambda number: np.array(cache.array[number, 0]), count)
     digest = repr((run.triplets_digest, count, KINDS))
-    return fit_probes(run.embeddings(model, "attributes", images, digest), sources, images.levels)
+    embedded = run.embeddings(model, "attributes", images, digest)
+    scored = [run.embed_training(model, data) for data in run.data if data.scores == "absolute"]
+    good = torch.cat([part[torch.from_numpy(scores > GOOD_SCORE)] for part, scores in scored])
+    drawn = np.random.default_rng(run.config.seed).permutation(len(good))[:GOOD_IMAGES]
+    return fit_probes(embedded, sources, images.levels, good[torch.from_numpy(drawn)])
 
 
 def fit_probes(
-    embeddings: Tensor, sources: Sequence[str], levels: NDArray[np.int64]
+    distorted: Tensor, sources: Sequence[str], levels: NDArray[np.int64], good: Tensor
 ) -> tuple[AttributeProbes | None, dict[str, Any]]:
     """Fit and measure a probe for each attribute.
 
     Args:
-        embeddings: (N * (1 + K), D) of `DistortedImages` of the K `KINDS`.
+        distorted: (N * (1 + K), D) embeddings of `DistortedImages` of the K `KINDS`.
         sources: N names: images of one name are held out together.
         levels: (N, 1 + K) levels, 0 for an image as it is.
+        good: (M, D) embeddings of further images without flaws.
 
     Returns:
         As `fit_attributes`.
@@ -143,13 +151,17 @@ def fit_probes(
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import GroupKFold
 
+    embeddings = torch.cat([distorted, good])
     mean, std = embeddings.mean(dim=0), embeddings.std(dim=0).clamp_min(1e-6)
     values = ((embeddings - mean) / std).numpy()
-    kinds, level = np.tile(["", *KINDS], len(sources)), levels.ravel()
-    folds = list(GroupKFold(FOLDS).split(values, groups=np.repeat(np.array(sources), levels.shape[1])))
+    kinds = np.array([*np.tile(["", *KINDS], len(sources)), *[""] * len(good)])
+    level = np.concatenate([levels.ravel(), np.zeros(len(good), levels.dtype)])
+    groups = [*np.repeat(np.array(sources), levels.shape[1]), *(f"good {number}" for number in range(len(good)))]
+    folds = list(GroupKFold(FOLDS).split(values, groups=groups))
     kept, weights, biases = [], [], []
     names = sorted({Path(source).name for source in sources})
-    figures: dict[str, Any] = {"embeddings": len(values), "sources": names, "left_out": {}, "flagged": {}}
+    figures: dict[str, Any] = {"distorted": len(distorted), "good": len(good), "sources": names}
+    figures |= {"left_out": {}, "flagged": {}}
     for name, probed in PROBED.items():
         own, used = np.isin(kinds, probed.kinds), ~np.isin(kinds, probed.alike)
         severity = np.where(own, level / LEVELS, 0.0)
@@ -184,7 +196,7 @@ def fit_probes(
 def _fit(values: NDArray[np.float32], severity: NDArray[np.float64], level: NDArray[np.int64]) -> Any:
     """A logistic regression on soft labels: a row of severity s counts as s of a positive and 1 - s of a negative.
 
-    The attribute's own rows, the images as they are and all other distortions have the same weight in sum.
+    The attribute's own rows, the undistorted images and all other distortions have the same weight in sum.
     """
     from sklearn.linear_model import LogisticRegression
 
