@@ -125,13 +125,13 @@ class Tagged:
         sidecar: The tag stands in a sidecar.
         reason: Why, where the image itself was to be tagged.
         kept_rating: A person had rated the image, and that rating stays.
-        parted: The file had other names (hard links), under which it stays as it was.
+        broke_hard_link: The file had other hard links, which keep the untagged file.
     """
 
     sidecar: bool = False
     reason: str | None = None
     kept_rating: bool = False
-    parted: bool = False
+    broke_hard_link: bool = False
 
 
 def tag_file(
@@ -167,10 +167,10 @@ def tag_file(
     if not sidecar:
         try:
             made, kept = put_tag(data, tag, overwrite_rating=overwrite_rating, rated=rated)
-            parted = _replace(path, data, made, before, keep_times)
+            broke_hard_link = _replace(path, data, made, before, keep_times)
             if _is_tagged(beside):  # an older tag there must not say something else
                 _tag_sidecar(beside, tag, overwrite_rating, keep_times, rated=rated)
-            return Tagged(kept_rating=kept, parted=parted)
+            return Tagged(kept_rating=kept, broke_hard_link=broke_hard_link)
         except XmpError as error:
             reason = str(error)
     kept = _tag_sidecar(beside, tag, overwrite_rating, keep_times, rated=rated)
@@ -331,7 +331,7 @@ def _replace(path: Path, old: bytes, new: bytes, before: FileStamp | None, keep_
 
 def _check_writable(path: Path) -> None:
     if not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK):
-        raise PermissionError(f"{path} is read-only, so it stays as it is")
+        raise PermissionError(f"{path} is read-only, so it stays as it is: make it writable, or use sidecars")
 
 
 # Ratings that people gave
@@ -523,20 +523,20 @@ class _Open:
 
 
 def _with_tag(
-    data: bytes | None, frame: str, tag: Tag, added: list[str], overwrite_rating: bool, rated: bool
+    data: bytes | None, wrapper: str, tag: Tag, added: list[str], overwrite_rating: bool, rated: bool
 ) -> tuple[bytes, bool]:
     """A packet with a tag, and whether a person's rating kept ours out.
 
     Args:
         data: A packet without a tag; None makes one.
-        frame: What a new one stands in.
+        wrapper: What a new one stands in.
         tag: What to write.
         added: What else was added to the file, so that it is known when the tag is taken away.
         overwrite_rating: As for `tag_file`.
         rated: A person has rated the image elsewhere.
     """
     added = added if data is not None else [*added, "packet"]
-    packet = _Packet(frame.format(BODY).encode() if data is None else data)
+    packet = _Packet(wrapper.format(BODY).encode() if data is None else data)
     assert packet.rdf is not None
     name, place, empty = packet.rdf
     values = {f"rali:{key}": value for key, value in tag.properties().items()}
@@ -571,23 +571,23 @@ def _without_tag(data: bytes) -> tuple[bytes | None, dict[str, str]]:
     packet = _Packet(data)
     ours = packet.ours()
     added = ours.get("Added", "").split()
-    doomed = [each for each in packet.properties if each.name.startswith(NAMESPACE + " ")]
+    removed = [each for each in packet.properties if each.name.startswith(NAMESPACE + " ")]
     edits: list[tuple[tuple[int, int], bytes]] = []
     rating = packet.find(RATING)
     if rating is not None and rating.value == ours.get("Stars"):  # else somebody has changed it
         if "FormerRating" in ours:
             edits.append((rating.value_span, ours["FormerRating"].encode()))
         elif "Rating" in added:
-            doomed.append(rating)
+            removed.append(rating)
     for number, span in enumerate(packet.descriptions):
         there = [each for each in packet.properties if each.owner == number]
-        leaving = [each for each in doomed if each.owner == number]
+        leaving = [each for each in removed if each.owner == number]
         if leaving and len(leaving) == len(there):
             edits = [edit for edit in edits if not span[0] <= edit[0][0] < span[1]]
             edits.append((span, b""))
         elif leaving:
             edits += [(each.span, b"") for each in leaving]
             edits += [((start, end), b"") for owner, start, end in packet.declarations if owner == number]
-    if "packet" in added and len(doomed) == len(packet.properties):
+    if "packet" in added and len(removed) == len(packet.properties):
         return None, ours
     return packet.edited(edits), ours

@@ -103,8 +103,8 @@ class Tagger:
         say(told + _by_sidecar(self._options.tag, self._sidecars))
         if counts["kept_rating"]:
             say(f"{counts['kept_rating']:,} of them keep the rating that a person gave (--overwrite-ratings)")
-        if counts["parted"]:
-            say(f"{counts['parted']:,} of them had further names (hard links), which still mean the untagged file")
+        if counts["broke_hard_link"]:
+            say(f"{counts['broke_hard_link']:,} of them had other hard links, which keep the untagged file")
         return _report_problems(self._problems, self._files, "tagged")
 
     def _target(self, file: Path) -> str:
@@ -122,7 +122,7 @@ class Tagger:
             keep_times=self._options.keep_times,
             scored=self._scored.get(result.index),
         )
-        self._counts.update(tagged=1, kept_rating=done.kept_rating, parted=done.parted)
+        self._counts.update(tagged=1, kept_rating=done.kept_rating, broke_hard_link=done.broke_hard_link)
         if done.reason is not None:
             self._sidecars[done.reason] += 1
 
