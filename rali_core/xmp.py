@@ -68,7 +68,7 @@ class Tag:
         band: bad, poor, fair, good or excellent; empty where the model has none.
         percentile: Percentage of the model's reference images that score lower; None where it has none.
         model: Name of the model.
-        reason: Why the score is not the model's, such as "no content".
+        reasons: What is wrong with the image, in words, if that was asked for; or "no content".
     """
 
     score: float
@@ -76,7 +76,7 @@ class Tag:
     band: str
     percentile: float | None
     model: str
-    reason: str | None = None
+    reasons: tuple[str, ...] = ()
 
     @classmethod
     def from_score(cls, result: ImageScore, info: ModelInfo) -> Tag:
@@ -90,7 +90,9 @@ class Tag:
         low, high = info.score_range
         percentile = result.percentile if result.percentile == result.percentile else None
         share = min(max((result.score - low) / (high - low), 0.0), 1.0)
-        return cls(result.score, share, result.band, percentile, info.name, result.reason)
+        words = result.attributes.words if result.attributes is not None else ()
+        reasons = (result.reason,) if result.reason is not None else words
+        return cls(result.score, share, result.band, percentile, info.name, reasons)
 
     @property
     def stars(self) -> int | None:
@@ -110,7 +112,7 @@ class Tag:
             "Percentile": "" if self.percentile is None else f"{self.percentile:.1f}",
             "AestheticScore": self.aesthetic_score,
             "Stars": str(self.stars or ""),
-            "Reason": self.reason or "",
+            "Reasons": ", ".join(self.reasons),
             "Model": self.model,
             "Version": __version__,
         }

@@ -17,7 +17,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from rali_core.attributes import ImageAttributes
+from rali_core.checkpoint import ModelInfo
 from rali_core.cli import main
+from rali_core.results import ImageScore
 from rali_core.saved_score import read_saved_score
 from rali_core.score_cache import FILE_NAME, bytes_key
 from rali_core.xmp import Tag, Tagged, XmpError, put_tag, read_tag, sidecar_of, tag_file, take_tag, untag_file
@@ -287,6 +290,23 @@ def test_what_cannot_take_xmp_safely_gets_a_sidecar_and_stays_as_it_is(
     assert untag_file(path)
     assert [each.name for each in tmp_path.iterdir()] == ["a.tif"]
     assert not untag_file(path)
+
+
+def test_a_tag_says_what_the_scorer_said() -> None:
+    info = ModelInfo("twenty", "Apache-2.0", score_range=(0.0, 20.0))
+    words = ImageAttributes({"noise": 0.9, "blur": 0.8}, ("noisy", "blurred"))
+    tag = Tag.from_score(ImageScore(0, 15.0, "", float("nan"), attributes=words), info)
+    assert (
+        tag.properties().items() >= {"Score": "15.0000", "AestheticScore": "7.50", "Reasons": "noisy, blurred"}.items()
+    )
+    assert not {"Band", "Percentile", "Stars"} & tag.properties().keys()
+    tagged, _ = put_tag(FILES["comfy.png"], tag)
+    assert b"xmp:Rating" not in tagged, "no bands, no stars"
+    assert take_tag(tagged) == FILES["comfy.png"]
+    blank = Tag.from_score(ImageScore(0, 0.02, "bad", 0.0, reason="no content"), info)
+    assert (blank.properties()["Reasons"], blank.stars) == ("no content", 1)
+    with pytest.raises(ValueError, match="cannot be tagged: no such file"):
+        Tag.from_score(ImageScore(0, float("nan"), "", float("nan"), "no such file"), info)
 
 
 def test_unusual_packets_take_the_tag() -> None:

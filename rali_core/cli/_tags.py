@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 PLACES = ("file", "sidecar")
 
-SCORING_OPTIONS = ("json", "jsonl", "csv", "sheet", "plot", "passage", "top_k", "min_score", "max_score", "explain")
+SCORING_OPTIONS = ("json", "jsonl", "csv", "sheet", "plot", "passage", "top_k", "min_score", "max_score", "explain",
+                   "reasons")  # fmt: skip
 """Options that mean nothing where nothing is scored."""
 
 
