@@ -5,8 +5,8 @@
     python -m bench --quick                # two minutes; prints what is slower than bench/baseline.json, never fails
     python -m bench --quick --write-baseline
 
-A full run that was interrupted resumes with the parts that build/benchmark-parts.json lacks; delete the file to begin
-anew. Run from the repository's root with the package and its extra `bench` installed.
+A full run that was interrupted resumes with the parts that build/benchmark-parts.json lacks; delete the file to start
+again. Run from the repository's root with the package and its extra `bench` installed.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python bench/ablation.py configs/rali-small.toml --limit 1500 --json ablation.json
 
-Every variant is a TOML overlay of a line or two. The variants share what their inputs have in common: stages that a
-variant does not change are copied from the full training. Figures are those of the held-out validation images, with
-95 % bootstrap intervals; no test split is looked at.
+Every variant is a TOML overlay of a line or two. Stages that a variant does not change are copied from the full
+training. Figures are those of the held-out validation images, with
+95 % bootstrap intervals; no test split is used.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python bench/content_cost.py [--model FILE] [--side 1000] [--repeats 20]
 
-One thread, medians. The ratio is what counts: both run on the same machine in turn.
+One thread, medians. The ratio matters: both run on the same machine in turn.
 """
 
 import argparse

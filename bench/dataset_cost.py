@@ -2,8 +2,8 @@
 
     python bench/dataset_cost.py [--model FILE] [--cores 8] [--images 24]
 
-Processor time, not time on the clock, is measured for decoding, preprocessing and (without a GPU) the model, each with
-one thread, so that other work on the machine does not count. With a GPU the model is timed there on the clock.
+Processor time, not wall time, is measured for decoding, preprocessing and (without a GPU) the model, each with
+one thread, so that other work on the machine does not count. With a GPU the model's wall time is measured.
 """
 
 import argparse

@@ -90,7 +90,7 @@ def model_rate(model: str | None, paths: list[Path], batch_size: int, seconds: f
 def start(
     source: Path, out: Path, options: argparse.Namespace, *, workers: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """`rali dataset score` in a process of its own."""
+    """`rali dataset score` in its own process."""
     command = [sys.executable, "-c", "import sys; from rali_core.cli import main; sys.exit(main())"]
     command += ["dataset", "score", str(source), str(out)]
     command += ["--shard-size", str(options.shard_size), "--batch-size", str(options.batch_size)]
@@ -100,7 +100,7 @@ def start(
 
 
 def rows_done(out: Path) -> int:
-    """Images in whole shards."""
+    """Images in complete shards."""
     return sum(pq.read_metadata(path).num_rows for path in out.glob("part-*.parquet"))
 
 

@@ -3,12 +3,12 @@
     python bench/gpu.py [--json FILE]       # a CUDA machine: minutes, 24 GB of its memory with the language model
     python bench/gpu.py --tiny              # the same on small models on the CPU: does the script work?
 
-Without a CUDA device it says so and ends. Needs the package and transformers. Weights are random. Measured are
+Without a CUDA device it reports that and ends. Needs the package and transformers. Weights are random. Measured are
 1. images per second of the encoder in bfloat16 for batches of 1 to 256, as a share of the card's rate at a large matrix
    product;
 2. images per second from uint8 images on the card, and from PIL images in main memory;
 3. the time of one score as a share of the time in which Qwen2.5-VL-7B writes 100 tokens about one image, as a
-   judge of image quality does that describes before it scores (RALI's paper: 3.4 % of Q-Insight's time, at batch 16).
+   quality model does that describes before it scores (RALI's paper: 3.4 % of Q-Insight's time, at batch 16).
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python bench/hostile_files.py LOG.jsonl [--files 10000] [--seed 1] [--markdown docs/robustness-files.md]
     python bench/hostile_files.py LOG.jsonl --only 1234 --keep FOLDER     # one file of the campaign again, and keep it
 
-Each file is read as the scorer reads it, in a process of its own that is replaced when it dies. It must end as a score,
+Each file is read as the scorer reads it, in a separate process that is replaced when it dies. It must end as a score,
 as "no content" or as an ImageError with the file's name, within the bounds of processor time and memory; anything else
 (another exception, a signal, a bound) is a failure. One file in ten of each format goes through the whole scorer with a
 small random model, of these every second one from the disk; the others end before the encoder. LOG.jsonl gets a line
@@ -100,7 +100,7 @@ def remove(data: bytearray, random: Random) -> None:
 
 
 def insert(data: bytearray, random: Random) -> None:
-    """A piece too many: random, one byte again and again, or a copy of another piece."""
+    """An additional piece: random, one repeated byte, or a copy of another piece."""
     length, source = int(random.integers(1, 3000)), _place(data, random)
     pieces = [random.bytes(length), bytes([int(random.integers(256))]) * length, bytes(data[source : source + length])]
     place = _place(data, random)
@@ -151,7 +151,7 @@ def with_bomb(png: bytes, random: Random) -> bytes:
 
 
 def with_checksums(png: bytes) -> bytes:
-    """The PNG with right checksums again, so that its changed chunks are believed."""
+    """The PNG with correct checksums again, so that its changed chunks are read."""
     data, place = bytearray(png), 8
     while place + 12 <= len(data):
         (length,) = struct.unpack(">I", data[place : place + 4])
@@ -260,7 +260,7 @@ def _own(field: str) -> float:
 
 
 class Worker:
-    """A process that reads files, made anew when one has ended it.
+    """A process that reads files, replaced when a file has ended it.
 
     Args:
         scorer: With the small model.
@@ -270,7 +270,7 @@ class Worker:
 
     def __init__(self, scorer: RaliScorer, seconds: int, megabytes: int) -> None:
         self.arguments = (scorer, seconds, megabytes)
-        self.patience = 60.0 * seconds  # other work on the machine does not count, but nothing may wait for ever
+        self.patience = 60.0 * seconds  # other work on the machine does not count, but there is a final timeout
         self._start()
 
     def _start(self) -> None:
@@ -281,7 +281,7 @@ class Worker:
         theirs.close()
 
     def read(self, content: bytes, *, whole: bool, from_disk: bool) -> dict[str, Any]:
-        """What came of one file."""
+        """The outcome of one file."""
         begun = time.perf_counter()
         self.channel.send((content, whole, from_disk))
         try:
@@ -346,7 +346,7 @@ def format_markdown(lines: list[dict[str, Any]], options: argparse.Namespace) ->
         f"Made by `python bench/hostile_files.py LOG.jsonl --files {options.files} --seed {options.seed} --markdown "
         f"docs/robustness-files.md`, on {platform.system()} with Python {platform.python_version()}, torch "
         f"{torch.__version__.split('+')[0]}. One file in {SCORED_EVERY} of each format goes through the whole scorer. "
-        f"The log has a line per file; `--only NUMBER --keep FOLDER` makes one again.", "",
+        f"The log has a line per file; `--only NUMBER --keep FOLDER` recreates one.", "",
     ])  # fmt: skip
 
 

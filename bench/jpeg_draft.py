@@ -2,7 +2,7 @@
 
     python bench/jpeg_draft.py FOLDER [--model FILE] [--limit 10] [--margin 2]
 
-Draft mode is taken as far as the shorter side stays at least --margin times the encoder's input. It would save time and
+Draft mode is used as far as the shorter side stays at least --margin times the encoder's input. It would save time and
 memory, but a JPEG and the same image in any other form would get other scores: the reader does not use it.
 """
 

@@ -5,7 +5,7 @@ Run from the repository's root, with the package importable:
     python bench/parity.py --size small --size official
 
 prints the table of `docs/parity.md`. The official size makes a release of 1.7 GB in a temporary folder, or in one that
-is kept: `--keep FOLDER` notes every score there, and the same command goes on where it was interrupted. Delete the
+is kept: `--keep FOLDER` notes every score there, and the same command resumes. Delete the
 folder after a change of the code or of a library.
 """
 
@@ -113,7 +113,7 @@ class Notebook:
     def complete(
         self, kind: str, items: Sequence[Image.Image], score: Callable[[Iterable[Image.Image]], Iterable[float]]
     ) -> np.ndarray:
-        """(N,) scores of `items`; `score` is asked only for those that are not known yet, and notes each at once."""
+        """(N,) scores of `items`; `score` is called only for the unknown ones, and each is saved at once."""
         missing = [number for number in range(len(items)) if (kind, number) not in self.known]
         scores = score(items[number] for number in missing) if missing else ()
         for number, value in zip(missing, scores, strict=True):
@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument("--size", action="append", choices=("small", "official"), help="encoders (default: small)")
     parser.add_argument("--tall", type=int, default=12, help="how many tall images besides (default: 12)")
     parser.add_argument("--images", type=int, default=54, help="how many images (default: 54)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work here, note every score, go on where it ended")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work here, note every score, resume")
     options = parser.parse_args()
     maker = load_helper("release_maker")
     rows = []

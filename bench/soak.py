@@ -6,10 +6,10 @@
 
 score      `rali score` in this process: images of several formats and sizes, some blank, some broken.
 comfy      A ComfyUI (`.ci/comfy_setup`, RALI_COMFY) with this pack: prompts with all kinds of nodes; every tenth is
-           interrupted while it runs, and for a while the model file is gone. After each of these the next must work.
+           interrupted while it runs, and for a while the model file is missing. After each of these the next must work.
 best_of_n  A tiny pipeline, other seeds in every run, batches and early pruning in turn.
 
-All with tiny random models, so that the time goes into what surrounds them. Resident memory is written to
+All with tiny random models, so that the time goes into the code around them. Resident memory is written to
 WORK_DIR/soak.json and drawn in WORK_DIR/soak.png. Exit status 1 where something failed, or where memory in the last
 quarter is more than --allowed MB above that in the second quarter.
 """
@@ -148,7 +148,7 @@ def soak_best_of_n(work: Path, runs: int) -> dict[str, Any]:
 
 
 def prompt_of(tools: ModuleType, number: int, *, count: int = 12) -> dict[str, Any]:
-    """A prompt of many nodes on images of its own."""
+    """A prompt of many nodes on its own images."""
     node = tools.node
     own = {"model": ["m", 0], "coverage": "model's own"}
     return {

@@ -1,9 +1,9 @@
-"""Photograph ComfyUI's page: the templates' thumbnails, the help pages' images and those of the README.
+"""Photograph ComfyUI's page: the templates' thumbnails, the help pages' images and those of docs/comfyui.md.
 
     .ci/comfy_setup FOLDER                               once: ComfyUI, its environment and Chromium
     python docs/make_screenshots.py FOLDER [PART ...]    needs playwright; PART: only images with it in their name
 
-A ComfyUI of its own is started, in a folder that is removed again, with a link to this checkout in custom_nodes: the
+A separate ComfyUI is started, in a temporary folder, with a link to this checkout in custom_nodes: the
 image of the template browser, made last, shows the thumbnails that were made just before.
 Two images are put into ComfyUI's input folder: example.png, and a damaged copy of it. The checkpoint that the
 templates name is an empty file: it is shown, not loaded.
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.30.0"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
-# Notices come and go by the clock.
+# Notifications appear and disappear by time.
 QUIET = ".p-toast, [data-testid='queue-notification-banner'] { display: none !important; }"
 ENDED = """() => { window.ended = null; for (const kind of ["execution_success", "execution_error"])
     app.api.addEventListener(kind, () => { window.ended = kind; }); }"""
@@ -44,7 +44,7 @@ BOX = """(kinds) => { const all = app.graph._nodes.filter(n => !kinds || kinds.i
     const right = Math.max(...all.map(n => n.pos[0] + n.size[0]));
     const bottom = Math.max(...all.map(n => n.pos[1] + n.size[1]));
     return [app.canvasPosToClientPos([left, top]), app.canvasPosToClientPos([right, bottom])]; }"""
-# What a click does: the page looks whether the graph has changed.
+# As after a click: the page checks whether the graph has changed.
 NOTICE = "() => { app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState(); }"
 ZOOM = """([scale, x, y]) => { const view = app.canvas.ds; view.scale = scale; view.offset[0] = x; view.offset[1] = y;
     app.canvas.setDirty(true, true); }"""
@@ -227,7 +227,7 @@ class Camera:
         return whole.crop((round(x1) - margin, round(y1) - margin, round(x2) + margin, round(y2) + margin))
 
     def zoom(self, scale: float, x: float, y: float) -> None:
-        """Set the view."""
+        """Set the zoom and position."""
         self.page.evaluate(ZOOM, [scale, x, y])
         self.settle()
 
@@ -291,7 +291,7 @@ def make_walkthrough(camera: Camera) -> None:
 
 
 def make_template_image(camera: Camera) -> None:
-    """The template browser, for the README."""
+    """The template browser, for docs/comfyui.md."""
     camera.page.set_viewport_size({"width": 1600, "height": 1000})
     camera.do("Comfy.NewBlankWorkflow")
     camera.do("Comfy.BrowseTemplates")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .lazy import import_on_first_use
 
 if TYPE_CHECKING:
+    from .attributes import ImageAttributes
     from .checkpoint import CheckpointError, ModelInfo, load_model, read_metadata, save_model
     from .explain import PrototypeShare
     from .images import ImageError
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "ImageAttributes",
     "ImageError",
     "ImageScore",
     "ModelInfo",
@@ -44,6 +46,7 @@ __all__ = [
 __getattr__ = import_on_first_use(
     __name__,
     {
+        "attributes": ("ImageAttributes",),
         "checkpoint": ("CheckpointError", "ModelInfo", "load_model", "read_metadata", "save_model"),
         "explain": ("PrototypeShare",),
         "images": ("ImageError",),

@@ -1,6 +1,7 @@
 """The model file: one `.safetensors` with encoder, head and everything that is needed to use and judge it.
 
-Tensors: `encoder.*` in open_clip's visual naming and `head.{mean,scale,components,prototypes,scores,logit_scale}`.
+Tensors: `encoder.*` in open_clip's visual naming, `head.{mean,scale,components,prototypes,scores,logit_scale}` and, if
+the model tells attributes, `probes.{weight,bias}`.
 Metadata: JSON texts under the keys of `ModelInfo`, besides `format` and `format_version`. No pickle is ever opened,
 and a file is either used as it is or refused with a list of everything that is wrong with it.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .attributes import Attribute, from_metadata, to_metadata
 from .calibration import Calibration
 from .encoder import EncoderConfig
 from .files import atomic_write
@@ -86,17 +88,24 @@ def save_model(path: str | os.PathLike[str], model: RaliModel, info: ModelInfo) 
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(f"these tensors hold NaN or infinite values: {', '.join(broken)}")
-    metadata = encode_metadata(info, model.encoder_config, model.preprocess_config, model.coverage)
+    metadata = encode_metadata(
+        info, model.encoder_config, model.preprocess_config, model.coverage, attributes=model.attributes
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
 def encode_metadata(
-    info: ModelInfo, encoder: EncoderConfig, preprocess: PreprocessConfig, coverage: Coverage
+    info: ModelInfo,
+    encoder: EncoderConfig,
+    preprocess: PreprocessConfig,
+    coverage: Coverage,
+    *,
+    attributes: Sequence[Attribute] = (),
 ) -> dict[str, str]:
     """The metadata of a model file as texts, the only type that safetensors stores besides tensors."""
-    return {
+    metadata = {
         "format": FORMAT,
         "format_version": json.dumps(FORMAT_VERSION),
         "name": json.dumps(info.name),
@@ -109,13 +118,15 @@ def encode_metadata(
         "preprocess": json.dumps(preprocess.to_dict(), sort_keys=True),
         "coverage": json.dumps(coverage),
     }
+    return metadata | ({"attributes": json.dumps(to_metadata(attributes))} if attributes else {})
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a model file's metadata, without its tensors.
 
     Returns:
-        The decoded metadata: `format_version`, the fields of `ModelInfo`, `encoder`, `preprocess` and `coverage`.
+        The decoded metadata: `format_version`, the fields of `ModelInfo`, `encoder`, `preprocess`, `coverage` and, of a
+        model that tells attributes, `attributes`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -130,7 +141,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
 
     Args:
         path: A RALI `.safetensors` file.
-        dtype: Dtype of the encoder; the head is always float32.
+        dtype: Dtype of the encoder; head and probes are always float32.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -158,7 +169,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
                 else:
                     # A copy even if the dtype stays: the mapped file may change or be deleted while the model is in
                     # use.
-                    tensors[name] = tensor.to(torch.float32 if name.startswith("head.") else dtype, copy=True)
+                    tensors[name] = tensor.to(dtype if name.startswith("encoder.") else torch.float32, copy=True)
                 del tensor
     if problems:
         raise CheckpointError(_describe(path, problems))
@@ -228,6 +239,7 @@ class _Settings:
     encoder: EncoderConfig
     preprocess: PreprocessConfig
     coverage: Coverage
+    attributes: tuple[Attribute, ...]
 
 
 def _parse_metadata(path: Path, metadata: dict[str, Any]) -> tuple[ModelInfo, _Settings]:
@@ -249,10 +261,11 @@ def _parse_metadata(path: Path, metadata: dict[str, Any]) -> tuple[ModelInfo, _S
     training, source = parse("training", _record), parse("source", _record)
     encoder, preprocess = parse("encoder", EncoderConfig.from_dict), parse("preprocess", PreprocessConfig.from_dict)
     coverage = parse("coverage", _coverage)
+    attributes = parse("attributes", from_metadata) if "attributes" in metadata else ()
     if problems:
         raise CheckpointError(_describe(path, problems))
     info = ModelInfo(name, licence, score_range, calibration, training, source)
-    return info, _Settings(encoder, preprocess, coverage)
+    return info, _Settings(encoder, preprocess, coverage, attributes)
 
 
 def _text(value: Any) -> str:
@@ -311,6 +324,7 @@ def _construct(settings: _Settings, shapes: dict[str, tuple[int, ...]]) -> RaliM
         pca_dim=shapes["head.components"][0],
         prototypes=shapes["head.prototypes"][0],
         coverage=settings.coverage,
+        attributes=settings.attributes,
     )
 
 

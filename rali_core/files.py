@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 try:
     import fcntl
@@ -115,8 +115,24 @@ def hash_file(path: str | os.PathLike[str], kind: str = "sha256", prefix: bytes 
     return digest.hexdigest()
 
 
+FileStamp: TypeAlias = tuple[int, int]
+"""Tells one state of a file from another: size in bytes, time of modification in nanoseconds."""
+
+
+def stamp_file(path: str | os.PathLike[str]) -> FileStamp:
+    """The file's state now; of a symbolic link, that of the file it leads to.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
 @contextlib.contextmanager
-def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic_write(
+    path: Path, *, durable: bool = True, replaces: FileStamp | None = None, keep_times: bool = False
+) -> Iterator[Path]:
     """A temporary path beside `path`; when the block succeeds, it is flushed to the disk and renamed to `path`.
 
     When the block raises, the temporary file is removed and `path` stays as it was. A file system that cannot flush
@@ -126,6 +142,9 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
         path: The file to create; its folder must exist.
         durable: Wait until it is on the disk. Without, many small files are faster, but the last ones may be lost if
             the machine stops.
+        replaces: The state of the file at `path` that is to be replaced: the new one gets its permissions, owner and
+            extended attributes, and where the file has changed since, that is an error.
+        keep_times: It gets the times of modification and access too.
 
     Raises:
         OSError: It cannot be written; the message names `path`.
@@ -139,10 +158,15 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         with contextlib.suppress(OSError):  # some network mounts have no permissions
-            os.chmod(temporary, 0o644)
+            if replaces is None:
+                os.chmod(temporary, 0o644)
+            else:
+                _take_over(path, temporary, times=keep_times)
         if durable:
             with temporary.open("rb+") as file, where_supported():
                 os.fsync(file.fileno())
+        if replaces is not None and stamp_file(path) != replaces:
+            raise OSError("it was changed meanwhile")
         os.replace(temporary, path)
         if durable:
             _sync_folder(path.parent)
@@ -169,6 +193,18 @@ def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of runs that were killed. No run may be writing there."""
     for path in folder.glob(TEMPORARY_PREFIX + "*"):
         path.unlink(missing_ok=True)
+
+
+def _take_over(path: Path, new: Path, *, times: bool) -> None:
+    """Give a new file the owner, permissions and extended attributes of the one that it is to replace."""
+    status = path.stat()
+    if hasattr(os, "chown"):
+        with contextlib.suppress(OSError):  # only root gives files away
+            os.chown(new, status.st_uid, status.st_gid)
+    written = new.stat()
+    shutil.copystat(path, new)
+    if not times:
+        os.utime(new, ns=(written.st_atime_ns, written.st_mtime_ns))
 
 
 def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -224,9 +260,10 @@ class Survey:
 
 
 def is_companion(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a companion file of macOS (`._a.jpg`, `__MACOSX/`): an image by its name only."""
+    """Whether it is an image by its name only: a companion file of macOS (`._a.jpg`, `__MACOSX/`), or what a killed run
+    left behind."""
     *folders, name = os.fspath(path).replace(os.sep, "/").split("/")
-    return name.startswith("._") or "__MACOSX" in folders
+    return name.startswith(("._", TEMPORARY_PREFIX)) or "__MACOSX" in folders
 
 
 def find_images(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .attributes import Attribute, AttributeProbes
 from .encoder import EncoderConfig, build_encoder
 from .head import PrototypeHead
 from .preprocess import Coverage, PreprocessConfig, preprocess, view_weights
@@ -24,6 +26,7 @@ class RaliModel(nn.Module):
         pca_dim: P, dimension after PCA.
         prototypes: K, number of prototypes.
         coverage: How `forward` scores images that are not square, by default.
+        attributes: What its probes tell besides the score; without any, `probes` is None.
 
     Raises:
         ValueError: The encoder cannot be built, or its input size differs from the preprocessing's.
@@ -45,6 +48,7 @@ class RaliModel(nn.Module):
         pca_dim: int,
         prototypes: int,
         coverage: Coverage = "center",
+        attributes: Sequence[Attribute] = (),
     ) -> None:
         super().__init__()
         if encoder_config.image_size != preprocess_config.image_size:
@@ -57,6 +61,7 @@ class RaliModel(nn.Module):
         self.coverage: Coverage = coverage
         self.encoder = build_encoder(encoder_config)
         self.head = PrototypeHead(encoder_config.embed_dim, pca_dim, prototypes)
+        self.probes = AttributeProbes(attributes, encoder_config.embed_dim) if attributes else None
 
     def preprocess(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
         """(B, 3, H, W) pixels in [0, 1] to (B, T, 3, S, S) encoder input; see `preprocess.preprocess`."""
@@ -110,6 +115,11 @@ class RaliModel(nn.Module):
         return (scores * self.view_weights(*pixels.shape[-2:], coverage=coverage).to(scores)).sum(dim=1)
 
     @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """What the probes tell besides the score; empty for a model without probes."""
+        return () if self.probes is None else self.probes.attributes
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.head.mean.device
@@ -138,6 +148,7 @@ def with_image_size(model: RaliModel, image_size: int) -> RaliModel:
     result = RaliModel(
         encoder_config, replace(model.preprocess_config, image_size=image_size),
         pca_dim=len(model.head.components), prototypes=len(model.head.scores), coverage=model.coverage,
+        attributes=model.attributes,
     )  # fmt: skip
     state = {name: tensor.float() for name, tensor in model.state_dict().items()}
     positions, wanted = state[names[0]], result.state_dict()[names[0]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .attributes import ImageAttributes as ImageAttributes
 from .content import NO_CONTENT
 from .selection import rank
 
@@ -22,6 +23,7 @@ class ImageScore:
         percentile: Percentage of the model's reference images that score lower; NaN without calibration.
         error: Why the image has no score, or None.
         reason: `"no content"` if the image is blank and the score not the model's, see `content`; else None.
+        attributes: What is wrong with the image, if it was asked for; None without a score of the model's.
     """
 
     index: int
@@ -30,6 +32,7 @@ class ImageScore:
     percentile: float
     error: str | None = None
     reason: str | None = None
+    attributes: ImageAttributes | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class ScoreResult:
         stopped: True if the progress callback ended the run; N then counts only what was done.
         reasons: N texts; `"no content"` if the image is blank and the score not the model's (see `content`), None for
             all others.
+        attributes: What is wrong with each image, if it was asked for, else empty; None for images without a score of
+            the model's.
     """
 
     scores: NDArray[np.float32]
@@ -52,6 +57,7 @@ class ScoreResult:
     errors: tuple[str | None, ...]
     stopped: bool = False
     reasons: tuple[str | None, ...] = ()
+    attributes: tuple[ImageAttributes | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -1,4 +1,4 @@
-"""Reads the score that RALI Save Image wrote into an image file, or into the list beside it."""
+"""Reads the score that RALI Save Image or `rali score --tag` wrote into an image file, or beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .images import DEFAULT_LIMITS, ReadLimits, open_image
+from .xmp import read_tag, sidecar_of
 
 KEY = "rali_score"
 LIST_NAME = "rali_scores.jsonl"
@@ -26,8 +27,8 @@ class SavedScore:
 
     Attributes:
         score: 0..1; rounded to four decimals in a file's own metadata.
-        source: Where it was found: "metadata" of the file itself, or "sidecar", the list beside it.
-        record: The list's line; empty for metadata.
+        source: Where it was found: "metadata" of the file itself, or "sidecar", the list or the XMP beside it.
+        record: The list's line; empty for metadata and XMP.
     """
 
     score: float
@@ -38,8 +39,8 @@ class SavedScore:
 def read_saved_score(path: str | os.PathLike[str], *, limits: ReadLimits = DEFAULT_LIMITS) -> SavedScore | None:
     """The score that was saved with an image; None if there is none.
 
-    The file's own metadata (a PNG's text, EXIF of WebP and JPEG) come first, then the last line about it in
-    `rali_scores.jsonl` beside it.
+    The file's own metadata (a PNG's text, EXIF of WebP and JPEG, then its XMP) come first, then the last line about it
+    in `rali_scores.jsonl` beside it, then its XMP sidecar.
 
     Args:
         path: An image file.
@@ -62,7 +63,19 @@ def read_saved_score(path: str | os.PathLike[str], *, limits: ReadLimits = DEFAU
         key, _, value = text.partition(":")
         if key == KEY and (score := _as_score(value)) is not None:
             return SavedScore(score, "metadata", {})
-    return _from_list(path)
+    if (score := _from_tag(path)) is not None:
+        return SavedScore(score, "metadata", {})
+    if (saved := _from_list(path)) is not None:
+        return saved
+    score = _from_tag(sidecar_of(path))
+    return None if score is None else SavedScore(score, "sidecar", {})
+
+
+def _from_tag(path: Path) -> float | None:
+    try:
+        return _as_score(read_tag(path.read_bytes()).get("Score"))
+    except FileNotFoundError:
+        return None
 
 
 def _from_list(path: Path) -> SavedScore | None:

@@ -84,11 +84,13 @@ def content_keys(images: Sequence[Tensor]) -> list[bytes]:
 
 
 def bytes_key(data: bytes | bytearray | memoryview) -> bytes:
-    """A digest of a file's bytes; equal to `file_key` of that file."""
+    """A digest of a file's bytes, without a tag of ours; equal to `file_key` of that file."""
     import xxhash
 
+    from .xmp import take_tag
+
     digest = xxhash.xxh3_128(b"file")
-    digest.update(data)
+    digest.update(take_tag(bytes(data), strict=False))
     made: bytes = digest.digest()
     return made
 

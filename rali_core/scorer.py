@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .attributes import no_probes
 from .checkpoint import ModelInfo, load_model
 from .content import NO_CONTENT, NO_CONTENT_SCORE, has_content, is_no_content
 from .devices import DtypeName as DtypeName
@@ -35,6 +36,7 @@ from .reading import (
     may_read_ahead,
     read_image,
 )
+from .results import ImageAttributes as ImageAttributes
 from .results import ImageScore as ImageScore
 from .results import ScoreResult as ScoreResult
 
@@ -71,14 +73,16 @@ class RaliScorer:
         batch_size: Crops per forward pass.
         coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
         full_size_crops: For `"full"`: crops at the image's own size, at most; becomes the model's setting, where given.
-        cache: Remembers scores by content; may be shared.
+        cache: Remembers scores by content; may be shared. Each attribute takes an entry of its own.
         limits: What image files may take: pixels, text chunks, pixels decoded at one time.
+        attributes: Tell what is wrong with each image too, from the same embeddings; see `attributes.ImageAttributes`.
 
     Attributes:
         dtype: The arithmetic in use, never `"auto"`.
 
     Raises:
-        ValueError: An unknown device, dtype or coverage, or a batch size or number of crops out of range.
+        ValueError: An unknown device, dtype or coverage, a batch size or number of crops out of range, or attributes
+            are asked of a model without probes.
 
     Examples:
         >>> scorer = RaliScorer.from_pretrained()
@@ -99,6 +103,7 @@ class RaliScorer:
         full_size_crops: int | None = None,
         cache: ScoreCache | None = None,
         limits: ReadLimits = DEFAULT_LIMITS,
+        attributes: bool = False,
     ) -> None:
         _check_dtype(dtype)
         _check_coverage(coverage)
@@ -114,11 +119,13 @@ class RaliScorer:
             model.preprocess_config = replace(model.preprocess_config, full_size_crops=full_size_crops)
         self.cache = cache
         self._model_key: str | None = None
+        self._probes_key: str | None = None
         self.info = info
         self.batch_size = batch_size
         self.coverage: Coverage = coverage or model.coverage
         self.limits = limits
         self._budget = PixelBudget(limits.pixels_in_flight)
+        self.attributes = self._asks(attributes)
 
     @classmethod
     def from_pretrained(
@@ -132,6 +139,7 @@ class RaliScorer:
         full_size_crops: int | None = None,
         cache: ScoreCache | None = None,
         limits: ReadLimits = DEFAULT_LIMITS,
+        attributes: bool = False,
     ) -> RaliScorer:
         """Load a model file.
 
@@ -144,6 +152,7 @@ class RaliScorer:
             full_size_crops: As for the class.
             cache: As for the class.
             limits: As for the class.
+            attributes: As for the class.
 
         Raises:
             FileNotFoundError: No such model.
@@ -164,7 +173,7 @@ class RaliScorer:
         return cls(
             loaded.model, loaded.info,
             device=device, dtype=dtype, batch_size=batch_size, coverage=coverage, full_size_crops=full_size_crops,
-            cache=cache, limits=limits,
+            cache=cache, limits=limits, attributes=attributes,
         )  # fmt: skip
 
     def score(
@@ -174,6 +183,7 @@ class RaliScorer:
         coverage: Coverage | None = None,
         on_error: OnError = "raise",
         progress: ProgressCallback | None = None,
+        attributes: bool | None = None,
     ) -> ScoreResult:
         """Score one or many images.
 
@@ -188,6 +198,7 @@ class RaliScorer:
             coverage: `"center"`, `"tiles"` or `"full"` for this call; by default the scorer's.
             on_error: `"raise"` lets the first unusable image raise; `"record"` notes its error and goes on.
             progress: Called after each batch with (done, total or None); returning False stops.
+            attributes: Whether to tell attributes in this call; by default as the scorer does.
 
         Returns:
             Scores in input order.
@@ -195,12 +206,13 @@ class RaliScorer:
         Raises:
             TypeError, FileNotFoundError, ImageError: With `on_error="raise"`; the message names the image. ImageError
                 also where the memory does not suffice for one image alone.
-            ValueError: Unknown `coverage` or `on_error`.
+            ValueError: Unknown `coverage` or `on_error`, or attributes of a model without probes.
         """
         total = count(images)
         results: list[ImageScore] = []
         stopped = False
-        for batch in self._batches(images, coverage, on_error):
+        asked = self._asks(attributes)
+        for batch in self._batches(images, coverage, on_error, asked):
             results += batch
             if progress is not None and progress(len(results), total) is False:
                 stopped = True
@@ -212,17 +224,23 @@ class RaliScorer:
             errors=tuple(result.error for result in results),
             stopped=stopped,
             reasons=tuple(result.reason for result in results),
+            attributes=tuple(result.attributes for result in results) if asked else (),
         )
 
     def stream(
-        self, images: Images, *, coverage: Coverage | None = None, on_error: OnError = "raise"
+        self,
+        images: Images,
+        *,
+        coverage: Coverage | None = None,
+        on_error: OnError = "raise",
+        attributes: bool | None = None,
     ) -> Iterator[ImageScore]:
         """Score images one after the other as they come; arguments and errors as for `score`.
 
         Yields:
             One result per image, in input order, a batch at a time.
         """
-        for batch in self._batches(images, coverage, on_error):
+        for batch in self._batches(images, coverage, on_error, self._asks(attributes)):
             yield from batch
 
     def score_crops(
@@ -246,7 +264,7 @@ class RaliScorer:
                 continue
             shares = None if sizes is None else self.model.view_weights(*sizes[index], coverage=self.coverage)
             prepared.append(_Prepared(index, crop.to(self.device), shares))
-        return self._score_batch(prepared)
+        return self._score_batch(prepared, self.attributes)
 
     def explain(self, image: ImageInput, *, top: int = 5) -> tuple[PrototypeShare, ...]:
         """Show which prototypes make an image's score.
@@ -301,14 +319,53 @@ class RaliScorer:
         if self._model_key is None:
             from .score_cache import tensors_key
 
-            self._model_key = f"{tensors_key(self.model.state_dict())}|{self.model.preprocess_config}"
+            scoring = {name: value for name, value in self.model.state_dict().items() if not name.startswith("probes.")}
+            self._model_key = f"{tensors_key(scoring)}|{self.model.preprocess_config}"
         return f"{RULES}|{self._model_key}|{self.dtype}|{self.device.type}|{coverage or self.coverage}"
 
-    def _batches(self, images: Images, coverage: Coverage | None, on_error: OnError) -> Iterator[list[ImageScore]]:
+    def cache_keys(self, digest: bytes, coverage: Coverage | None = None, *, attributes: bool = False) -> list[Key]:
+        """Where an image's score stands in the cache and, where they are asked for, the values of its attributes.
+
+        Args:
+            digest: Of the image, see `score_cache.content_key`.
+            coverage: As for `score`.
+            attributes: Whether the attributes' keys follow, in the order of `model.attributes`.
+        """
+        space = self.cache_namespace(coverage)
+        if not attributes or self.model.probes is None:
+            return [(space, digest)]
+        if self._probes_key is None:
+            from .score_cache import tensors_key
+
+            self._probes_key = tensors_key(self.model.probes.state_dict())
+        names = [attribute.name for attribute in self.model.attributes]
+        return [(space, digest), *((f"{space}|{self._probes_key}|{name}", digest) for name in names)]
+
+    def find_cached(self, keys: Sequence[Key]) -> tuple[float, ImageAttributes | None] | None:
+        """What the cache knows under one image's `cache_keys`; None where any of it is missing."""
+        known = {} if self.cache is None else self.cache.find(keys[:1])
+        if not known:
+            return None
+        score = known[keys[0]]
+        if len(keys) == 1 or is_no_content(score) or self.cache is None or self.model.probes is None:
+            return score, None
+        values = self.cache.find(keys[1:])
+        if len(values) < len(keys) - 1:
+            return None
+        return score, self.model.probes.describe([values[key] for key in keys[1:]])
+
+    def _asks(self, attributes: bool | None) -> bool:
+        if attributes and self.model.probes is None:
+            raise no_probes(self.info.name)
+        return self.attributes if attributes is None else attributes
+
+    def _batches(
+        self, images: Images, coverage: Coverage | None, on_error: OnError, attributes: bool
+    ) -> Iterator[list[ImageScore]]:
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be 'raise' or 'record', got {on_error!r}")
         _check_coverage(coverage)
-        prepare = partial(self._prepare, coverage=coverage or self.coverage)
+        prepare = partial(self._prepare, coverage=coverage or self.coverage, attributes=attributes)
         sequence = iterate(images)
         chunks = (
             make_ahead(prepare, sequence, self.batch_size, self.device)
@@ -316,7 +373,7 @@ class RaliScorer:
             else make_in_turn(prepare, sequence, self.batch_size)
         )
         for prepared in chunks:
-            results = self._score_batch(prepared)  # and remembers them, whatever follows
+            results = self._score_batch(prepared, attributes)  # and remembers them, whatever follows
             first = next((place for place, item in enumerate(prepared) if item.problem is not None), None)
             if on_error == "raise" and first is not None:
                 if first:
@@ -324,18 +381,18 @@ class RaliScorer:
                 raise _named(prepared[first])
             yield results
 
-    def _prepare(self, index: int, image: ImageInput, *, coverage: Coverage) -> _Prepared:
+    def _prepare(self, index: int, image: ImageInput, *, coverage: Coverage, attributes: bool) -> _Prepared:
         try:
             with without_gradient(self.device):
-                key = None if self.cache is None else (self.cache_namespace(coverage), digest_image(image))
-                if self.cache is not None and key is not None:
-                    known = self.cache.find([key])
-                    if known:
-                        return _Prepared(index, score=known[key])
+                keys: list[Key] = []
+                if self.cache is not None:
+                    keys = self.cache_keys(digest_image(image), coverage, attributes=attributes)
+                    if known := self.find_cached(keys):
+                        return _Prepared(index, score=known[0], attributes=known[1])
                 views = self._read(image, partial(self._crops_with_content, coverage=coverage))
                 if views is None:
-                    return _Prepared(index, key=key, score=NO_CONTENT_SCORE)
-                return _Prepared(index, *views, key=key)
+                    return _Prepared(index, keys=keys, score=NO_CONTENT_SCORE)
+                return _Prepared(index, *views, keys=keys)
         except (ImageError, OSError, TypeError) as error:
             return _Prepared(index, problem=error)
         except (MemoryError, RuntimeError) as error:
@@ -357,10 +414,10 @@ class RaliScorer:
     def _embed(self, crops: Tensor) -> Tensor:
         return torch.cat([self.model.embed(part) for part in crops.split(self.batch_size)])
 
-    def _score_batch(self, prepared: list[_Prepared]) -> list[ImageScore]:
-        self._compute([item for item in prepared if item.crops is not None])
+    def _score_batch(self, prepared: list[_Prepared], attributes: bool) -> list[ImageScore]:
+        self._compute([item for item in prepared if item.crops is not None], attributes)
         if self.cache is not None:
-            self.cache.put({item.key: item.score for item in prepared if item.key and item.score is not None})
+            self.cache.put({key: value for item in prepared for key, value in item.found()})
         scores = [item.score for item in prepared if item.score is not None]
         calibration = self.info.calibration
         bands = calibration.bands(scores) if calibration else ("",) * len(scores)
@@ -369,51 +426,63 @@ class RaliScorer:
         return [
             ImageScore(item.index, float("nan"), "", float("nan"), str(item.problem))
             if item.problem is not None
-            else _with_reason(ImageScore(item.index, *next(made)))
+            else _with_reason(ImageScore(item.index, *next(made), attributes=item.attributes))
             for item in prepared
         ]
 
-    def _compute(self, pending: list[_Prepared]) -> None:
+    def _compute(self, pending: list[_Prepared], attributes: bool) -> None:
         """Fill in the scores; where the memory does not suffice, of half as many at a time, down to one crop."""
         crops = [item.crops for item in pending if item.crops is not None]
         if not crops:
             return
         try:
             with without_gradient(self.device):
-                per_crop = self.model.head(self._embed(torch.cat(crops))).cpu().split([len(part) for part in crops])
-                scores = [item.average(part) for item, part in zip(pending, per_crop, strict=True)]
+                judged = self._judge(torch.cat(crops), attributes).split([len(part) for part in crops])
+                means = [item.average(part) for item, part in zip(pending, judged, strict=True)]
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            scores = None  # the error itself holds on to memory: try again after it is gone
-        if scores is None:
+            means = None  # the error itself holds on to memory: try again after it is gone
+        if means is None:
             if len(pending) == 1:
-                pending[0].score = self._compute_by_crop(pending[0], crops[0])
-                if pending[0].score is None:
+                if not self._compute_by_crop(pending[0], crops[0], attributes):
                     pending[0].problem = ImageError(f"not enough memory on {self.device} to score the image")
                 return
             half = len(pending) // 2
-            self._compute(pending[:half])
-            self._compute(pending[half:])
+            self._compute(pending[:half], attributes)
+            self._compute(pending[half:], attributes)
             return
-        for item, score in zip(pending, scores, strict=True):
-            if np.isfinite(score):
-                item.score = score
+        for item, values in zip(pending, means, strict=True):
+            if np.isfinite(values[0]):
+                self._note(item, values)
             else:
                 hint = "" if self.dtype == "float32" else "; try float32"
                 item.problem = ImageError(f"the model gave no finite score in {self.dtype}{hint}")
 
-    def _compute_by_crop(self, item: _Prepared, crops: Tensor) -> float | None:
+    def _compute_by_crop(self, item: _Prepared, crops: Tensor, attributes: bool) -> bool:
         if len(crops) == 1:
-            return None
+            return False
         try:
             with without_gradient(self.device):
-                scores = torch.cat([self.model.head(self.model.embed(crop)).cpu() for crop in crops.split(1)])
+                judged = torch.cat([self._judge(crop, attributes) for crop in crops.split(1)])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return None
-        return item.average(scores)
+            return False
+        self._note(item, item.average(judged))
+        return True
+
+    def _note(self, item: _Prepared, values: list[float]) -> None:
+        item.score = values[0]
+        if len(values) > 1 and self.model.probes is not None:
+            item.attributes = self.model.probes.describe(values[1:])
+
+    def _judge(self, crops: Tensor, attributes: bool) -> Tensor:
+        """(T, 1 + A) scores and severities of (T, 3, S, S) crops, on the CPU; A is 0 without attributes."""
+        embedding = self._embed(crops)
+        scores = self.model.head(embedding).unsqueeze(1)
+        probes = self.model.probes if attributes else None
+        return (scores if probes is None else torch.cat([scores, probes(embedding)], dim=1)).cpu()
 
 
 def _named(item: _Prepared) -> Exception:
@@ -434,13 +503,21 @@ class _Prepared:
     index: int
     crops: Tensor | None = None
     shares: Tensor | None = None
-    key: Key | None = None
+    keys: Sequence[Key] = ()
     score: float | None = None
     problem: Exception | None = None
+    attributes: ImageAttributes | None = None
 
-    def average(self, scores: Tensor) -> float:
-        """The image's score from its crops' (T,) scores."""
-        return float(scores.mean() if self.shares is None else scores.double() @ self.shares.double())
+    def found(self) -> Iterator[tuple[Key, float]]:
+        """What is to be remembered of it."""
+        if self.score is not None and self.keys:
+            yield self.keys[0], self.score
+            yield from zip(self.keys[1:], self.attributes.values.values() if self.attributes else (), strict=False)
+
+    def average(self, values: Tensor) -> list[float]:
+        """The image's score and severities from its crops' (T, 1 + A)."""
+        columns = values.T.contiguous()
+        return [float(each.mean() if self.shares is None else each.double() @ self.shares.double()) for each in columns]
 
 
 def _check_coverage(coverage: str | None) -> None:

@@ -26,6 +26,7 @@ def draw_contact_sheet(
     *,
     names: Sequence[str] | None = None,
     bands: Sequence[str] | None = None,
+    notes: Sequence[str] | None = None,
     columns: int = 4,
     cell: int = 240,
     ranked: bool = True,
@@ -39,6 +40,7 @@ def draw_contact_sheet(
         scores: N scores, in [0, 1] with bars; an image whose score is NaN is left out.
         names: N captions; shortened from the left if they are too long.
         bands: N names of bands, printed after the score.
+        notes: N further captions, such as what is wrong with each image; without any there is no room for them.
         columns: Images in a row; fewer if there are fewer images.
         cell: Side of an image's square cell in pixels, at least 80.
         ranked: Best first and numbered; otherwise in the given order.
@@ -52,7 +54,7 @@ def draw_contact_sheet(
     Raises:
         ValueError: Lengths differ, nothing to draw, or sizes out of range.
     """
-    if not (len(images) == len(scores) == len(names or images) == len(bands or images)):
+    if not (len(images) == len(scores) == len(names or images) == len(bands or images) == len(notes or images)):
         raise ValueError(f"expected one score, name and band per image, got {len(images)} images, {len(scores)} scores")
     if columns < 1 or cell < 80:
         raise ValueError(f"expected at least one column and cells of at least 80 pixels, got {columns} and {cell}")
@@ -62,7 +64,8 @@ def draw_contact_sheet(
     columns = min(columns, len(order))
     rows = -(-len(order) // columns)
     large, small = ImageFont.load_default(size=cell / 12), ImageFont.load_default(size=cell / 17)
-    caption = int(BAR_HEIGHT + cell / 12 + cell / 17 + 22)
+    noted = notes is not None and any(notes)
+    caption = int(BAR_HEIGHT + cell / 12 + cell / 17 + 22 + (cell / 17 + 4 if noted else 0))
     sheet = Image.new(
         "RGB", (columns * (cell + MARGIN) + MARGIN, rows * (cell + caption + MARGIN) + MARGIN), BACKGROUND
     )
@@ -78,10 +81,12 @@ def draw_contact_sheet(
             _draw_bar(draw, left, bar, cell, score)
         text = (f"{place + 1}.  " if ranked else "") + f"{score:.3f}" + (f"  {bands[index]}" if bands else "")
         draw.text((left, bar + BAR_HEIGHT + 4), text, fill=TEXT, font=large)
+        line = bar + BAR_HEIGHT + 8 + cell / 12
+        if notes is not None and notes[index]:
+            draw.text((left, line), shorten(notes[index], small, cell, keep_start=True), fill=TEXT, font=small)
         if names:
-            draw.text(
-                (left, bar + BAR_HEIGHT + 8 + cell / 12), shorten(names[index], small, cell), fill=FAINT, font=small
-            )
+            line += cell / 17 + 4 if noted else 0
+            draw.text((left, line), shorten(names[index], small, cell), fill=FAINT, font=small)
     return sheet
 
 
@@ -142,11 +147,13 @@ def _thumbnail(image: Image.Image, cell: int, enlarge: bool) -> Image.Image:
     return thumbnail
 
 
-def shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """A text shortened from the left to fit, limited to what Pillow's own font can draw."""
+def shorten(
+    text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int, *, keep_start: bool = False
+) -> str:
+    """A text shortened from the left, or from the right, to fit, limited to what Pillow's own font can draw."""
     text = text.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font can draw
     if font.getlength(text) <= width:
         return text
     while text and font.getlength("..." + text) > width:
-        text = text[1:]
-    return "..." + text
+        text = text[:-1] if keep_start else text[1:]
+    return f"{text}..." if keep_start else f"...{text}"

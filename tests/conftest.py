@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from skimage import data
 
+from rali_core.attributes import Attribute, AttributeProbes
 from rali_core.calibration import Calibration
 from rali_core.checkpoint import ModelInfo, save_model
 from rali_core.constants import CLIP_MEAN, CLIP_STD
@@ -100,6 +101,23 @@ def tiny_scorer(tiny_model: RaliModel, tiny_info: ModelInfo) -> RaliScorer:
 def tiny_file(tiny_model: RaliModel, tiny_info: ModelInfo, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.safetensors"
     save_model(path, tiny_model, tiny_info)
+    return path
+
+
+@pytest.fixture
+def probing_model(tiny_model: RaliModel) -> RaliModel:
+    """The tiny model with two probes that differ between images."""
+    attributes = [Attribute("blur", "blurred", 0.5, 0.97), Attribute("noise", "noisy", 0.25, 0.91)]
+    tiny_model.probes = AttributeProbes(attributes, 16)
+    weight = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    tiny_model.probes.load_state_dict({"weight": weight, "bias": torch.tensor([0.1, -0.2])})
+    return tiny_model
+
+
+@pytest.fixture
+def probing_file(probing_model: RaliModel, tiny_info: ModelInfo, tmp_path: Path) -> Path:
+    path = tmp_path / "probing.safetensors"
+    save_model(path, probing_model, tiny_info)
     return path
 
 

@@ -16,7 +16,7 @@ CONFIG = AlignConfig(
 
 
 def described(count: int, seed: int) -> DescribedImages:
-    """Images of one grey each, described by two texts that tell it."""
+    """Images of one grey each, described by two texts that name it."""
     random = np.random.default_rng(seed)
     levels = random.integers(0, 256, count)
     noise = random.integers(-8, 8, (count, 42, 42, 3))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rali_core.attributes import Attribute, AttributeProbes
 from rali_core.checkpoint import load_model, read_metadata, save_model
 from rali_core.cli import main
 from rali_core.encoder import EncoderConfig
@@ -29,7 +30,7 @@ def test_the_average_is_that_of_every_tensor(tiny_model: RaliModel, other_model:
     assert all(torch.equal(half[name], tensor) for name, tensor in tiny_model.state_dict().items())
 
 
-def test_what_cannot_be_averaged_is_refused(tiny_model: RaliModel) -> None:
+def test_models_that_cannot_be_averaged_are_refused(tiny_model: RaliModel) -> None:
     with pytest.raises(ValueError, match="at least two models and a weight for each, got 1 and 1"):
         average_models([tiny_model])
     with pytest.raises(ValueError, match=r"weights must be at least 0 and not all 0, got \[1\.0, -1\.0\]"):
@@ -53,3 +54,8 @@ def test_the_command_writes_a_model_file(tiny_file: Path, other_model: RaliModel
     expected = (loaded.model.head.scores + other_model.head.scores) / 2
     assert torch.allclose(averaged, expected, atol=1e-6)
     assert [entry["weight"] for entry in read_metadata(output)["training"]["average_of"]] == [1.0, 1.0]
+
+
+def test_probes_belong_to_one_encoder_and_are_not_averaged(tiny_model: RaliModel, other_model: RaliModel) -> None:
+    tiny_model.probes = AttributeProbes([Attribute("blur", "blurred", 0.5, 0.9)], 16)
+    assert average_models([tiny_model, other_model]).attributes == ()

@@ -69,7 +69,7 @@ def test_dinov2_is_read_from_its_graph_tensor_by_tensor(dino_state: dict[str, Te
     assert small.state["trunk.pos_embed"].shape == (1, 257, 384)
 
 
-def test_what_is_no_backbone_is_refused(dino_state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_backbone_is_refused(dino_state: dict[str, Tensor], tmp_path: Path) -> None:
     del dino_state["trunk.cls_token"]
     write_graph(dino_state, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match=r"this is not dinov2_vits14_patch_8x8\.onnx"):

@@ -86,7 +86,7 @@ def test_the_command_measures_a_model_of_the_users(
     assert result["folder"]["share"] == result["folder"]["whole"] / result["folder"]["model"]
 
 
-def test_the_time_of_a_folder_is_told_by_the_number_of_files(
+def test_the_time_of_a_folder_is_measured_by_the_number_of_files(
     tiny_file: Path, tmp_path: Path, speed: dict[str, ModuleType]
 ) -> None:
     growth = speed["measure"].folder_growth([1, 3], model=str(tiny_file), threads=1)
@@ -97,7 +97,7 @@ def test_the_time_of_a_folder_is_told_by_the_number_of_files(
     assert (tmp_path / "benchmark-images.png").stat().st_size > 1000
 
 
-def test_a_peers_network_scores_images_and_tensors(speed: dict[str, ModuleType]) -> None:
+def test_a_contenders_network_scores_images_and_tensors(speed: dict[str, ModuleType]) -> None:
     pixels = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
     images = [Image.fromarray(one) for one in pixels.mul(255).byte().permute(0, 2, 3, 1).numpy()]
     peer = speed["contenders"].make("tiny backbone")
@@ -105,7 +105,7 @@ def test_a_peers_network_scores_images_and_tensors(speed: dict[str, ModuleType])
     assert len(set(peer.score(pixels))) == 2
 
 
-def test_the_recipe_beside_us_is_the_same_network(speed: dict[str, ModuleType]) -> None:
+def test_the_baseline_recipe_is_the_same_network(speed: dict[str, ModuleType]) -> None:
     contenders = speed["contenders"]
     recipe = contenders.OfficialRecipe(contenders.TINY)
     ours = benchmark.random_model(contenders.TINY)
@@ -128,7 +128,7 @@ def summary(**ratios: float) -> dict[str, Any]:
     return {"compare": {"cases": [{"size": 512, "batch": 1, "kind": "pil", "contenders": values}]}}
 
 
-def test_what_became_slower_than_the_baseline_is_named(speed: dict[str, ModuleType]) -> None:
+def test_cases_slower_than_the_baseline_are_listed(speed: dict[str, ModuleType]) -> None:
     report = speed["report"]
     before = summary(recipe=1.0, fast=3.0, small=50.0)
     assert report.compare_with_baseline(summary(recipe=1.0, fast=2.5, small=60.0), before) == []

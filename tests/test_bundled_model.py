@@ -93,7 +93,7 @@ def test_the_module_gives_the_scorers_scores_with_a_gradient(
     assert uphill.item() > score.item(), "a small step along the gradient raises the score"
 
 
-def test_the_file_tells_its_story() -> None:
+def test_the_file_states_its_provenance() -> None:
     metadata = read_metadata(bundled_model_path())
     assert metadata["licence"] == "Apache-2.0"
     assert metadata["source"]["backbone"]["name"] == "DINOv2 ViT-S/14"

@@ -62,7 +62,7 @@ def test_a_file_read_in_many_parts_gives_the_same_model_and_all_problems_at_once
         load_model(rewrite(tiny_file, tensors=broken))
 
 
-def test_the_head_stays_float32_whatever_the_tower_is(tiny_file: Path) -> None:
+def test_the_head_stays_float32_whatever_the_encoder_is(tiny_file: Path) -> None:
     model = load_model(tiny_file, dtype=torch.bfloat16).model
     assert {parameter.dtype for parameter in model.encoder.parameters()} == {torch.bfloat16}
     assert {tensor.dtype for tensor in model.head.state_dict().values()} == {torch.float32}
@@ -182,3 +182,38 @@ def test_metadata_can_be_read_without_the_tensors(tiny_file: Path) -> None:
     assert metadata["name"] == "tiny"
     assert metadata["encoder"]["embed_dim"] == 16
     assert metadata["format_version"] == 1
+
+
+def test_probes_come_back_from_the_model_file(probing_model: RaliModel, tiny_info: ModelInfo, tmp_path: Path) -> None:
+    path = tmp_path / "probing.safetensors"
+    save_model(path, probing_model, tiny_info)
+    loaded = load_model(path, dtype=torch.bfloat16).model
+    assert loaded.attributes == probing_model.attributes
+    assert loaded.probes is not None
+    assert probing_model.probes is not None
+    assert torch.equal(loaded.probes.weight, probing_model.probes.weight), "in float32, whatever the encoder's"
+    save_model(tmp_path / "copy.safetensors", load_model(path).model, tiny_info)
+    assert read(tmp_path / "copy.safetensors")[1] == read(path)[1]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "metadata", "message"),
+    [
+        (None, None, r"probes\.weight: missing, expected shape \(2, 16\)"),
+        (torch.zeros(3, 16), None, r"probes\.weight: expected shape \(2, 16\), got \(3, 16\)"),
+        (torch.full((2, 16), torch.inf), None, r"probes\.weight: holds NaN or infinite values"),
+        (torch.zeros(2, 16), [], "metadata attributes: expected the keys version and probes"),
+        (torch.zeros(2, 16), {"version": 2, "probes": []}, "metadata attributes: expected version 1, got 2: update"),
+        (torch.zeros(2, 16), {"version": 1, "probes": []}, "metadata attributes: expected probes of different names"),
+        (torch.zeros(2, 16), {"version": 1, "probes": [{"name": "a"}]}, "expected name, word, threshold and auc of"),
+        (torch.zeros(2, 16), {"version": None, "probes": []}, "expected version 1, got None"),
+    ],
+)  # fmt: skip
+def test_unusable_probes_are_refused(
+    tensor: torch.Tensor | None, metadata: object, message: str, probing_model: RaliModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "probing.safetensors"
+    save_model(path, probing_model, ModelInfo("x", "MIT"))
+    changed = {} if metadata is None else {"attributes": json.dumps(metadata)}
+    with pytest.raises(CheckpointError, match=message):
+        load_model(rewrite(path, tensors={"probes.weight": tensor}, metadata=changed))

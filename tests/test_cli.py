@@ -301,3 +301,43 @@ def test_every_command_has_a_help_page(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"rali {__version__}\n"
+
+
+def test_reasons_stand_beside_the_band_and_each_attribute_in_json_and_csv(
+    folder: Path, probing_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (40, 40)).save(folder / "black.png")
+    base = ["score", str(folder), "--model", str(probing_file)]
+    table, sheet = tmp_path / "scores.csv", tmp_path / "sheet.png"
+    assert main([*base, "--reasons", "--csv", str(table), "--sheet", str(sheet)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert main([*base, "--reasons", "--json"]) == 0
+    records = {record["file"]: record for record in json.loads(capsys.readouterr().out)}
+    scorer = RaliScorer.from_pretrained(probing_file, device="cpu", attributes=True)
+    expected = {str(path): scorer.score(path) for path in map(Path, records)}
+    assert printed[0].split() == ["score", "band:", "reasons", "percentile", "file"]
+    with table.open(newline="") as handle:
+        rows = {row["file"]: row for row in csv.DictReader(handle)}
+    for line in printed[1:]:
+        name = line.split("  ")[-1].strip()
+        told, record, row = expected[name].attributes[0], records[name], rows[name]
+        if told is None:
+            assert name.endswith("black.png")
+            assert "no content  " in line
+            assert "words" not in record
+            assert (row["words"], row["blur"]) == ("", "")
+            continue
+        assert f"{expected[name].bands[0]}{': ' * bool(told.words)}{', '.join(told.words)}  " in line
+        assert record["attributes"] == pytest.approx(told.values, abs=1e-4)
+        assert (record["words"], row["words"]) == (list(told.words), ", ".join(told.words))
+        assert [float(row[name]) for name in ("blur", "noise")] == list(record["attributes"].values())
+    assert {len(record.get("words", ())) for record in records.values()} >= {0, 1}, "a test of one kind shows little"
+    assert main([*base, "--json"]) == 0
+    assert all("words" not in record for record in json.loads(capsys.readouterr().out))
+
+
+def test_reasons_of_a_model_without_probes_are_one_clear_error(
+    folder: Path, tiny_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(folder), "--model", str(tiny_file), "--reasons"]) != 0
+    assert "the model 'tiny' tells no attributes, because its file has no probes" in capsys.readouterr().err

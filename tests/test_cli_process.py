@@ -220,7 +220,7 @@ def test_a_dash_is_standard_output(rali: Rali, tmp_path: Path) -> None:
     assert not (tmp_path / "-").exists()
 
 
-def test_a_sheet_of_images_that_are_gone_by_then_is_drawn_of_the_others(rali: Rali, tmp_path: Path) -> None:
+def test_a_sheet_leaves_out_images_that_were_deleted(rali: Rali, tmp_path: Path) -> None:
     for number in range(3):
         save(tmp_path / "p" / f"{number}.png", number)
     for form in ("png", "jpg", "webp", "pdf"):
@@ -247,7 +247,7 @@ def test_folders_that_cannot_be_read_are_named_and_the_rest_is_scored(rali: Rali
     assert done.stdout.splitlines()[1].endswith(b"p/a.png")
 
 
-def test_what_is_left_out_is_counted_in_one_line(rali: Rali, tmp_path: Path) -> None:
+def test_files_left_out_are_counted_in_one_line(rali: Rali, tmp_path: Path) -> None:
     save(tmp_path / "p" / "a.png")
     for name in ("a.txt", "._a.png", ".DS_Store", "__MACOSX/._a.png", "x/._b.png"):
         path = tmp_path / "p" / name
@@ -257,9 +257,9 @@ def test_what_is_left_out_is_counted_in_one_line(rali: Rali, tmp_path: Path) -> 
     assert (quiet.returncode, quiet.stderr) == (0, b""), "captions beside images are usual"
     for name in ("b.xcf", "c.xcf", "d.cr3", "e"):
         (tmp_path / "p" / name).write_bytes(b"?")
-    told = rali("score", "p", "-r")
-    assert told.returncode == 0
-    assert told.stderr == (
+    out = rali("score", "p", "-r")
+    assert out.returncode == 0
+    assert out.stderr == (
         b"rali: left out 5 files that are no images by their names: 2 .xcf, 1 .txt, 1 .cr3, 1 without an ending\n"
     )
 

@@ -10,7 +10,7 @@ from rali_core.combine import aggregate_scores, combine_scores, normalise_scores
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=20)
 
 
-def test_a_batch_becomes_one_number() -> None:
+def test_scores_of_a_batch_are_aggregated() -> None:
     scores = [0.1, 0.2, 0.9]
     found = [aggregate_scores(scores, how) for how in ("mean", "median", "minimum", "maximum")]
     assert found == pytest.approx([0.4, 0.2, 0.1, 0.9])
@@ -45,7 +45,7 @@ def test_normalised_scales_are_as_documented() -> None:
     assert standard == pytest.approx([-1, 1])
 
 
-def test_a_scorer_that_gives_all_images_one_score_decides_nothing() -> None:
+def test_a_scorer_with_equal_scores_has_no_influence() -> None:
     for how in ("min-max", "z-score", "rank"):
         combined = combine_scores([[0.3, 0.3, 0.3], [0.1, 0.9, 0.5]], normalisation=how)
         assert np.argsort(-combined).tolist() == [1, 2, 0]
@@ -79,6 +79,8 @@ def test_a_list_of_weight_zero_has_no_influence_not_even_by_its_gaps() -> None:
         ([[-0.1]], {"combination": "geometric mean"}, "a geometric mean needs scores of at least 0"),
     ],
 )
-def test_what_cannot_be_combined_is_refused(lists: list[list[float]], options: dict[str, object], message: str) -> None:
+def test_scores_that_cannot_be_combined_are_refused(
+    lists: list[list[float]], options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         combine_scores(lists, **options)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from rali_core.training.compress import compress_embeddings
 
 
 def quality_embeddings(count: int, dim: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Embeddings in which one direction tells the score, under noise, with an offset and unequal scales."""
+    """Embeddings in which one direction encodes the score, under noise, with an offset and unequal scales."""
     random = np.random.default_rng(seed)
     scores = random.beta(4, 2, count)
     direction = np.random.default_rng(99).normal(size=dim)

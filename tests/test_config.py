@@ -48,6 +48,7 @@ USER_OPTIONS = {
     "fit.correlation_weight": "a set that matters more",
     "fit.ranking_weight": "no known distortions",
     "fit.consistency_weight": "steadier scores",
+    "fit.attribute_images": "a model without probes, or probes of more images",
 }
 """Settings that no configuration here sets, and who needs them."""
 

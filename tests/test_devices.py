@@ -59,7 +59,7 @@ def test_a_file_loaded_with_auto_scores_exactly_as_with_the_dtype_that_was_chose
 
 
 class Recorder(nn.Module):
-    """A block that writes down when it is run, and takes as long as it is told."""
+    """A block that records when it runs, and takes a given time."""
 
     def __init__(self, name: str, seconds: list[float], clock: list[float], order: list[str]) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def test_blocks_take_turns_their_fastest_run_counts_and_slow_ones_are_tried_twic
         ("", False),
     ],
 )
-def test_the_instructions_are_read_from_what_linux_tells(text: str, expected: bool, tmp_path: Path) -> None:
+def test_the_instructions_are_read_from_proc_cpuinfo(text: str, expected: bool, tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(text)
     assert has_bf16_instructions(tmp_path / "cpuinfo") is expected
     assert has_bf16_instructions(tmp_path / "missing") is False
@@ -115,7 +115,7 @@ def test_the_instructions_are_read_from_what_linux_tells(text: str, expected: bo
         ("cpu:x", "unknown device 'cpu:x'"),
     ],
 )
-def test_a_device_that_cannot_be_used_is_said_in_one_line(device: str, message: str) -> None:
+def test_an_unusable_device_is_a_one_line_error(device: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         choose_device(device)
     assert "\n" not in str(caught.value)

@@ -24,7 +24,7 @@ from rali_core.exports import FreeNames, find_sidecars, place_file, remove_moved
         ("https://host/a b.jpg?x=1", "https_/host/a b.jpg_x=1"),
     ],
 )
-def test_names_are_made_such_that_every_system_takes_them(name: str, safe: str) -> None:
+def test_names_are_made_valid_on_every_system(name: str, safe: str) -> None:
     assert safe_name(name) == safe
 
 

@@ -30,7 +30,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     ]
 
 
-def test_a_torn_line_spoils_only_itself(tmp_path: Path) -> None:
+def test_a_torn_line_is_skipped_and_the_others_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     append_json_line(path, {"a": 1})
     with path.open("ab") as file:

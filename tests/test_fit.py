@@ -15,7 +15,7 @@ TRIPLET = DistortionTriplet("x.png", True, "noise", 1, 3, seed=0)
 
 
 def quality_embeddings(count: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """24-dimensional embeddings in which one direction tells the score, under noise."""
+    """24-dimensional embeddings in which one direction encodes the score, under noise."""
     random = np.random.default_rng(seed)
     scores = random.beta(4, 2, count)
     direction = np.random.default_rng(99).normal(size=24)
@@ -61,7 +61,7 @@ def test_two_fits_with_one_seed_are_equal() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_correlated_set_teaches_its_order_and_not_its_scale() -> None:
+def test_a_correlation_set_contributes_its_order_and_not_its_scale() -> None:
     embeddings, scores = quality_embeddings(400, 4)
     strange, strange_scores = quality_embeddings(200, 6)
     strange[:, :12] += np.outer(strange_scores, np.full(12, -4.0)).astype(np.float32)  # here the model is misled

@@ -17,7 +17,7 @@ from rali_core.scorer import ImageScore
 from rali_core.sheet import BANNER_POSITIONS, draw_banner
 
 
-def test_a_folder_is_listed_as_people_count(tmp_path: Path) -> None:
+def test_a_folder_is_listed_in_natural_order(tmp_path: Path) -> None:
     names = ["a10.png", "a2.png", "A1.jpg", "b/c3.png", "b/c20.png", "b2/x.png", "notes.txt", "._a1.png"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -54,7 +54,7 @@ def test_a_frame_counts_as_long_as_it_is_shown(tmp_path: Path, write_clip: Calla
     assert [frame.times for frame in frames] == [(0.0,), (0.5, 1.0, 1.5, 2.0), (2.5,)]
 
 
-def test_eight_hours_are_looked_at_from_end_to_end(tmp_path: Path, write_clip: Callable[..., Path]) -> None:
+def test_eight_hours_are_sampled_from_start_to_end(tmp_path: Path, write_clip: Callable[..., Path]) -> None:
     minutes = write_clip(
         tmp_path / "long.mkv", (grey(minute // 2) for minute in range(480)),
         times=[60_000 * minute for minute in range(480)], g="10",
@@ -142,7 +142,7 @@ def test_a_cut_file_is_scored_as_far_as_it_goes(tmp_path: Path, write_clip: Call
     assert 0 < len(list(damaged.frames(FrameSampling(0)))) < 4
 
 
-def test_what_is_no_video_is_one_sentence(tmp_path: Path, write_clip: Callable[..., Path]) -> None:
+def test_a_file_that_is_not_a_video_is_a_one_sentence_error(tmp_path: Path, write_clip: Callable[..., Path]) -> None:
     import av
 
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:

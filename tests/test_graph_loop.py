@@ -46,7 +46,7 @@ def test_a_long_chain_needs_no_recursion() -> None:
     assert len(nodes_between(chain.__getitem__, "0", "4999")) == 4998
 
 
-def test_the_best_pass_is_kept_and_the_seeds_go_on() -> None:
+def test_the_best_pass_is_kept_and_the_seeds_continue() -> None:
     loop = Retry("start", (5,))
     for score in (nan, 0.3, 0.7, 0.7, nan, 0.1):
         loop = loop.after(Attempt(loop.seeds[-1], score, f"made {len(loop.lines)}", f"{score:.1f}")).next("end")

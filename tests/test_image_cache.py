@@ -48,7 +48,7 @@ def test_images_are_made_once_and_again_for_another_key(tmp_path: Path) -> None:
     assert np.array_equal(pickle.loads(pickle.dumps(first))[3], first[3]), "another process opens the file itself"
 
 
-def test_a_stopped_cache_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_stopped_cache_resumes(tmp_path: Path) -> None:
     path, shape = tmp_path / "a.npy", (1200, 4, 4, 3)
     with pytest.raises(KeyboardInterrupt):
         cache_images(Counting(fail_at=700), shape, path, key="x", workers=0)

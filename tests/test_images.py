@@ -151,7 +151,7 @@ def test_arrays_and_tensors_that_are_no_images_are_refused(value: Any, message: 
         to_pixels(value)
 
 
-def test_other_things_are_refused() -> None:
+def test_other_types_are_refused() -> None:
     with pytest.raises(
         TypeError, match="expected a path, PIL image, numpy array or torch tensor, or .* open file, got int"
     ):

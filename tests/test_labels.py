@@ -28,7 +28,7 @@ def test_contents_and_groups_come_from_the_named_columns(labels: Path) -> None:
         read_labels(table, content_column="scene")
 
 
-def test_tables_of_spreadsheets_are_read_as_they_mean_it(labels: Path) -> None:
+def test_tables_of_spreadsheets_are_read_correctly(labels: Path) -> None:
     table = labels.with_name("excel.csv")
     table.write_bytes("Image;MOS;Split\r\n0.png;0,5;train\r\n1.png;0,75;test\r\n".encode("utf-16"))
     rows = read_labels(table)

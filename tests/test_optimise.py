@@ -85,7 +85,7 @@ def test_a_stopped_and_resumed_training_equals_one_that_was_not(
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_a_longer_cosine_ends_early_on_the_way_of_the_whole(tmp_path: Path) -> None:
+def test_a_longer_schedule_stopped_early_follows_the_whole_schedule(tmp_path: Path) -> None:
     _, whole = run(tmp_path / "whole", config=replace(CONFIG, steps=80))
     _, half = run(tmp_path / "half", config=replace(CONFIG, schedule_steps=80))
     _, plain = run(tmp_path / "plain")

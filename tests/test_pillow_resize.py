@@ -64,7 +64,7 @@ def test_simple_ratios_of_blurred_images_are_pillow_s_too(ratio: tuple[int, int]
     assert np.array_equal(ours, resize_with_pillow(image, new, new))
 
 
-def test_photographs_prepared_for_the_official_tower_are_pillow_s(photographs: dict[str, Image.Image]) -> None:
+def test_photographs_prepared_for_the_official_encoder_are_pillow_s(photographs: dict[str, Image.Image]) -> None:
     config = PreprocessConfig(336, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), eight_bit=True)
     for image in photographs.values():
         image = np.asarray(image)
@@ -77,7 +77,7 @@ def test_photographs_prepared_for_the_official_tower_are_pillow_s(photographs: d
 
 
 def test_floating_point_arithmetic_would_not_do(photographs: dict[str, Image.Image]) -> None:
-    """The reason for whole numbers: the same image without them has pixels of another level."""
+    """The reason for integers: the same image without them has pixels of another level."""
     image = photographs["astronaut"]
     pixels = to_tensor(np.asarray(image)).unsqueeze(0).float() / 255
     rounded = (resize_shorter_side(pixels, 336) * 255).round()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +14,16 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from rali_core.checkpoint import read_metadata
+from rali_core.checkpoint import load_model, read_metadata, save_model
 from rali_core.cli import main
 from rali_core.describe import measures
 from rali_core.files import hash_file
 from rali_core.scorer import RaliScorer
 from rali_core.training import align, optimise, pipeline, publish, tune
+from rali_core.training.attributes import MIN_AUC, PROBED
 from rali_core.training.config import read_config
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = """
 name = "mine"
 output = "mine.safetensors"
@@ -65,7 +69,7 @@ triplets = 4
 
 @pytest.fixture
 def config_file(labels: Path, dino_file: Path, tmp_path: Path) -> Path:  # noqa: ARG001 - the backbone is read there
-    """A whole training of seconds: two sets of the same images, the second on a scale of its own."""
+    """A whole training of seconds: two sets of the same images, the second on its own scale."""
     lines = labels.read_text().splitlines()
     table = ["image,mos,split,scene,camera"]
     for number, line in enumerate(lines[1:]):
@@ -218,6 +222,33 @@ def test_a_model_file_is_trained_further_without_aligning(config_file: Path, tmp
     assert not (tmp_path / "work" / "describe").exists()
     stages = read_metadata(tmp_path / "mine.safetensors")["training"]["stages"]
     assert set(stages) == {"align", "tune", "compress", "fit"}
+
+
+def test_a_model_tells_attributes_where_images_suffice_and_a_tool_adds_them_later(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = CONFIG.replace("[align]\nsteps = 12", "[align]\nsteps = 0").replace(
+        "[tune]\nsteps = 12", "[tune]\nsteps = 0"
+    )
+    config_file.write_text(text.replace("triplets = 8", "triplets = 14"))
+    assert main(["train", str(config_file)]) == 0
+    model, bare, added = (tmp_path / f"{name}.safetensors" for name in ("mine", "bare", "added"))
+    told = read_metadata(model)["training"]["attributes"]
+    attributes = load_model(model).model.attributes
+    assert {attribute.name for attribute in attributes} | set(told["left_out"]) == set(PROBED)
+    assert all(attribute.auc >= MIN_AUC for attribute in attributes)
+    result = RaliScorer.from_pretrained(model, device="cpu", attributes=True).score([tmp_path / "data" / "1.png"])
+    assert result.attributes[0] is not None
+    assert list(result.attributes[0].values) == [attribute.name for attribute in attributes]
+    whole = load_model(model)
+    whole.model.probes = None
+    save_model(bare, whole.model, whole.info)
+    monkeypatch.setattr(sys, "argv", ["add_attributes.py", str(config_file), str(bare), "-o", str(added)])
+    runpy.run_path(str(REPOSITORY / "tools" / "add_attributes.py"), run_name="__main__")
+    one, other = load_file(model), load_file(added)
+    assert one.keys() == other.keys()
+    assert all(bool((one[name] == other[name]).all()) for name in one)
+    assert read_metadata(added)["attributes"] == read_metadata(model)["attributes"]
 
 
 def test_a_generator_can_be_left_out_of_the_training(config_file: Path) -> None:

@@ -46,7 +46,7 @@ def test_inside_the_core_every_import_of_itself_is_relative() -> None:
 def test_modules_import_each_other_in_no_circle(
     imported_files: Callable[[Path, Iterable[ast.AST]], set[Path]],
 ) -> None:
-    # What is imported inside a function, at its first call, does not count: nothing can be half made by then.
+    # What is imported inside a function, at its first call, does not count: everything is complete by then.
     files = [*SOURCES, *sorted((REPOSITORY / "nodes").glob("*.py"))]
     waiting = {
         path: {other for other in imported_files(path, ast.parse(path.read_text(encoding="utf-8")).body)

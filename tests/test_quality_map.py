@@ -78,7 +78,7 @@ def test_patches_cover_images_of_any_shape(tiny_scorer: RaliScorer, shape: tuple
     assert drawn.regions.max() <= 1
 
 
-def test_patches_of_a_timm_tower_are_scored_too(tiny_timm_file: object) -> None:
+def test_patches_of_a_timm_encoder_are_scored_too(tiny_timm_file: object) -> None:
     scorer = RaliScorer(*(lambda loaded: (loaded.model, loaded.info))(load_model(tiny_timm_file)), device="cpu")  # type: ignore[arg-type]
     assert score_patches(scorer, make_image(64, 64)).regions.shape == (4, 4)
 
@@ -95,7 +95,7 @@ def test_the_class_token_put_in_a_patchs_place_gives_the_pooled_embedding(tiny_t
         assert embed_patches(model.encoder, inputs).shape == (1, 4, 4, 64)
 
 
-def test_an_open_clip_tower_is_left_as_it_was(tiny_scorer: RaliScorer) -> None:
+def test_an_open_clip_encoder_is_left_unchanged(tiny_scorer: RaliScorer) -> None:
     before = tiny_scorer.model.encoder.output_tokens
     score_patches(tiny_scorer, make_image(32, 32))
     assert tiny_scorer.model.encoder.output_tokens is before
@@ -116,7 +116,7 @@ def test_colours_run_from_red_to_green() -> None:
     assert drawn[1, 0, 2] > drawn[0, 0, 2]
 
 
-def test_senseless_settings_are_refused(tiny_scorer: RaliScorer) -> None:
+def test_invalid_settings_are_refused(tiny_scorer: RaliScorer) -> None:
     with pytest.raises(ValueError, match="tile must be at least 16 pixels, got 8"):
         score_tiles(tiny_scorer, make_image(32, 32), tile=8)
     with pytest.raises(ValueError, match="at most 32:1, got 100 x 2: use tiles"):

@@ -163,7 +163,7 @@ def test_the_hosts_state_neither_decides_nor_is_changed(
         to_pixels(lazily)
 
 
-def test_what_the_host_sets_while_an_image_is_decoded_stays(
+def test_settings_of_the_host_made_during_decoding_are_kept(
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rali_core.images import open_image
@@ -176,7 +176,7 @@ def test_what_the_host_sets_while_an_image_is_decoded_stays(
     assert Image.MAX_IMAGE_PIXELS == 77
 
 
-def test_while_one_image_is_decoded_another_ones_end_does_not_bring_the_hosts_state_back(
+def test_the_hosts_state_is_restored_only_after_the_last_image_is_decoded(
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rali_core.images import open_image
@@ -259,7 +259,7 @@ def test_formats_of_plugins_count_as_soon_as_they_are_registered(monkeypatch: py
     assert not {".pdf", ".eps", ".mpg", ".txt"} & set(IMAGE_SUFFIXES)
 
 
-def test_a_tiff_says_what_its_white_is_and_dark_sixteen_bits_are_told(
+def test_a_tiff_states_its_white_and_dark_sixteen_bit_images_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (30, 30), dtype=np.uint16)

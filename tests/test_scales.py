@@ -24,7 +24,7 @@ def test_ralis_own_scale_changes_nothing() -> None:
     assert scale.aggregate([0.5, nan], "minimum") == 0.0
 
 
-def test_a_score_outside_the_range_and_a_range_that_is_none_are_said() -> None:
+def test_invalid_scores_and_score_ranges_are_reported() -> None:
     with pytest.raises(ValueError, match=r"scores: 5.4 lies outside 0 to 1, .* set scores_low and scores_high"):
         Scale().to_unit([0.5, 5.4])
     for low, high in ((1.0, 1.0), (2.0, 1.0), (0.0, inf), (nan, 1.0)):
@@ -42,5 +42,5 @@ def test_a_score_outside_the_range_and_a_range_that_is_none_are_said() -> None:
         ([[0.2], [0.3], [-4.0]], False),
     ],
 )
-def test_lists_of_different_scales_are_told_apart(lists: list[list[float]], same: bool) -> None:
+def test_lists_of_different_scales_are_distinguished(lists: list[list[float]], same: bool) -> None:
     assert share_a_scale(lists) is same

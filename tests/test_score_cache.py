@@ -75,7 +75,7 @@ def test_a_failure_leaves_nothing_behind() -> None:
     assert len(cache) == 0
 
 
-def test_keys_tell_shapes_types_and_single_bits_apart() -> None:
+def test_keys_differ_by_shape_type_and_single_bits() -> None:
     other = image(0.5)
     other[2, 3, 4] = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))
     tensors = [image(0.5), other, image(0.5).half(), image(0.5).flatten(), image(0.5).reshape(3, 5, 4)]

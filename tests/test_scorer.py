@@ -108,7 +108,9 @@ def test_recorded_errors_leave_the_other_scores_as_they_are(tiny_scorer: RaliSco
     assert result.bands[4] == ""
 
 
-def test_a_progress_callback_hears_of_every_batch_and_can_stop(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
+def test_a_progress_callback_is_called_for_every_batch_and_can_stop(
+    tiny_model: RaliModel, tiny_info: ModelInfo
+) -> None:
     scorer = RaliScorer(tiny_model, tiny_info, device="cpu", batch_size=4)
     calls: list[tuple[int, int | None]] = []
 
@@ -127,7 +129,7 @@ def test_a_progress_callback_hears_of_every_batch_and_can_stop(tiny_model: RaliM
     assert calls == [(2, None)]
 
 
-def test_a_generator_is_read_as_it_is_scored_and_its_images_are_let_go(tiny_scorer: RaliScorer) -> None:
+def test_a_generator_is_read_lazily_and_its_images_are_freed(tiny_scorer: RaliScorer) -> None:
     read = 0
 
     def images() -> Iterator[np.ndarray]:
@@ -265,7 +267,7 @@ OUT_OF_MEMORY = [
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 @pytest.mark.parametrize("fits", [0, 1, 2, 5])
-def test_a_batch_that_does_not_fit_is_tried_again_smaller(tiny_file: Path, error: Exception, fits: int) -> None:
+def test_a_batch_that_does_not_fit_is_retried_in_halves(tiny_file: Path, error: Exception, fits: int) -> None:
     images = random_images(7)
     scorer = RaliScorer.from_pretrained(tiny_file, device="cpu", batch_size=7, coverage="tiles")
     expected = scorer.score(images).scores
@@ -280,7 +282,7 @@ def test_a_batch_that_does_not_fit_is_tried_again_smaller(tiny_file: Path, error
             scorer.score(images)
 
 
-def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(tiny_file: Path) -> None:
+def test_other_errors_of_the_model_are_not_mistaken_for_out_of_memory(tiny_file: Path) -> None:
     scorer = RaliScorer.from_pretrained(tiny_file, device="cpu")
     scorer.model.encoder = ShortOfMemory(scorer.model.encoder, 0, RuntimeError("shape mismatch"))
     with pytest.raises(RuntimeError, match="shape mismatch"):
@@ -296,7 +298,7 @@ def test_a_score_that_is_not_finite_is_an_error_of_that_image(tiny_file: Path) -
     assert len(scorer.cache or ()) == 1
 
 
-def test_what_is_done_before_an_error_is_handed_out_and_cached(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
+def test_results_before_an_error_are_yielded_and_cached(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
     good = random_images(6)
     scorer = RaliScorer(tiny_model, tiny_info, device="cpu", batch_size=4, cache=ScoreCache())
     done: list[int] = []

@@ -1,4 +1,4 @@
-"""Searching seeds: order, early stop, pruning, going on after an interrupt, and faults of single tries."""
+"""Searching seeds: order, early stop, pruning, resuming after an interrupt, and failures of single tries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_searches_that_begin_one_apart_share_no_seed() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_an_interrupted_search_goes_on_and_ends_as_one_that_was_not(batch: int) -> None:
+def test_an_interrupted_search_resumes_to_the_same_end(batch: int) -> None:
     whole, made = SeedSearch(SCORES, keep=3), Maker()
     whole.run(made, batch_size=batch)
     broken, maker = SeedSearch(SCORES, keep=3), Maker({5: KeyboardInterrupt()})
@@ -93,7 +93,7 @@ def test_blank_images_come_last_and_those_without_a_score_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("broken_at", [None, 0, 3])
-def test_pruning_keeps_the_promising_ones_and_goes_on_after_an_interrupt(broken_at: int | None) -> None:
+def test_pruning_keeps_the_promising_ones_and_resumes_after_an_interrupt(broken_at: int | None) -> None:
     search, maker = SeedSearch(SCORES), Maker({} if broken_at is None else {broken_at: KeyboardInterrupt()})
 
     def run() -> None:
@@ -145,7 +145,7 @@ def test_a_loop_that_runs_again_computes_only_what_is_new_to_it() -> None:
     assert replay.computed == 11
 
 
-def test_things_are_known_again_by_identity_and_values_by_value() -> None:
+def test_objects_are_compared_by_identity_and_values_by_value() -> None:
     model, cond = torch.nn.Linear(1, 1), [[torch.ones(1), {"strength": 0.5}]]
     seen = Identity(model, cond, "euler", 20, None)
     assert seen.matches(model, [[cond[0][0], {"strength": 0.5}]], "euler", 20, None)

@@ -28,14 +28,14 @@ def test_a_threshold_includes_scores_that_equal_it() -> None:
     assert at_least([0.2, 0.5, float("nan"), 0.7], 0.5) == [1, 3]
 
 
-def test_senseless_selections_are_refused() -> None:
+def test_invalid_selections_are_refused() -> None:
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         top_k([0.1], 0)
     with pytest.raises(ValueError, match=r"expected a list of scores, got an array of shape \(1, 1\)"):
         rank([[0.1]])
 
 
-def test_percentiles_tell_the_share_of_reference_images_that_score_lower() -> None:
+def test_percentiles_are_the_share_of_reference_images_that_score_lower() -> None:
     reference = np.linspace(0.0, 1.0, 1001)
     calibration = Calibration.from_scores({"made up": (reference, "made up")})
     assert calibration.percentiles([0.25, 0.5, -1.0, 2.0]) == pytest.approx([25.0, 50.0, 0.0, 100.0], abs=0.2)

@@ -56,7 +56,7 @@ def test_an_image_without_a_score_is_left_out() -> None:
         (1, [0.5], {"names": ["a", "b"]}, "one score, name and band per image"),
     ],
 )
-def test_senseless_requests_are_refused(
+def test_invalid_requests_are_refused(
     images: int, scores: list[float], options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -112,3 +112,15 @@ def test_a_16_bit_grey_image_is_as_bright_as_its_8_bit_copy(mode: str, tiny_file
     assert main(["score", str(tmp_path / "deep.tiff"), "--sheet", str(target), "--model", str(tiny_file)]) == 0
     with Image.open(target) as sheet:
         assert sheet.getpixel((MARGIN + 120, MARGIN + 120)) == (100, 100, 100)
+
+
+def test_notes_stand_between_score_and_name_and_take_room_only_where_there_are_any() -> None:
+    images, scores = [Image.new("RGB", (200, 150), "teal")] * 2, [0.7, 0.3]
+    plain = draw_contact_sheet(images, scores, names=["a", "b"])
+    assert draw_contact_sheet(images, scores, names=["a", "b"], notes=["", ""]).size == plain.size
+    noted = draw_contact_sheet(images, scores, names=["a", "b"], notes=["", "blurred, blocky"])
+    assert noted.height > plain.height
+    ink = np.asarray(noted.convert("L")) < 100
+    assert ink[280:, 264:].sum() > ink[280:, :252].sum() + 100, "the second has a line more"
+    with pytest.raises(ValueError, match="expected one score, name and band per image"):
+        draw_contact_sheet(images, scores, notes=["one"])

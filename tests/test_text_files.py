@@ -50,7 +50,7 @@ def test_lists_and_tables_are_read_in_every_encoding(tmp_path: Path, encoding: s
         ("image,mos,,\na.jpg,4,,\n,,,\n", [("a.jpg", 4)]),
     ],
 )
-def test_tables_of_spreadsheets_are_read_as_they_are_meant(tmp_path: Path, text: str, expected: list) -> None:
+def test_tables_of_spreadsheets_are_read_as_intended(tmp_path: Path, text: str, expected: list) -> None:
     (tmp_path / "t.csv").write_text(text, newline="")
     table = read_table(tmp_path / "t.csv")
     assert {"image", "mos"} <= set(table.columns)
@@ -73,7 +73,7 @@ def test_rows_know_their_line_and_short_rows_their_columns(tmp_path: Path) -> No
         (b"\n \n", "empty"),
     ],
 )
-def test_what_is_no_table_is_one_clear_error(tmp_path: Path, data: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_table_is_one_clear_error(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / "t.csv")
@@ -88,12 +88,12 @@ def test_numbers_have_points_or_commas(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "good", "1_0", "0,5x"])
-def test_what_is_no_number_is_nan(text: str | None) -> None:
+def test_a_field_that_is_not_a_number_is_nan(text: str | None) -> None:
     assert math.isnan(parse_number(text))
 
 
 @posix
-def test_zero_bytes_separate_names_of_any_bytes() -> None:
+def test_null_bytes_separate_names_of_any_bytes() -> None:
     names = [b"a\nb.jpg", b" \xff.jpg ", b"\xf0\x9f\x98\x80.jpg", b"c\r.jpg"]
     for data in (b"\0".join(names), b"\0".join(names) + b"\0"):
         assert [os.fsencode(name) for name in read_list(io.BytesIO(data))] == names
@@ -134,7 +134,7 @@ def test_a_long_list_from_a_pipe_is_read_in_pieces() -> None:
         (b"a b%.jpg", "file://{folder}/a%20b%25.jpg"),
     ],
 )
-def test_names_in_lists_find_what_they_mean(tmp_path: Path, stored: bytes, written: str) -> None:
+def test_names_in_lists_find_their_files(tmp_path: Path, stored: bytes, written: str) -> None:
     path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), stored)))
     path.parent.mkdir(exist_ok=True)
     path.touch()

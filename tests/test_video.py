@@ -71,7 +71,7 @@ def test_figures_are_what_their_names_say() -> None:
     assert [clock_text(seconds) for seconds in (4.55, 123.5, 3723)] == ["4.5 s", "2:03.5", "1:02:03"]
 
 
-def test_frames_without_content_count_and_are_told(
+def test_frames_without_content_count_and_are_reported(
     tiny_scorer: RaliScorer, photographs: dict[str, Image.Image], tmp_path: Path, write_clip: Callable[..., Path]
 ) -> None:
     frames = list(pan(photographs["rocket"], 20))
@@ -180,7 +180,7 @@ def test_animations_are_scored_whole_where_asked(
         ([], r"no images in .* \(videos: 1, scored with --videos\)"),
     ],
 )
-def test_wrong_requests_are_said_before_the_work(
+def test_wrong_requests_are_reported_before_the_work(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import re

@@ -78,7 +78,7 @@ def patches(encoder: nn.Module, pixels: Tensor) -> Tensor:
         {**CLIP, "ls_init_value": 0.1},
     ],
 )
-def test_a_encoder_of_another_kind_is_left_to_open_clip(settings: dict[str, Any]) -> None:
+def test_an_encoder_of_another_kind_is_left_to_open_clip(settings: dict[str, Any]) -> None:
     with torch.device("meta"):
         assert type(build_encoder(EncoderConfig(384, settings))) not in (ClipEncoder, DinoEncoder)
 

@@ -54,7 +54,7 @@ def _in_site(path: str) -> bool:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the documents that do not lie in docs/."""
+    """Add the documents outside docs/."""
     from mkdocs.structure.files import File
 
     for source, page in PAGES.items():

@@ -1,7 +1,7 @@
 """Write the table of settings in docs/training.md from the docstrings of `rali_core/training/config.py`.
 
 python tools/settings_table.py            write it
-python tools/settings_table.py --check    exit status 1 where the document's table is not that of the docstrings
+python tools/settings_table.py --check    exit status 1 if the document's table differs from the docstrings
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is compared: ways from images to quality scores.
+"""The baselines: ways from images to quality scores.
 
 Weights are random wherever the published ones would have to be downloaded: the cost is the same, and the scores mean
 nothing.
@@ -130,7 +130,7 @@ class ClipIqa:
                 os.chdir(before)
 
     def score(self, images: list[Image.Image] | Tensor) -> list[float]:
-        """One score an image."""
+        """One score per image."""
         images = stack_images(images)
         with torch.no_grad():
             scores = self._metric(images)
@@ -201,7 +201,7 @@ class PerImage:
         self._function = function
 
     def score(self, images: list[Image.Image] | Tensor) -> list[float]:
-        """One image after the other."""
+        """One image at a time."""
         if isinstance(images, Tensor):
             images = [Image.fromarray(value) for value in images.mul(255).byte().permute(0, 2, 3, 1).numpy()]
         return [float(np.asarray(self._function(np.array(image))).flat[0]) for image in images]
@@ -210,8 +210,8 @@ class PerImage:
 def brisque() -> Contender:
     """BRISQUE's features (Mittal et al., 2012), by the package `brisque`.
 
-    Its last step, the regression from 36 numbers, is left out: it fails with numpy from 2.4 on and takes no time beside
-    the features.
+    Its last step, the regression from 36 numbers, is left out: it fails with numpy from 2.4 on and its time is
+    negligible.
     """
     from brisque import BRISQUE
 
@@ -225,7 +225,7 @@ def brisque() -> Contender:
 def niqe() -> Contender:
     """NIQE (Mittal et al., 2013), scikit-video's; it takes the luminance.
 
-    The package is older than numpy 1.24 and SciPy 1.3; what it needs of them and they have dropped is given back here.
+    The package is older than numpy 1.24 and SciPy 1.3; what it needs and they have removed is restored here.
     """
     import scipy.misc
 

@@ -1,4 +1,4 @@
-"""What only the comparison measures: growing folders, the score cache, and the agreement of reduced precision."""
+"""Measurements of the comparison only: growing folders, the score cache, and the agreement of reduced precision."""
 
 from __future__ import annotations
 

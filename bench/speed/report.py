@@ -1,4 +1,4 @@
-"""What was measured, as Markdown and plots, and beside a baseline."""
+"""The results as Markdown and plots, and compared with a baseline."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def format_markdown(result: Mapping[str, Any], command: str, plots: Mapping[str,
     missing = {**result["compare"]["missing"], **result.get("scaling", {}).get("missing", {})}
     if missing:
         parts.append("Not measured: " + "; ".join(f"{name} ({reason})" for name, reason in missing.items()) + ".")
-    parts.append("What was tried and not kept: [experiments.md](experiments.md).")
+    parts.append("What was tried and rejected: [experiments.md](experiments.md).")
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,7 +134,7 @@ def _label(axes: Any, ticks: Sequence[float], **texts: str) -> None:
 def compare_with_baseline(
     result: Mapping[str, Any], baseline: Mapping[str, Any], *, tolerance: float = 0.8
 ) -> list[str]:
-    """Lines on ratios to the reference that fell under `tolerance` times the baseline's; none where all is well.
+    """Lines on ratios to the reference that fell under `tolerance` times the baseline's; none if nothing is slower.
 
     Processor time is compared, which other work on the machine disturbs least.
     """

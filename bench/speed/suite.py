@@ -1,4 +1,4 @@
-"""What is measured with which contenders: in two minutes, or everything for the documentation."""
+"""Which contenders are measured: in two minutes, or everything for the documentation."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _official_file() -> Iterator[None]:
 
 
 class _Parts:
-    """Finished parts of a long run, in a file, so that a run that was interrupted goes on."""
+    """Finished parts of a long run, in a file, so that an interrupted run resumes."""
 
     def __init__(self, result: dict[str, Any], file: Path | None, key: dict[str, Any]) -> None:
         self.result, self._file, self._key = result, file, key
@@ -106,7 +106,7 @@ def run_quick(*, threads: int | None = None, rounds: int = 3, log: Log = print) 
     Args:
         threads: Of each contender; by default as torch chooses.
         rounds: How often each contender scores.
-        log: Called with lines on what is going on.
+        log: Called with lines of progress.
 
     Returns:
         JSON: `machine`, `compare` (see `rali_core.benchmark.compare`), and `cache`.
@@ -131,9 +131,9 @@ def run_full(
         rounds: How often each contender scores each case.
         images: Files of the folder run.
         pictures: A folder of real images, on which reduced precision is compared with float32.
-        parts: File in which finished parts are kept; with one of the same machine and options only what it lacks is
-            measured.
-        log: Called with lines on what is going on.
+        parts: File in which finished parts are kept; with one of the same machine and options only missing
+            parts are measured.
+        log: Called with lines of progress.
 
     Returns:
         JSON: `machine`, `compare` and `scaling` (see `rali_core.benchmark.compare`), `memory`, `cold_start`, `folder`,
@@ -153,7 +153,7 @@ def run_full(
         kept.add("scaling", log, "growing sizes and batches", partial(
             compare, commands(SCALING), grown, rounds=3, **options
         ))  # fmt: skip
-        kept.add("memory", log, "memory, one contender after the other", partial(
+        kept.add("memory", log, "memory, one contender at a time", partial(
             compare_memory, commands(FULL), reference=REFERENCE, case=Case(), threads=threads
         ))  # fmt: skip
     kept.add("cold_start", log, "cold start", partial(cold_start, rounds=rounds or 7, threads=threads))

@@ -1,4 +1,4 @@
-"""Make n images from n seeds, keep the best.
+"""Generate n images from n seeds, keep the best.
 
 python docs/examples/best_of_n.py --n 8 --keep 2 --output best/
 python docs/examples/best_of_n.py --model stabilityai/stable-diffusion-xl-base-1.0 --n 16 --prompt "a lighthouse"

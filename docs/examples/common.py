@@ -24,7 +24,7 @@ def parser(description: str | None, *, n: int = 8) -> argparse.ArgumentParser:
     result.add_argument("--n", type=int, default=n, help="candidates")
     result.add_argument("--keep", type=int, default=1, help="images to keep")
     result.add_argument("--rali", metavar="FILE", help="RALI model file (default: the bundled one)")
-    result.add_argument("--output", type=Path, default=Path("output"), help="folder for what is made")
+    result.add_argument("--output", type=Path, default=Path("output"), help="output folder")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Sort out a folder of generated images: those that reach a score are copied, and a contact sheet shows all.
+"""Filter a folder of generated images: those that reach a score are copied, and a contact sheet shows all.
 
 python docs/examples/filter_folder.py images/ --at-least 0.5 --output good/
 """

@@ -3,8 +3,8 @@
 Pipeline, scheduler and autoencoder are diffusers' own classes. The denoiser is not trained but computed: for a data set
 of finitely many images the best possible one is known, the mean of the images, weighted by how well each explains
 the noisy input (Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", appendix B.3).
-The data set is one photograph at 48 levels of blur. Which of them comes out is up to the noise, and thus to the seed,
-as it is with a real model; but here everybody can tell which images are better. The prompt is not looked at.
+The data set is one photograph at 48 levels of blur. The noise, and thus the seed, decides which one is generated,
+as with a real model; but here everybody can see which images are better. The prompt is ignored.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def graded_pipeline(photograph: Image.Image | None = None, size: int = SIZE) -> 
             text_encoder=tiny_clip(),
             tokenizer=tiny_tokenizer(),
             unet=FiniteSetDenoiser(sample_size=size).eval(),
-            # The first step must start from pure noise, or the photograph's brightness would have a say.
+            # The first step must start from pure noise, or the photograph's brightness would have an influence.
             scheduler=DDIMScheduler(
                 beta_schedule="scaled_linear",
                 clip_sample=False,

@@ -1,6 +1,7 @@
-"""Use the score as a loss: a few steps of gradient descent on the final latents, with a pull back to where they were.
+"""Use the score as a loss: a few steps of gradient descent on the final latents, with a regulariser towards the
+original ones.
 
-What comes out scores better, and at some point does not look better: that is reward hacking, and the reason for the
+The result scores better, but at some point does not look better: that is reward hacking, and the reason for the
 regulariser. Raise --updates and lower --regularisation to see it.
 
     python docs/examples/optimise_latents.py --updates 8
@@ -19,7 +20,7 @@ from rali_core.sheet import draw_contact_sheet
 
 
 def main() -> None:
-    """Make an image, then improve its latents."""
+    """Generate an image, then improve its latents."""
     arguments = parser(__doc__, n=2)
     arguments.add_argument("--updates", type=int, default=5, help="optimisation steps (default: 5)")
     arguments.add_argument(

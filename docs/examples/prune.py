@@ -1,4 +1,4 @@
-"""Best of n with early pruning: what it saves, and what became of each seed.
+"""Best of n with early pruning: what it saves, and the outcome of each seed.
 
 python docs/examples/prune.py --n 16 --steps 20
 """

@@ -1,6 +1,6 @@
 """Real diffusers pipelines with tiny configurations and seeded random weights: no download, no GPU, a second each.
 
-They make noise, not images: they are here to show that each family runs, and the tests use them.
+They generate noise: they show that each family runs, and the tests use them.
 """
 
 from __future__ import annotations

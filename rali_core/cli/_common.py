@@ -77,6 +77,7 @@ def load_scorer(options: argparse.Namespace) -> RaliScorer:
         coverage=options.coverage,
         full_size_crops=options.full_size_crops,
         cache=cache,
+        attributes=getattr(options, "reasons", False),
     )
 
 

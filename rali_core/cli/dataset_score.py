@@ -45,6 +45,9 @@ def add_parser(subparsers: Any) -> None:
     add_sampling_arguments(source)
     source.add_argument("--aggregate", choices=tuple(AGGREGATES), default="mean",
                         help="which figure over its frames is a video's score (default: mean)")  # fmt: skip
+    parser.add_argument("--reasons", action="store_true",
+                        help="columns for what is wrong with each image: words, and the severity of each attribute, "
+                             "0 to 1, where the model tells it")  # fmt: skip
     add_model_arguments(parser, crops=False)
     work = parser.add_argument_group("work")
     work.add_argument("--engine", choices=("local", "ray"), default="local",
@@ -104,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
             fps=sampling.fps,
             max_frames=sampling.max_frames,
             aggregate=AGGREGATES[options.aggregate],  # type: ignore[arg-type]
+            reasons=options.reasons,
             model=options.model,
             device=options.device,
             dtype=options.dtype,

@@ -25,6 +25,7 @@ examples:
   rali score photos/                         a table, best first
   rali score photos/ --recursive --csv scores.csv
   rali score a.png b.png --explain           what the score is made of
+  rali score photos/ --tag                   stars and score into the files' metadata
   rali best renders/ -k 4 --copy-to keep/    the four best, copied
 
 `rali COMMAND --help` says more about each command."""

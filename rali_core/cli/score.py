@@ -24,6 +24,7 @@ from ._common import (
 from ._console import emit, say, shown, silence
 from ._inputs import Input, display_name, find_inputs, local_file
 from ._outputs import check_file, check_one_output, open_output, save_suffixes
+from ._tags import Tagger, add_tag_arguments, check_tag_options, untag
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,7 +69,11 @@ def add_parser(subparsers: Any) -> None:
     output.add_argument("--top-k", type=int, metavar="K", help="only the K best")
     output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
     output.add_argument("--max-score", type=float, metavar="S", help="only images that score at most S")
+    output.add_argument("--reasons", action="store_true",
+                        help="what is wrong with each image (blurred, noisy, blocky ...), where the model tells it; in "
+                             "CSV and JSON also the severity of each attribute, 0 to 1")  # fmt: skip
     output.add_argument("--explain", action="store_true", help="which prototypes make each score, and their shares")
+    add_tag_arguments(parser)
     add_model_arguments(parser)
     add_cache_argument(parser)
     parser.set_defaults(run=run)
@@ -78,6 +83,10 @@ def run(options: argparse.Namespace) -> int:
     """Score and print."""
     from ..calibration import Calibration
 
+    check_tag_options(options)
+    if options.untag:
+        inputs = find_inputs(options)
+        return int(untag(inputs.files, keep_times=options.keep_times) + inputs.report() > 0)
     if options.top_k is not None and options.top_k < 1:
         raise ValueError(f"--top-k must be at least 1, got {options.top_k}")
     if options.jsonl and options.top_k is not None:
@@ -97,17 +106,23 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--plot draws videos over time, and there is none (animations: with --frames)")
     scorer = load_scorer(options)
     calibration = scorer.info.calibration or Calibration()
+    tagger = Tagger(options, files)
 
-    with _CsvFile(options.csv, files, clips.passage, clip_columns=bool(videos)) as table:
+    told = [attribute.name for attribute in scorer.model.attributes] if options.reasons else []
+    with _CsvFile(options.csv, files, clips.passage, clip_columns=bool(videos), attributes=told) as table:
 
         def note(result: ImageScore) -> None:
             table.write(result)
+            if options.top_k is None and _is_wanted(result, options):
+                tagger.write(result, scorer.info)
             if options.jsonl and _is_wanted(result, options):
                 emit(json.dumps(_as_record(files, result, calibration, clips.passage)))
 
         results, interrupted = score_files(scorer, files, clips, on_result=note)
     chosen = _choose(results, options)
     scored = [result for result in chosen if result.error is None]
+    for result in scored if options.top_k is not None else ():
+        tagger.write(result, scorer.info)
     if options.sheet:  # before printing, which may end early
         _draw_sheet(options.sheet, files, scored)
     if options.plot:
@@ -115,11 +130,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         emit(json.dumps([_as_record(files, result, calibration, clips.passage) for result in chosen], indent=1))
     elif not (options.jsonl or "-" in (options.csv, options.sheet, options.plot)):
-        _print_table(files, scored, calibration)
+        _print_table(files, scored, calibration, reasons=options.reasons)
         _print_videos(files, scored, clips.passage)
         if options.explain:
             _print_explanations(scorer, files, scored)
-    failed = report_errors(files, results) + inputs.report()
+    failed = report_errors(files, results) + tagger.report() + inputs.report()
     return 130 if interrupted else int(failed > 0)
 
 
@@ -160,6 +175,9 @@ def _as_record(files: Sequence[Input], result: ImageScore, calibration: Calibrat
         record["percentiles"] = {name: round(value, 2) for name, value in _percentiles(result, calibration).items()}
     if result.reason is not None:
         record["reason"] = result.reason
+    if result.attributes is not None:
+        record["words"] = list(result.attributes.words)
+        record["attributes"] = {name: round(value, 4) for name, value in result.attributes.values.items()}
     video = clip_of(result)
     return record if video is None else {**record, **clip_record(video, passage)}
 
@@ -169,21 +187,30 @@ def _percentiles(result: ImageScore, calibration: Calibration) -> dict[str, floa
     return {name: float(calibration.percentiles([result.score], name)[0]) for name in calibration.population_names}
 
 
-def _print_table(files: Sequence[Input], results: list[ImageScore], calibration: Calibration) -> None:
+def _band(result: ImageScore, *, reasons: bool) -> str:
+    """A result's band, with what is wrong with the image after a colon where that is asked for."""
+    band = result.reason or result.band or "-"
+    words = result.attributes.words if reasons and result.attributes is not None else ()
+    return f"{band}: {', '.join(words)}" if words else band
+
+
+def _print_table(files: Sequence[Input], results: list[ImageScore], calibration: Calibration, *, reasons: bool) -> None:
     if not results:
         emit("no image to show")
         return
     several = len(calibration.populations) > 1
     headings = [f"{f'% of {name}':>10}" for name in calibration.population_names] if several else ["percentile"]
-    emit(f"score   band        {'  '.join(headings)}  file")
+    bands = {result.index: _band(result, reasons=reasons) for result in results}
+    first = "band: reasons" if reasons else "band      "
+    width = max(map(len, (first, *(bands.values() if reasons else ()))))
+    emit(f"score   {first:<{width}}  {'  '.join(headings)}  file")
     for result in _best_first(results):
         values = _percentiles(result, calibration).values() if calibration.populations else [result.percentile]
         columns = [
             f"{'-' if value != value else f'{value:.1f}':>{len(heading)}}"
             for heading, value in zip(headings, values, strict=True)
         ]
-        band = result.reason or result.band or "-"
-        emit(f"{result.score:.4f}  {band:<10}  {'  '.join(columns)}  {shown(files[result.index])}")
+        emit(f"{result.score:.4f}  {bands[result.index]:<{width}}  {'  '.join(columns)}  {shown(files[result.index])}")
 
 
 def _print_videos(files: Sequence[Input], results: list[ImageScore], passage: float) -> None:
@@ -243,6 +270,7 @@ def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) 
         [result.score for result, _ in drawn],
         names=[os.path.basename(shown(files[result.index])) for result, _ in drawn],
         bands=[result.reason or result.band for result, _ in drawn],
+        notes=[", ".join(result.attributes.words) if result.attributes else "" for result, _ in drawn],
     )
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG" if target == "-" else _format(target))
@@ -306,12 +334,16 @@ class _CsvFile:
         files: The files that the results' indexes refer to.
         passage: Seconds of a video's worst passage.
         clip_columns: Add the columns for videos.
+        attributes: Names of the attributes that are asked for; they and their words get columns.
     """
 
-    def __init__(self, name: str | None, files: Sequence[Input], passage: float, *, clip_columns: bool) -> None:
+    def __init__(
+        self, name: str | None, files: Sequence[Input], passage: float, *, clip_columns: bool, attributes: Sequence[str]
+    ) -> None:
         self._name, self._files, self._stack = name, files, ExitStack()
         self._passage = passage
-        self._columns = (*COLUMNS, *CLIP_COLUMNS) if clip_columns else COLUMNS
+        self._columns = (*COLUMNS, *(CLIP_COLUMNS if clip_columns else ()))
+        self._columns += ("words", *attributes) if attributes else ()
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> _CsvFile:
@@ -330,7 +362,10 @@ class _CsvFile:
         from ..calibration import Calibration
 
         # A model without several kinds of reference images has a single percentile column.
-        self._write(_as_record(self._files, result, Calibration(), self._passage))
+        record = _as_record(self._files, result, Calibration(), self._passage)
+        if "words" in record:
+            record |= {**record.pop("attributes"), "words": ", ".join(record["words"])}
+        self._write(record)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file is None:

@@ -137,8 +137,9 @@ class ShardScorer:
             raise ValueError(f"{file} is another model than the driver's on this machine")
         self._sizes = job.manifest.sizes(job.manifest.listing(job.folder))
         self._scorer = RaliScorer.from_pretrained(
-            file, device=device, dtype=settings.dtype, batch_size=batch_size, coverage=settings.coverage
-        )
+            file, device=device, dtype=settings.dtype, batch_size=batch_size, coverage=settings.coverage,
+            attributes=bool(settings.reasons),
+        )  # fmt: skip
         self._pool = open_pool(job, [self._scorer])
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

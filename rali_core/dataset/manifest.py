@@ -42,6 +42,7 @@ class RunSettings:
         max_pixels: Larger images are errors.
         plugins: Modules that teach Pillow further formats.
         clips: How videos and animations are scored.
+        reasons: Columns for what is wrong with each image, see `shards.reason_columns`; empty without them.
     """
 
     source: str
@@ -57,6 +58,7 @@ class RunSettings:
     max_pixels: int
     plugins: tuple[str, ...]
     clips: ClipSettings = field(default_factory=ClipSettings)
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ class Manifest:
                     del values[name]
             if not self.settings.clips.any:
                 del values["settings"]["clips"]
+            if not self.settings.reasons:
+                del values["settings"]["reasons"]
             text = json.dumps({"format": "rali-dataset", "format_version": FORMAT_VERSION, **values}, indent=1)
             temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -134,6 +138,7 @@ class Manifest:
                 raise ValueError(f"format {version!r}; this version reads {FORMAT_VERSION}")
             settings = values.pop("settings")
             settings |= {key: tuple(settings[key]) for key in ("carry", "plugins")}
+            settings["reasons"] = tuple(settings.get("reasons", ()))
             settings["clips"] = ClipSettings(**settings.get("clips", {}))
             values["added"] = tuple(values.get("added", ()))
             return cls(settings=RunSettings(**settings), **values)

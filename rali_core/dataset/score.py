@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..attributes import from_metadata, no_probes
 from ..checkpoint import read_metadata
 from ..devices import DtypeName
 from ..files import hash_file
@@ -28,7 +29,7 @@ from .listing import write_listing
 from .manifest import Manifest, RunSettings, locked, missing_shards
 from .pool import DEFAULT_TIMEOUT
 from .score_shards import ScoringJob, open_pool, score_shards
-from .shards import SHARD_GLOB
+from .shards import SHARD_GLOB, reason_columns
 from .storage import LISTING, MANIFEST
 from .update import open_settings, update
 
@@ -90,6 +91,7 @@ def score_dataset(
     fps: float = DEFAULT_FPS,
     max_frames: int = DEFAULT_MAX_FRAMES,
     aggregate: Aggregate = "mean",
+    reasons: bool = False,
     progress: ProgressCallback | None = None,
     **ray_options: Any,
 ) -> DatasetResult:
@@ -123,12 +125,15 @@ def score_dataset(
         fps: Frames of a video that are scored per second; 0: all.
         max_frames: At most so many of a video, spread evenly.
         aggregate: Which figure over its frames is a video's score.
+        reasons: Add columns for what is wrong with each image: `words`, and the severity of each attribute of the
+            model; null for videos.
         progress: Called after each batch with (done, total); returning False stops.
         **ray_options: See `engine_ray.run_ray`.
 
     Raises:
         FileNotFoundError: No such source or model.
-        ValueError: An option is out of range, differs from the first run's, or the source names an image twice.
+        ValueError: An option is out of range, differs from the first run's, the source names an image twice, or reasons
+            are asked of a model without probes.
         OSError: The folder cannot be written or is in use; finished shards are kept, and another run resumes.
         ModuleNotFoundError: A package of the extras `dataset` or `ray` is missing.
 
@@ -136,12 +141,7 @@ def score_dataset(
         >>> score_dataset("photos/", "photos-scored/").done  # doctest: +SKIP
         100000
     """
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine must be local or ray, got {engine!r}")
-    if engine == "local" and ray_options:
-        raise ValueError(f"these options belong to the engine ray: {', '.join(ray_options)}")
-    if dtype == "auto":
-        raise ValueError("dtype='auto' differs between machines, and a data set's scores must not: name one")
+    _check_engine(engine, dtype, ray_options)
     if shard_size < 1 or max_pixels < 1 or batch_size < 1:
         raise ValueError(
             f"shard_size, max_pixels and batch_size must be at least 1, got {shard_size}, {max_pixels}, {batch_size}"
@@ -161,7 +161,7 @@ def score_dataset(
         source=storage.normalise(os.fspath(source)), kind=kind, image_column=image_column, id_column=id_column,
         carry=tuple(carry), model_name=metadata["name"], model_hash=hash_file(model_file), dtype=dtype,
         coverage=coverage or metadata["coverage"], shard_size=shard_size, max_pixels=max_pixels, plugins=tuple(plugins),
-        clips=clips,
+        clips=clips, reasons=_reason_columns(metadata) if reasons else (),
     )  # fmt: skip
     with locked(folder):
         manifest, added = _begin_or_resume(folder, settings, retry_errors)
@@ -180,7 +180,12 @@ def score_dataset(
                 devices: list[str | None] = [*device.split(",")] if device else _default_devices()
                 scorers = [
                     RaliScorer.from_pretrained(
-                        model_file, device=name, dtype=dtype, batch_size=batch_size, coverage=coverage
+                        model_file,
+                        device=name,
+                        dtype=dtype,
+                        batch_size=batch_size,
+                        coverage=coverage,
+                        attributes=reasons,
                     )
                     for name in devices
                 ]
@@ -189,16 +194,23 @@ def score_dataset(
                         if not run.report(step.images, step.errors):
                             break
         left = sum(job.unfinished()[0].values())
-    return DatasetResult(
-        folder,
-        total,
-        total - left,
-        sum(todo.values()) - left,
-        run.errors,
-        tuple(repaired),
-        bool(left),
-        added,
-    )
+    scored_now = sum(todo.values()) - left
+    return DatasetResult(folder, total, total - left, scored_now, run.errors, tuple(repaired), bool(left), added)
+
+
+def _check_engine(engine: str, dtype: str, ray_options: Mapping[str, Any]) -> None:
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be local or ray, got {engine!r}")
+    if engine == "local" and ray_options:
+        raise ValueError(f"these options belong to the engine ray: {', '.join(ray_options)}")
+    if dtype == "auto":
+        raise ValueError("dtype='auto' differs between machines, and a data set's scores must not: name one")
+
+
+def _reason_columns(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    if "attributes" not in metadata:
+        raise no_probes(metadata["name"])
+    return reason_columns(from_metadata(metadata["attributes"]))
 
 
 class RunProgress:

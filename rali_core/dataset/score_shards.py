@@ -146,6 +146,7 @@ def score_shards(
                 job.folder, batch.shard, listing.batch(batch.shard), rows,
                 model_hash=settings.model_hash, run=job.manifest.run, attempt=job.attempt,
                 kept=_kept_rows(job.folder, batch.shard, wanted.pop(batch.shard)), clips=settings.clips.any,
+                reasons=settings.reasons,
             )  # fmt: skip
             rows = []
         yield BatchDone(batch.shard, len(scored), sum(row.error is not None for row in scored), batch.last)
@@ -230,7 +231,16 @@ def score_batch(scorer: RaliScorer, images: Sequence[Decoded]) -> list[ScoredRow
             continue
         percentile = None if result.percentile != result.percentile else result.percentile
         rows.append(
-            ScoredRow(result.score, result.band or None, percentile, image.width, image.height, None, result.reason)
+            ScoredRow(
+                result.score,
+                result.band or None,
+                percentile,
+                image.width,
+                image.height,
+                None,
+                result.reason,
+                attributes=result.attributes,
+            )
         )
     return rows
 

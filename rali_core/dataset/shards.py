@@ -15,6 +15,8 @@ from .listing import ITEM_COLUMNS
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ..attributes import Attribute, ImageAttributes
+
 SHARD_GLOB = "part-*.parquet"
 RUN_KEY = b"rali.run"
 ATTEMPT_KEY = b"rali.attempt"
@@ -32,6 +34,7 @@ class ScoredRow(NamedTuple):
         error: Why there is no score; None with one.
         reason: "no content" where the score is not the model's because the image is blank; else None.
         clip: Values of `CLIP_FIELDS` for a video; empty for an image.
+        attributes: What is wrong with an image, if it was asked for; None without a score of the model's.
     """
 
     score: float | None
@@ -42,6 +45,7 @@ class ScoredRow(NamedTuple):
     error: str | None
     reason: str | None = None
     clip: tuple[int | float | str | None, ...] = ()
+    attributes: ImageAttributes | None = None
 
 
 CLIP_FIELDS = (
@@ -52,7 +56,15 @@ CLIP_FIELDS = (
 """Columns of data sets with videos or animations; null for images."""
 
 
-def shard_schema(carried: Iterable[pa.Field] = (), *, clips: bool = False) -> pa.Schema:
+WORDS = "words"
+
+
+def reason_columns(attributes: Iterable[Attribute]) -> tuple[str, ...]:
+    """Columns for what is wrong with an image: `words`, separated by commas, then the severity of each attribute."""
+    return WORDS, *(attribute.name for attribute in attributes)
+
+
+def shard_schema(carried: Iterable[pa.Field] = (), *, clips: bool = False, reasons: Sequence[str] = ()) -> pa.Schema:
     """Columns of every shard; those of videos, if there may be any, and carried columns come last."""
     import pyarrow as pa
 
@@ -70,6 +82,7 @@ def shard_schema(carried: Iterable[pa.Field] = (), *, clips: bool = False) -> pa
             pa.field("model_hash", pa.string(), nullable=False),
             pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
             *(pa.field(name, getattr(pa, kind)()) for name, kind in CLIP_FIELDS if clips),
+            *(pa.field(name, pa.string() if name == WORDS else pa.float32()) for name in reasons),
             *carried,
         ]
     )
@@ -91,6 +104,7 @@ def write_shard(
     kept: tuple[pa.Table, Sequence[int]] | None = None,
     attempt: str = "",
     clips: bool = False,
+    reasons: Sequence[str] = (),
 ) -> None:
     """Write one shard: under a temporary name, flushed to the disk, renamed.
 
@@ -104,6 +118,7 @@ def write_shard(
         kept: Existing rows and their 0-based positions among `images`; `rows` are then those of the others.
         attempt: Identifier of the run that retried failed rows.
         clips: Add the columns for videos.
+        reasons: Of `reason_columns`, or none.
 
     Raises:
         OSError: It cannot be written; no partial file remains.
@@ -112,7 +127,7 @@ def write_shard(
     import pyarrow.parquet as pq
 
     carried = list(images.schema)[ITEM_COLUMNS:]
-    schema = shard_schema(carried, clips=clips)
+    schema = shard_schema(carried, clips=clips, reasons=reasons)
     count, now = len(rows), datetime.now(timezone.utc)
     places = [] if kept is None else list(kept[1])
     there = set(places)
@@ -121,11 +136,13 @@ def write_shard(
     columns = [new.column("id"), new.column("uri")]
     columns += [
         pa.array(values, field.type)
-        for values, field in zip(list(zip(*rows, strict=True))[:-1], list(schema)[2:9], strict=True)
+        for values, field in zip(list(zip(*rows, strict=True))[:7], list(schema)[2:9], strict=True)
     ]
     columns += [pa.array([model_hash] * count, pa.string()), pa.array([now] * count, schema.field("scored_at").type)]
     for place, (name, _) in enumerate(CLIP_FIELDS if clips else ()):
         columns.append(pa.array([row.clip[place] if row.clip else None for row in rows], schema.field(name).type))
+    told = [row.attributes and {WORDS: ", ".join(row.attributes.words), **row.attributes.values} for row in rows]
+    columns += [pa.array([each and each[name] for each in told], schema.field(name).type) for name in reasons]
     columns += [new.column(field.name) for field in carried]
     metadata = {RUN_KEY: run.encode(), **({ATTEMPT_KEY: attempt.encode()} if attempt else {})}
     table = pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))

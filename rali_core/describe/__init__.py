@@ -1,6 +1,7 @@
-"""Descriptions of images' quality, which the training's first stage and `rali describe` write; needs the extra `train`.
+"""Descriptions of images' quality, written by the training's first stage and by `rali describe`; needs the extra
+`train`.
 
-`describers.describe_all` writes what a source says of images to a description file (`records`). Sources: `measured`
-says what is measured on the image (`measures`, `wording`), `qinsight` asks a reasoning model, `file` reads what another
-program wrote, `score` says the human score in words.
+`describers.describe_all` writes a source's descriptions to a description file (`records`). Sources: `measured` puts
+measurements of the image into words (`measures`, `wording`), `qinsight` asks a reasoning model, `file` reads another
+program's descriptions, `score` puts the human score into words.
 """

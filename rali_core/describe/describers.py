@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from .measures import Measurements
 
 Source = Literal["measured", "qinsight", "file", "score"]
-JOBS_AHEAD = 4  # images for each worker that wait or are done; few, for requests may hold images
+JOBS_AHEAD = 4  # queue length per worker; short, because requests may hold images
 
 
 @dataclass(frozen=True)
 class DescriptionRequest:
-    """One image to describe, and what is known of it.
+    """One image to describe, and what is known about it.
 
     Attributes:
         image: Its name in the description file.
-        source: A file, a PIL image, or a function that makes the PIL image when it is needed; for worker processes one
-            that `pickle` takes, such as `functools.partial` of a function of a module.
+        source: A file, a PIL image, or a function that returns the PIL image; for worker processes one
+            that can be pickled, such as `functools.partial` of a function of a module.
         score: Human score in [0, 1], 1 is best; None without one.
         distortion: Type of a known synthetic distortion, as `rali_core.training.distortions` names it.
         level: Its level, 1 (weakest) to 5; 0 without a distortion.
@@ -70,14 +70,14 @@ class DescriptionRequest:
 
 @dataclass(frozen=True)
 class Description:
-    """What is said about an image's quality, and a score in [0, 1], 1 is best: the source's own or the request's."""
+    """A description of an image's quality, and a score in [0, 1], 1 is best: the source's or the request's."""
 
     text: str
     score: float | None
 
 
 class DescriptionError(ValueError):
-    """A source could not describe an image; `outputs` is what a model wrote instead, one string for each attempt."""
+    """A source could not describe an image; `outputs` are a model's outputs, one string for each attempt."""
 
     def __init__(self, message: str, *, outputs: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -89,23 +89,23 @@ class Describer(Protocol):
 
     @property
     def source(self) -> str:
-        """Name of the source and of what makes its texts differ; files of different sources are not mixed."""
+        """Name of the source with the settings that change its texts; files of different sources are not mixed."""
 
     def describe(self, request: DescriptionRequest, *, seed: int = 0) -> Description:
         """Describe the quality of one image.
 
         Args:
-            request: The image and what is known of it; a source uses of it what it can.
+            request: The image and what is known about it; a source uses what it can.
             seed: Different seeds give different descriptions; the same seed gives the same one.
 
         Raises:
-            DescriptionError: No description came out.
+            DescriptionError: There is no usable description.
             FileNotFoundError, ImageError: See `DescriptionRequest.open`.
         """
 
 
 class MeasuredDescriber:
-    """The `measured` source: says what is measured on the image, the known distortion and the score in words.
+    """The `measured` source: puts measurements of the image, the known distortion and the score into words.
 
     Examples:
         >>> from skimage import data
@@ -173,7 +173,7 @@ class FileDescriber:
     def describe(self, request: DescriptionRequest, *, seed: int = 0) -> Description:
         """The image's description number `seed`, counted from 0 in the order of the file's seeds.
 
-        A file is looked up by its path, any other image by the name in the request. The request's score is taken where
+        A file is looked up by its path, any other image by the name in the request. The request's score is used if
         the file has none.
         """
         if not 0 <= seed < self.count(request):
@@ -200,7 +200,7 @@ def make_describer(
         prompt_file: Text to ask the model with instead of the built-in question, UTF-8.
 
     Raises:
-        ValueError: Unknown source, or what it needs is not given.
+        ValueError: Unknown source, or a missing option that it needs.
         FileNotFoundError: A file is missing.
     """
     if source in ("measured", "score"):
@@ -221,7 +221,7 @@ def make_describer(
 
 @dataclass(frozen=True)
 class DescribeSummary:
-    """How many descriptions a run wrote and kept, and those that could not be made, as (image, seed, reason)."""
+    """How many descriptions a run wrote and kept, and the failures, as (image, seed, reason)."""
 
     written: int
     kept: int
@@ -229,7 +229,7 @@ class DescribeSummary:
 
 
 def failures_path(output: str | Path) -> Path:
-    """Where a run notes the descriptions that could not be made: beside the output, ending in .failures.jsonl."""
+    """The file of a run's failures: beside the output, ending in .failures.jsonl."""
     return Path(output).with_suffix(".failures.jsonl")
 
 
@@ -239,22 +239,22 @@ def describe_all(
 ) -> DescribeSummary:  # fmt: skip
     """Write descriptions of all images with all seeds to a description file.
 
-    What the file holds already is kept and not made again. An image that cannot be described does not end the run: the
-    reason, and what a model wrote instead, is appended to `failures_path(output)`, and the next run tries it again.
+    Existing descriptions are kept. An image that cannot be described does not end the run: the reason, and the model's
+    outputs, are appended to `failures_path(output)`, and the next run retries it.
 
     Args:
         requests: The images; their names must differ.
         describer: The source.
         output: The file to write or to resume. Its content does not depend on `workers`.
-        seeds: One description of each image for each.
+        seeds: One description of each image for each seed.
         workers: Processes for the `measured` source, 0 for none; other sources describe in this process. They are
             spawned, so a script needs its `if __name__ == "__main__":`.
-        on_done: Called after each description, also after those that were there and those that failed.
-        stop: Asked before each description; True ends the run.
+        on_done: Called after each description, also for existing and failed ones.
+        stop: Called before each description; True ends the run.
 
     Raises:
         ValueError: Two requests of one name, `workers` below 0, or `output` holds something else.
-        RuntimeError: A worker process died; what was written stays.
+        RuntimeError: A worker process died; what was written is kept.
     """
     twice = [f"{name!r} comes {count} times" for name, count in Counter(r.image for r in requests).items() if count > 1]
     if twice:
@@ -284,17 +284,17 @@ def describe_all(
 
 
 _Outcome = Description | dict[str, Any]
-"""A failure is what the file of failures says of it."""
+"""A failure as a record of the failures file."""
 
 
 def _outcomes(
     jobs: list[tuple[DescriptionRequest, list[int]]], describer: Describer, workers: int
 ) -> Generator[_Outcome, None, None]:
-    """What came of each request and seed, in order; without workers each is made when it is asked for."""
+    """The outcome of each request and seed, in order; without workers lazily."""
     if workers == 0 or not isinstance(describer, MeasuredDescriber):
         yield from (_attempt(describer, request, seed) for request, seeds in jobs for seed in seeds)
         return
-    # Spawned, for a fork of a process with threads may hang; Ctrl-C is for the parent, which ends its workers.
+    # Spawned, because a fork of a process with threads may hang; Ctrl-C is for the parent, which ends its workers.
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     begun = (pool.submit(_work, _pickle(*job)) for job in jobs if job[1])
@@ -305,7 +305,7 @@ def _outcomes(
             waiting.extend(islice(begun, 1))
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a worker process died, perhaps for lack of memory; what was written stays: run again, with fewer workers"
+            "a worker process died, perhaps for lack of memory; what was written is kept: run again, with fewer workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -314,7 +314,7 @@ def _outcomes(
 def _pickle(request: DescriptionRequest, seeds: list[int]) -> bytes:
     try:
         return pickle.dumps((request, seeds))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # that of the pool does not say what to do
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # the pool's error does not say what to do
         raise ValueError(
             f"the source of {request.image} cannot be sent to a worker process ({error}); expected a function of a "
             "module or a functools.partial of one, or workers=0"

@@ -1,4 +1,4 @@
-"""What is measured on an image: blur, noise, resolution, blocking, exposure, contrast and colour.
+"""Measurements of an image: blur, noise, resolution, blocking, exposure, contrast and colour.
 
 - Blur: F. Crete et al., "The blur effect", SPIE 6492, 2007, with the values of `skimage.measure.blur_effect`.
 - Noise: D. L. Donoho and I. M. Johnstone, Biometrika 81, 1994: the median absolute deviation of the finest diagonal
@@ -40,7 +40,7 @@ BLUR_WINDOW = 11  # side of the averaging filter in pixels, as in the paper
 MAD_OF_A_NORMAL = 0.6744897501960817  # median absolute deviation of a standard normal variable
 ROLL_OFF = 0.95  # share of the whitened power that lies below the effective resolution
 BLOCK = 8  # side of the transform blocks of JPEG in pixels
-FLOOR = 0.25  # grey levels; activity below this counts as this, so that blank areas give no huge quotients
+FLOOR = 0.25  # grey levels; lower bound of activity, so that blank areas give no huge quotients
 DARK, BRIGHT = 4, 251  # grey levels; luma at or beyond them counts as clipped
 
 Luma = NDArray[np.float32]
@@ -49,7 +49,7 @@ Luma = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured on one image."""
+    """The measurements of one image."""
 
     blur: float  # in [0, 1]; 0 is sharp
     noise: float  # standard deviation in grey levels of 0..255; 0 is clean
@@ -90,7 +90,7 @@ def measure_image(image: Image.Image) -> Measurements:
 
 
 def crop_boxes(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Which parts of an image are measured, as (left, top, right, bottom); corners lie on the grid of JPEG's blocks."""
+    """The measured parts of an image, as (left, top, right, bottom); corners lie on the grid of JPEG's blocks."""
     if width * height <= (CROP * CROPS) ** 2:
         return [(0, 0, width, height)]
     sides = []
@@ -102,7 +102,7 @@ def crop_boxes(width: int, height: int) -> list[tuple[int, int, int, int]]:
 
 
 def measure_blur(luma: Luma) -> float:
-    """Blur in [0, 1]; 0 is sharp, 1 is blurred until nothing is left, also for an image without any structure."""
+    """Blur in [0, 1]; 0 is sharp, 1 is completely blurred, also for an image without any structure."""
     values = []
     for axis in (-1, -2):
         sharp = _sobel(luma, axis)

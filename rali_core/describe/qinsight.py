@@ -1,8 +1,8 @@
-"""The `qinsight` source: a reasoning model of the kind Qwen2.5-VL looks at the image and writes what it thinks.
+"""The `qinsight` source: a reasoning model of the kind Qwen2.5-VL describes the image.
 
 After W. Li et al., "Q-Insight: Understanding Image Quality via Visual Reinforcement Learning", NeurIPS 2025: the model
 reasons about the quality between think tags and then gives a rating from 1 to 5 as JSON between answer tags. RALI
-trains on the text between the think tags. The question is in our own words, and can be replaced by the very words that
+trains on the text between the think tags. The question is our own wording, and can be replaced by the exact words that
 a model was trained with. The weights are the user's: any folder or hub name that transformers loads as an
 image-text-to-text model with a processor and a chat template, such as the Q-Insight release.
 """
@@ -36,14 +36,14 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 class QInsightDescriber:
     """Asks a reasoning model; each seed samples another answer.
 
-    An answer that cannot be read is asked for again, with a further random state of the same seed.
+    An unparsable answer is sampled again, with a further random state of the same seed.
 
     Args:
         model: Folder of the model, or its name on the hub.
         device: Where it runs; by default a GPU where there is one.
         dtype: Arithmetic: `"bfloat16"`, `"float16"` or `"float32"`.
         max_new_tokens: Longest answer in tokens.
-        attempts: How often it is asked before an unreadable answer counts as a failure.
+        attempts: Attempts before an unreadable answer counts as a failure.
         temperature, top_p: Of the sampling; a higher temperature gives more different texts.
         prompt: The question; by default `PROMPT`. A model may want the words that it was trained with.
 
@@ -102,13 +102,13 @@ class QInsightDescriber:
 
     @torch.inference_mode()
     def _generate(self, inputs: Any, seed: int, attempt: int) -> str:
-        # generate() draws from the global state: it is set for this call only, and put back afterwards.
+        # generate() draws from the global state: it is set for this call only, and restored afterwards.
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed},{attempt}".encode()).digest()[:7], "big"))
             tokens = self._model.generate(**inputs, **self._sampling)
         answer = tokens[0, inputs["input_ids"].shape[1] :]
-        # Special tokens stay out, but the tags may be among them in a model that was trained so.
+        # Special tokens are left out, but the tags may be among them in some models.
         text: str = self._processor.tokenizer.decode(answer, skip_special_tokens=False)
         for token in self._processor.tokenizer.all_special_tokens:
             if token.strip("</>").lower() not in ("think", "answer"):
@@ -117,7 +117,7 @@ class QInsightDescriber:
 
 
 def read_answer(output: str) -> Description:
-    """The text between the think tags of what a model wrote, white space made single, and its rating in [0, 1].
+    """The text between the think tags of a model's output, with white space collapsed, and its rating in [0, 1].
 
     Raises:
         ValueError: There is no closed think block with words in it, no closed answer block, more than one of either, or
@@ -134,7 +134,7 @@ def read_answer(output: str) -> Description:
     answer = blocks["answer"]
     try:
         rating = float(json.loads(answer[answer.index("{") : answer.rindex("}") + 1])["rating"])
-    except (ValueError, KeyError, TypeError):  # not JSON as asked: then the only number that is there
+    except (ValueError, KeyError, TypeError):  # not JSON as requested: then its only number
         numbers = NUMBER.findall(answer)
         if len(numbers) != 1:
             raise ValueError(f"expected one rating in the answer, got {answer[:80]!r}") from None

@@ -1,7 +1,7 @@
 """The description file: JSON lines of {image, description, score?, seed?, source?}, appended one by one.
 
-Each line is on disk before the next one is begun. A program that is killed while it writes leaves a line without a line
-end: `read_descriptions` reports it, and `DescriptionLog` drops it and resumes after the last whole line.
+Each line is on disk before the next one is started. A program that is killed while it writes leaves an incomplete
+line: `read_descriptions` reports it, and `DescriptionLog` drops it and resumes after the last complete line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class DescriptionRecord:
     image: str  # the file, relative to the folder of all images, with forward slashes; or an absolute path
     description: str
     score: float | None  # in [0, 1], 1 is best
-    seed: int  # tells several descriptions of one image apart; 0, 1, ...
+    seed: int  # distinguishes several descriptions of one image; 0, 1, ...
     source: str | None = None  # who wrote it, such as "measured"; None if the file does not say
 
 
@@ -70,7 +70,7 @@ def read_descriptions(path: str | Path, *, root: str | Path | None = None) -> li
 
 
 def parse_line(line: bytes) -> DescriptionRecord:
-    """One line of a description file; ValueError where it is not as `read_descriptions` says."""
+    """One line of a description file; ValueError if it is not as `read_descriptions` requires."""
     try:
         entry: Any = json.loads(line.decode("utf-8"))
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both
@@ -109,7 +109,7 @@ class DescriptionLog:
         done: (image, seed) of each description in the file.
 
     Raises:
-        ValueError: The file exists and is not a description file, or another source wrote it; it stays as it is.
+        ValueError: The file exists and is not a description file, or another source wrote it; it is not changed.
     """
 
     def __init__(self, path: str | Path, *, source: str) -> None:
@@ -118,10 +118,10 @@ class DescriptionLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         *lines, rest = self.path.read_bytes().split(b"\n")
-        start = b'{"image": '  # what `write` begins a line with
+        start = b'{"image": '  # prefix of the next line in `write`
         try:
             if rest[: len(start)] != start[: len(rest)]:
-                raise ValueError("its last line has no end, and is none that was being written here")
+                raise ValueError("its last line has no end, and is not an incomplete record")
             for record in (parse_line(line) for line in lines if line.strip()):
                 if record.source != source:
                     raise ValueError(f"it was written by {record.source!r}, not by {source!r}")

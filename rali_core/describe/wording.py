@@ -20,7 +20,7 @@ QUALITY_WORDS = ("bad", "poor", "fair", "good", "excellent")
 IMPAIRMENT_WORDS = ("very annoying", "annoying", "slightly annoying", "perceptible but not annoying", "imperceptible")
 """The five-grade impairment scale of ITU-R BT.500, in the same order."""
 BORDER = 0.04
-"""A score this near to the border of two grades is said to lie between them."""
+"""A score this near to the border of two grades is described as between them."""
 LEVEL_WORDS = (
     ("very slight", "barely noticeable", "minimal"), ("slight", "mild", "light"),
     ("moderate", "clearly visible", "noticeable"), ("strong", "heavy", "severe"),
@@ -40,7 +40,7 @@ NOUNS = ("image", "picture")
 CONTRASTS = (", but ", ", while ", ", yet ")
 ADDITIONS = (" and ", ", and ", "; ")
 CLEAR_FLAW, MOST_FLAWS = 2, 4
-"""Flaws of this severity or more are always told, up to so many of them."""
+"""Flaws of this severity or more are always mentioned, up to so many of them."""
 FEWEST, MOST = 3, 6
 """Clauses about measurements in one description, strengths included."""
 
@@ -53,7 +53,7 @@ class Grade(NamedTuple):
 
 
 class Aspect(NamedTuple):
-    """Grades of a measurement: i + 1 from `cuts[i]` on. The higher its `weight`, the earlier its flaws are told."""
+    """Grades of a measurement: i + 1 from `cuts[i]` on. The higher its `weight`, the earlier its flaws come."""
 
     name: str
     weight: float
@@ -215,19 +215,19 @@ def describe_measurements(
 ) -> str:
     """Describe the quality of an image in a few sentences.
 
-    Clear flaws are always told, the worst first; what else is told, and how, is drawn. Same arguments, same text.
+    Clear flaws are always mentioned, the worst first; the rest, and the wording, is drawn. Same arguments, same text.
 
     Args:
-        measurements: Of the image, with the distortion in it.
-        score, distortion, level: See `DescriptionRequest`, which checks them; without a score no verdict is given.
+        measurements: Measurements of the image, with the distortion in it.
+        score, distortion, level: See `DescriptionRequest`, which checks them; without a score there is no verdict.
         seed: Seed of the wording.
     """
     values = ",".join(f"{value:.3g}" for value in astuple(measurements))
     random = Random(f"{seed}|{distortion}|{level}|{score}|{values}")
     noun = random.choice(NOUNS)
-    sentences = _tell_measurements(measurements, distortion, 0.5 if score is None else score, random)
+    sentences = _measurement_sentences(measurements, distortion, 0.5 if score is None else score, random)
     if distortion is not None:
-        sentences.insert(0, _tell_distortion(distortion, level, noun, random))
+        sentences.insert(0, _distortion_sentences(distortion, level, noun, random))
     if score is not None:
         verdict = [random.choice(VERDICTS).format(noun=noun, quality=quality_words(score))]
         grade = _fifth(score)
@@ -244,7 +244,7 @@ def describe_score(score: float, random: Random) -> str:
 
 
 def quality_words(score: float) -> str:
-    """The quality word of a score in [0, 1], or two of them where it lies near their border."""
+    """The quality word of a score in [0, 1], or two of them if it is near their border."""
     border = round(score * 5.0)
     if 1 <= border <= 4 and abs(score - border / 5.0) < BORDER:
         return f"{QUALITY_WORDS[border - 1]} to {QUALITY_WORDS[border]}"
@@ -263,7 +263,7 @@ def grade_all(measurements: Measurements) -> dict[str, tuple[Grade, float]]:
 
 
 def grade_cast(measurements: Measurements) -> Grade:
-    """The colour cast's grade: a cast counts where it is visible and the whole image leans to its side."""
+    """The colour cast's grade: a cast counts if it is visible and the whole image leans to its side."""
     cast, dominance = measurements.cast, measurements.cast_dominance
     hue = HUES[int(measurements.cast_hue // 36.0) % len(HUES)]
     if cast < 10.0 or dominance < 0.1:  # dominance: p75, and 0.6 is p90, 1.2 is p95
@@ -279,7 +279,7 @@ def _fifth(score: float) -> int:
     return min(int(score * 5.0), 4)
 
 
-def _tell_distortion(distortion: str, level: int, noun: str, random: Random) -> str:
+def _distortion_sentences(distortion: str, level: int, noun: str, random: Random) -> str:
     words, damage = words_for(distortion), random.choice(DAMAGES)
     level_word = random.choice(LEVEL_WORDS[level - 1])
     sentence = damage.format(level=level_word, name=random.choice(words.names), noun=noun)
@@ -288,7 +288,9 @@ def _tell_distortion(distortion: str, level: int, noun: str, random: Random) -> 
     return sentence[0].upper() + sentence[1:]
 
 
-def _tell_measurements(measurements: Measurements, distortion: str | None, score: float, random: Random) -> list[str]:
+def _measurement_sentences(
+    measurements: Measurements, distortion: str | None, score: float, random: Random
+) -> list[str]:
     """Sentences about what was measured: the clear flaws, worst first, then a draw of the rest.
 
     Of the rest, hints of a flaw come more readily the lower the score is, and strengths the higher it is.
@@ -296,7 +298,7 @@ def _tell_measurements(measurements: Measurements, distortion: str | None, score
     graded = grade_all(measurements)
     unsaid = set(words_for(distortion).aspects if distortion is not None else ())
     if graded["noise"][0].severity >= CLEAR_FLAW:
-        unsaid |= {"blur", "resolution"}  # noise passes for detail there
+        unsaid |= {"blur", "resolution"}  # noise is mistaken for detail there
     flaws: list[tuple[float, Grade]] = []
     others: list[tuple[float, Grade]] = []
     for name, (grade, weight) in graded.items():

@@ -37,6 +37,8 @@ class Candidate:
             not finite); `"failed"` (an error, or a score that is not finite); `"skipped"` (the run ended before).
         step_scores: Its denoised preview's score at each comparison it took part in.
         reason: In words, where the outcome is `"no_content"` or `"failed"`; else None.
+        words: What is wrong with the finished image (of a video its best frame), most severe first, if the scorer is a
+            `RaliScorer` that tells attributes; else empty.
     """
 
     seed: int
@@ -45,6 +47,7 @@ class Candidate:
     outcome: Outcome
     step_scores: tuple[float, ...] = ()
     reason: str | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def fate(self) -> str:
@@ -124,6 +127,7 @@ class BestOfN:
     def contact_sheet(self) -> Image.Image:
         """The images in a grid, by prompt and best first, with bars if all scores lie in [0, 1]."""
         several = len(set(self.prompts)) > 1
+        words = {(each.prompt, each.seed): each.words for each in self.report.candidates}
         return draw_contact_sheet(
             self.pil_images,
             self.scores,
@@ -131,6 +135,7 @@ class BestOfN:
                 f"prompt {prompt + 1}, seed {seed}" if several else f"seed {seed}"
                 for prompt, seed in zip(self.prompts, self.seeds, strict=True)
             ],
+            notes=[", ".join(words.get(key, ())) for key in zip(self.prompts, self.seeds, strict=True)],
             ranked=not several,
             bars=all(0.0 <= score <= 1.0 for score in self.scores),
             enlarge=True,

@@ -20,7 +20,7 @@ from ..video import Aggregate, VideoScore
 from .arguments import UserCallback, complete_call, isolate, takes_callback
 from .latents import latents_to_pixels, watch_latents
 from .pruning import DenoiserCounter, SuccessiveHalving
-from .scoring import ScoreImages, frames_of, shows_content, to_pil
+from .scoring import ScoreFunction, frames_of, shows_content, to_pil
 from .suspended_call import SuspendedCall, are_finite, finite_latents
 
 _log = logging.getLogger("rali")
@@ -37,6 +37,7 @@ class GeneratedImage:
     latents: Tensor | None
     flaw: Literal["nsfw_filtered", "no_content", "failed"] | None = None
     reason: str | None = None
+    words: tuple[str, ...] = ()
 
 
 @dataclass
@@ -63,7 +64,7 @@ class GenerationJob:
 
     pipe: Any
     arguments: dict[str, Any]
-    score: ScoreImages
+    score: ScoreFunction
     counter: DenoiserCounter
     batch_size: int
     callback: UserCallback
@@ -298,13 +299,18 @@ def _finish(job: GenerationJob, seeds: Sequence[int], output: Any, latents: Tens
         else:
             flaws.append((None, None))
     wanted = [list(compress(frames[i], shown[i])) if flaws[i][0] is None else [] for i in range(len(seeds))]
-    scores = iter(job.score([frame for video in wanted for frame in video]))
+    judged = zip(*job.score.with_words([frame for video in wanted for frame in video]), strict=True)
     result = []
     for i, seed in enumerate(seeds):
         flaw, reason = flaws[i]
-        own = [next(scores) for _ in wanted[i]]
+        pairs = [next(judged) for _ in wanted[i]]
+        own = [score for score, _ in pairs]
         score = None if flaw is not None else _score_of(own, len(shown[i]), job.aggregate)
-        best = wanted[i][top_k(own, 1)[0]] if score is not None and not math.isnan(score) else frames[i][0]
+        best = frames[i][0]
+        words: tuple[str, ...] = ()
+        if score is not None and not math.isnan(score):
+            place = top_k(own, 1)[0]
+            best, words = wanted[i][place], pairs[place][1]
         if score is not None and math.isnan(score):
             flaw, reason, score = "failed", "the scorer gave no finite score", None
         result.append(
@@ -316,6 +322,7 @@ def _finish(job: GenerationJob, seeds: Sequence[int], output: Any, latents: Tens
                 latents=None if latents is None else latents[i],
                 flaw=flaw,
                 reason=reason,
+                words=words,
             )
         )
     return result

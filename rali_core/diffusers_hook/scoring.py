@@ -13,14 +13,34 @@ from ..content import has_content
 from ..images import to_pil_image, to_pixels
 from ..scorer import RaliScorer
 
-ScoreImages: TypeAlias = Callable[[list[Any]], list[float]]
 Scorer: TypeAlias = RaliScorer | Callable[[list[Image.Image]], Sequence[float]]
 
 
-def make_score_function(scorer: Scorer | None) -> ScoreImages:
-    """A function from a list of images (PIL, arrays, tensors) to as many scores, higher is better.
+class ScoreFunction:
+    """From a list of images (PIL, arrays, tensors) to as many scores, higher is better.
 
     An image that cannot be scored gets NaN and affects no other.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def __call__(self, images: list[Any]) -> list[float]:
+        """The scores alone."""
+        return self.with_words(images)[0]
+
+    def with_words(self, images: list[Any]) -> tuple[list[float], list[tuple[str, ...]]]:
+        """Scores, and what is wrong with each image; without words if the scorer does not tell attributes."""
+        nothing: list[tuple[str, ...]] = [()] * len(images)
+        if not isinstance(self._scorer, RaliScorer):
+            return check_scores(self._scorer([to_pil(image) for image in images]), len(images)), nothing
+        result = self._scorer.score(images, on_error="record")
+        words = [each.words if each else () for each in result.attributes] or nothing
+        return check_scores(result.scores, len(images)), words
+
+
+def make_score_function(scorer: Scorer | None) -> ScoreFunction:
+    """One interface for all scorers.
 
     Args:
         scorer: A `RaliScorer`; or a callable that takes a list of PIL images (a reward of `rali_core.rewards`, or
@@ -31,13 +51,9 @@ def make_score_function(scorer: Scorer | None) -> ScoreImages:
     """
     if scorer is None:
         scorer = RaliScorer.from_pretrained()
-    if isinstance(scorer, RaliScorer):
-        rali = scorer
-        return lambda images: check_scores(rali.score(images, on_error="record").scores, len(images))
-    if not callable(scorer):
+    if not isinstance(scorer, RaliScorer) and not callable(scorer):
         raise TypeError(f"scorer must be a RaliScorer or a callable on a list of PIL images, got {scorer!r}")
-    function = scorer
-    return lambda images: check_scores(function([to_pil(image) for image in images]), len(images))
+    return ScoreFunction(scorer)
 
 
 def check_scores(scores: Iterable[float], expected: int) -> list[float]:

@@ -100,15 +100,8 @@ def best_of_n(
         raise ValueError(f"keep must lie between 1 and n = {n}, got {keep}")
     batch_size = _batch_size(batch_size, pipe_kwargs.pop("num_images_per_prompt", None))
     callback = UserCallback(pipe_kwargs)
-    if (prune is not None or keep_latents) and not takes_callback(pipe):
-        raise ValueError(f"{type(pipe).__name__} has no callback_on_step_end, which prune and keep_latents need")
-    if prune is not None:
-        check_preview(pipe)
-    if aggregate not in AGGREGATES or video_frames < 1:
-        raise ValueError(
-            f"expected an aggregate of {', '.join(AGGREGATES)} and video_frames of at least 1, got {aggregate!r} and "
-            f"{video_frames}"
-        )
+    _check_pipeline_can(pipe, prune=prune is not None, keep_latents=keep_latents)
+    _check_frames(aggregate, video_frames)
     if makes_videos(type(pipe)):
         check_video_arguments(pipe_kwargs, batch_size)
     _check_generator(generator_device)
@@ -164,6 +157,21 @@ def best_of_n(
     )
 
 
+def _check_pipeline_can(pipe: Any, *, prune: bool, keep_latents: bool) -> None:
+    if (prune or keep_latents) and not takes_callback(pipe):
+        raise ValueError(f"{type(pipe).__name__} has no callback_on_step_end, which prune and keep_latents need")
+    if prune:
+        check_preview(pipe)
+
+
+def _check_frames(aggregate: str, count: int) -> None:
+    if aggregate not in AGGREGATES or count < 1:
+        raise ValueError(
+            f"expected an aggregate of {', '.join(AGGREGATES)} and video_frames of at least 1, got {aggregate!r} and "
+            f"{count}"
+        )
+
+
 def _tally(candidates: Sequence[Candidate]) -> str:
     """The flaws of candidates, most frequent first: `3 x no content: the image is blank`."""
     reasons = Counter(candidate.reason or candidate.outcome.replace("_", " ") for candidate in candidates)
@@ -195,7 +203,7 @@ class _Search:
 
     def __init__(self, job: GenerationJob, seeds: tuple[int, ...], keep: int, threshold: float | None) -> None:
         self._job, self._seeds, self._keep, self._threshold = job, seeds, keep, threshold
-        self._finished: dict[int, tuple[float | None, Outcome | None, str | None]] = {}
+        self._finished: dict[int, tuple[float | None, Outcome | None, str | None, tuple[str, ...]]] = {}
         self.best: list[GeneratedImage] = []
 
     def run(self, prune: SuccessiveHalving | None, report: Callable[[int], bool]) -> Stop | None:
@@ -238,7 +246,7 @@ class _Search:
         result = []
         for seed in self._seeds:
             steps = tuple(self._job.step_scores.get(seed, ()))
-            score, flaw, reason = self._finished.get(seed, (None, None, None))
+            score, flaw, reason, words = self._finished.get(seed, (None, None, None, ()))
             outcome: Outcome
             if seed in self._finished:
                 outcome = "kept" if seed in kept else flaw or "outscored"
@@ -246,11 +254,11 @@ class _Search:
                 outcome, reason = "failed", self._job.failed[seed]
             else:
                 outcome = "pruned" if seed in self._job.pruned else "skipped"
-            result.append(Candidate(seed, prompt, score, outcome, steps, reason))
+            result.append(Candidate(seed, prompt, score, outcome, steps, reason, words))
         return result
 
     def _take(self, images: list[GeneratedImage]) -> None:
-        self._finished |= {image.seed: (image.score, image.flaw, image.reason) for image in images}
+        self._finished |= {image.seed: (image.score, image.flaw, image.reason, image.words) for image in images}
         self.best += [image for image in images if image.score is not None]
         order = rank([image.score if image.score is not None else float("nan") for image in self.best])
         self.best = [self.best[index] for index in order[: self._keep]]

@@ -6,5 +6,5 @@
 | align | `align.py` | backbone, descriptions, images | `align/encoder.safetensors` |
 | tune | `tune.py` | `align/encoder.safetensors`, human scores, triplets | `tune/encoder.safetensors` |
 | compress | `compress.py` | `tune/encoder.safetensors`, human scores | `compress/head.safetensors` |
-| fit | `fit.py` | `compress/head.safetensors`, human scores, triplets | `fit/head.safetensors` |
+| fit | `fit.py`, `attributes.py` | `compress/head.safetensors`, human scores, triplets | `fit/*.safetensors` |
 """

@@ -16,7 +16,8 @@ def average_models(models: Sequence[RaliModel], weights: Sequence[float] | None 
     """The weighted average of models of one architecture, encoder and head.
 
     Heads that were made apart have other prototypes in each place, so a head of its own should be made for the averaged
-    encoder: train with the averaged file as backbone, without align and tune.
+    encoder: train with the averaged file as backbone, without align and tune. Probes of attributes are left out: they
+    belong to one encoder.
 
     Args:
         models: At least two.
@@ -37,7 +38,10 @@ def average_models(models: Sequence[RaliModel], weights: Sequence[float] | None 
     for model in models[1:]:
         if model.encoder_config != first.encoder_config or model.preprocess_config != first.preprocess_config:
             raise ValueError("the models have different encoders or preprocessing: only alike ones can be averaged")
-    states = [model.state_dict() for model in models]
+    states = [
+        {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("probes.")}
+        for model in models
+    ]
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(shape != shapes[0] for shape in shapes[1:]):
         raise ValueError("the models have heads of different sizes: only alike ones can be averaged")

@@ -212,6 +212,8 @@ class FitConfig:
         consistency_weight: Weight of the term that asks for the same score of an image and of its mirror image, saved
             as JPEG.
         triplets: So many of the triplets are embedded for these two terms.
+        attribute_images: The undistorted images of so many triplets, each under 20 distortions, are embedded for the
+            probes of image attributes; 0 leaves the probes out.
     """
 
     epochs: int = 20
@@ -221,6 +223,7 @@ class FitConfig:
     ranking_weight: float = 0.005
     consistency_weight: float = 0.005
     triplets: int = 310
+    attribute_images: int = 60
 
 
 @dataclass(frozen=True)
@@ -341,6 +344,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "tune.ema_decay": (0, 0.999999), "compress.images": (0, 10**9), "compress.pca_dim": (0, 10**5),
     "compress.bins": (1, 10**6), "compress.prototypes": (1, 10**6), "compress.temperature": (1e-6, 1e6),
     "fit.epochs": (0, 10**6), "fit.batch_size": (1, 10**6), "fit.triplets": (0, 10**7),
+    "fit.attribute_images": (0, 10**7),
     **{f"{stage}.{key}": limits for stage in ("align", "tune") for key, limits in {
         "steps": (0, 10**9), "warmup_steps": (0, 10**9), "schedule_steps": (0, 10**9), "learning_rate": (1e-12, 10.0),
         "head_learning_rate": (1e-12, 10.0), "layer_decay": (1e-6, 1.0), "weight_decay": (0.0, 10.0),

@@ -31,6 +31,7 @@ from ..files import atomic_write, hash_file
 from ..labels import LabelledImage, scores_of
 from ..model import RaliModel
 from .align import DescribedImages, align_encoder
+from .attributes import fit_attributes, save_probes
 from .compress import compress_embeddings
 from .config import TrainConfig, to_json
 from .fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
@@ -241,7 +242,7 @@ def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64]]:
 
 
 def fit(run: Run) -> None:
-    """Stage 5. Reads `compress/head.safetensors` and all scored sets; writes `head.safetensors`, the model's head."""
+    """Stage 5. Reads `compress/head.safetensors` and all scored sets; writes the model's head and its probes."""
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores = _absolute(run, model)
     parts = [run.embed_training(model, data) for data in run.data if data.scores == "correlation"]
@@ -251,6 +252,7 @@ def fit(run: Run) -> None:
         head, ScoredEmbeddings(embeddings, torch.from_numpy(scores).float()), correlation, _triplets(run, model),
         config=run.config.fit, seed=run.config.seed,
     )  # fmt: skip
+    save_probes(run.path("fit", "attributes.safetensors"), *fit_attributes(run, model))
     save_file(head.state_dict(), run.path("fit", "head.safetensors"))
 
 
@@ -271,9 +273,9 @@ def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
 _WORK: dict[StageName, Callable[[Run], None]] = {
     "describe": describe, "align": align, "tune": tune, "compress": compress, "fit": fit,
 }  # fmt: skip
-_OUTPUTS: dict[StageName, str] = {
-    "align": "encoder.safetensors", "tune": "encoder.safetensors", "compress": "head.safetensors",
-    "fit": "head.safetensors",
+_OUTPUTS: dict[StageName, tuple[str, ...]] = {
+    "align": ("encoder.safetensors",), "tune": ("encoder.safetensors",), "compress": ("head.safetensors",),
+    "fit": ("head.safetensors", "attributes.safetensors"),
 }  # fmt: skip
 
 
@@ -311,7 +313,7 @@ def read_record(run: Run, stage: StageName) -> dict[str, Any]:
 
 def _hash_outputs(run: Run, stage: StageName) -> dict[str, str]:
     folder = run.path(stage, "")
-    names = sorted(folder.glob("*.jsonl")) if stage == "describe" else [folder / _OUTPUTS[stage]]
+    names = sorted(folder.glob("*.jsonl")) if stage == "describe" else [folder / name for name in _OUTPUTS[stage]]
     return {path.name: hash_file(path) for path in names if path.is_file() and "failures" not in path.name}
 
 

@@ -25,6 +25,7 @@ from ..head import PrototypeHead
 from ..labels import scores_of
 from ..model import RaliModel
 from ..scorer import RaliScorer
+from .attributes import load_probes
 from .config import to_json
 from .run import DataSet, Run
 
@@ -51,6 +52,7 @@ def save(run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
     model.encoder.load_state_dict(
         {name: tensor.float() for name, tensor in load_file(run.path("tune", "encoder.safetensors")).items()}
     )
+    model.probes, attributes = load_probes(run.path("fit", "attributes.safetensors"))
     model = model.eval().to(run.device)
     held_out = {data.name: _predict(run, model, data) for data in run.data if data.validation}
     scorer = RaliScorer(model, ModelInfo(config.name, config.licence), device=run.device)
@@ -59,7 +61,7 @@ def save(run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
         name=config.name,
         licence=config.licence,
         calibration=_calibrate(run, held_out),
-        training=_provenance(run, records, figures),
+        training=_provenance(run, records, figures) | {"attributes": attributes},
         source=source.source,
     )
     model.encoder.half()

@@ -64,7 +64,7 @@ def test_a_video_has_its_damaged_second_found(server: Any, clip: Path) -> None:
     assert "worst passage 3.5 s to 4.5 s" in run.outputs["i"]["text"][0]
 
 
-def test_a_trimmed_video_and_one_of_images_are_what_they_are(server: Any, clip: Path) -> None:
+def test_a_trimmed_video_and_one_made_of_images_are_scored(server: Any, clip: Path) -> None:
     trimmed = {
         "l": node("LoadVideo", file=clip.name),
         "t": node("Video Slice", video=["l", 0], start_time=3.0, duration=1.5, strict_duration=False),
@@ -141,7 +141,7 @@ def test_a_folder_is_ranked_and_its_best_saved_read_and_drawn(server: Any, photo
     assert "f" in server.run(prompt).check().executed
 
 
-def test_what_is_not_there_is_said_before_the_work(server: Any) -> None:
+def test_missing_inputs_are_reported_before_the_work(server: Any) -> None:
     Image.effect_noise((60, 40), 60).convert("RGB").save(server.folder / "output" / "plain.png")
     for prompt, message in (
         (node("RALI_ScoreFolder", **{**FOLDER, "folder": "nowhere"}), "there is no such folder"),

@@ -37,7 +37,7 @@ SCORE = {"aggregation": "mean", "threshold": 0.5, "coverage": "model's own"}
 
 @pytest.fixture
 def start(comfy_home: Path, tmp_path: Path, tools: dict[str, Any]) -> Iterator[Callable[..., Any]]:
-    """Starts a ComfyUI of its own in `tmp_path / "base"`, with an image in its input folder."""
+    """Starts a separate ComfyUI in `tmp_path / "base"`, with an image in its input folder."""
     started = []
 
     def begin(*more: str, version: str = "0.30.0") -> Any:
@@ -63,7 +63,7 @@ def choices(server: Any) -> list[str]:
     return list(found[1]["options"] if isinstance(found[0], str) else found[0])
 
 
-def test_renamed_in_another_folder_and_beside_packs_that_take_its_names_it_loads_nothing_but_itself_and_scores(
+def test_a_renamed_pack_beside_packs_with_the_same_module_names_loads_its_own_modules(
     start: Callable[..., Any], tmp_path: Path, tools: dict[str, Any], tiny_file: Path
 ) -> None:
     for place in ("base/custom_nodes/aaa_clash", "packs/zzz_clash"):

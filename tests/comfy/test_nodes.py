@@ -100,7 +100,7 @@ def test_every_node_is_registered_with_descriptions_and_tooltips(server: Any) ->
 
 
 @pytest.mark.both_versions
-def test_score_shows_one_number_per_image_and_hands_the_images_on(server: Any, images: dict[str, str]) -> None:
+def test_score_shows_one_number_per_image_and_passes_the_images_on(server: Any, images: dict[str, str]) -> None:
     prompt = {
         **collected([images["good"], images["bad5"]]),
         "s": rali("RALI_Score", images=["c", 1], threshold=0.3),
@@ -269,7 +269,7 @@ def test_attachments_go_through_the_filter_with_their_images(server: Any, images
 
 
 @pytest.mark.parametrize(("threshold", "runs", "rests"), [(0.0, "a", "r"), (1.0, "r", "a")])
-def test_what_hangs_on_an_empty_side_of_the_filter_does_not_run(
+def test_nodes_on_an_empty_side_of_the_filter_do_not_run(
     server: Any, images: dict[str, str], threshold: float, runs: str, rests: str
 ) -> None:
     prompt = {
@@ -308,7 +308,7 @@ def test_a_shut_gate_leaves_upscale_and_save_unexecuted(server: Any, images: dic
 
 
 @pytest.mark.both_versions
-def test_what_leads_to_a_shut_gate_is_not_computed_and_either_or_takes_the_other_way(
+def test_nodes_before_a_shut_gate_are_not_computed_and_switch_takes_the_other_input(
     server: Any, images: dict[str, str]
 ) -> None:
     def prompt(threshold: float, mode: str) -> dict[str, Any]:
@@ -411,7 +411,7 @@ def test_batches_of_tries_find_what_single_tries_find(server: Any, judge: str) -
 
 
 @pytest.mark.both_versions
-def test_an_interrupted_sampler_hands_on_the_best_so_far(server: Any, judge: str) -> None:
+def test_an_interrupted_sampler_outputs_the_best_so_far(server: Any, judge: str) -> None:
     interrupted = []
 
     def interrupt(host: Any, kind: str, data: dict[str, Any]) -> None:
@@ -457,7 +457,7 @@ def test_a_sampler_without_any_usable_image_says_why(server: Any, judge: str) ->
     assert re.search("none of the 2 seeds gave an image that can be scored; seed 800: .*NaN", run.error), run.error
 
 
-def test_an_interrupted_scoring_stops_and_the_server_goes_on(server: Any, images: dict[str, str]) -> None:
+def test_an_interrupted_scoring_stops_and_the_server_keeps_running(server: Any, images: dict[str, str]) -> None:
     sent = []
 
     def interrupt(host: Any, kind: str, data: dict[str, Any]) -> None:
@@ -632,7 +632,7 @@ def test_names_are_filled_in_as_by_the_hosts_own_node_and_are_valid_on_windows(
         ("{score", "expected '}' before end of string"),
     ],
 )
-def test_a_template_that_asks_for_what_there_is_not_is_refused_before_the_work(
+def test_an_invalid_file_name_template_is_refused_before_the_work(
     server: Any, images: dict[str, str], template: str, message: str
 ) -> None:
     prompt = {
@@ -667,9 +667,7 @@ def test_an_image_too_long_for_its_format_is_saved_as_png(server: Any, file_form
 
 
 @pytest.mark.parametrize("file_format", ["png", "webp", "jpeg"])
-def test_what_is_embedded_never_holds_nan_and_an_image_without_a_score_is_saved_too(
-    server: Any, file_format: str
-) -> None:
+def test_metadata_never_hold_nan_and_an_image_without_a_score_is_saved_too(server: Any, file_format: str) -> None:
     prompt = {
         "o": plain("Test_Odd", kind="nan", count=2, seed=77),
         "v": rali("RALI_SaveImage", images=["o", 0], format=file_format, filename_prefix=f"nan/{file_format}"),

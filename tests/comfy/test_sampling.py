@@ -66,7 +66,7 @@ def seeds_of(report: str) -> list[int]:
 @pytest.mark.both_versions
 @pytest.mark.parametrize("make", [ksampler, custom], ids=["ksampler", "custom"])
 @pytest.mark.parametrize("pruned", [False, True], ids=["whole", "pruned"])
-def test_an_interrupted_search_is_not_cached_as_done_and_goes_on_to_the_same_result(
+def test_an_interrupted_search_is_not_cached_as_done_and_resumes_to_the_same_result(
     server: Any, judge: str, make: Any, pruned: bool
 ) -> None:
     prompt = make(judge, n=12, keep=2, seed=300, early_pruning=pruned)
@@ -131,7 +131,7 @@ def test_a_winning_seed_makes_the_same_image_in_samplercustomadvanced(server: An
         assert same["value2"][0]["samples"]["each"][0] == seen["value2"][0]["samples"]["each"][place]
 
 
-def test_the_first_part_of_split_sigmas_is_judged_by_what_it_is_going_to_be(server: Any, judge: str) -> None:
+def test_the_first_part_of_split_sigmas_is_judged_by_its_denoised_preview(server: Any, judge: str) -> None:
     prompt = custom(judge, n=2, seed=9)
     prompt["split"] = plain("SplitSigmas", sigmas=["s", 0], step=2)
     prompt["b"]["inputs"]["sigmas"] = ["split", 0]
@@ -252,7 +252,7 @@ def test_retry_stops_at_the_first_good_try_and_repeats_any_subgraph(server: Any,
     assert seen["value6"][0].startswith(f"reached {limit - 0.00005:g} in ")
 
 
-def test_retry_goes_on_after_an_interrupt_and_judges_by_other_scores_too(server: Any, judge: str) -> None:
+def test_retry_resumes_after_an_interrupt_and_judges_by_other_scores_too(server: Any, judge: str) -> None:
     prompt, sent = retry(judge, n=4), []
     prompt["start"]["inputs"]["seed"] = 77
 
@@ -271,7 +271,7 @@ def test_retry_goes_on_after_an_interrupt_and_judges_by_other_scores_too(server:
     assert (other["value2"], other["value4"], other["value5"]) == ([5.4], [1], [True])
 
 
-def test_retry_says_what_is_wrong(server: Any, judge: str) -> None:
+def test_retry_reports_wrong_wiring(server: Any, judge: str) -> None:
     prompt = retry(judge)
     prompt["k"]["inputs"]["seed"] = 3
     del prompt["b"]["inputs"]["value_2"]

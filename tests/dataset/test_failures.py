@@ -42,7 +42,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(
+def test_a_full_disk_ends_the_run_and_with_more_space_it_resumes(
     photos: Path, score: Score, tmp_path: Path, small_disk: Path
 ) -> None:
     filler = small_disk / "filler"
@@ -178,7 +178,7 @@ def test_a_run_killed_again_and_again_ends_with_the_result_of_an_uninterrupted_o
     for number in range(150):
         (photos / f"{number:03d}.png").write_bytes(encode(number))
     (photos / "077.png").write_bytes(b"no image")
-    # In a process of its own: the run is killed by itself, at a random image, in the middle of its work.
+    # In a separate process: the run is killed by itself, at a random image, in the middle of its work.
     code = """
 import os, signal, sys
 from rali_core.dataset import score_dataset

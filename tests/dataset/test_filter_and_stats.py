@@ -81,7 +81,7 @@ def test_equal_scores_are_taken_in_the_order_of_the_data_set(score: Score, tmp_p
         ({"top_k": 1, "per_group": "nope"}, "there is no column 'nope'; the columns are id, uri, score"),
     ],
 )
-def test_senseless_conditions_are_refused(
+def test_invalid_conditions_are_refused(
     photos: Path, score: Score, tmp_path: Path, conditions: dict, message: str
 ) -> None:
     if "per_group" in conditions:
@@ -181,7 +181,7 @@ def test_a_set_of_nothing_but_errors_has_a_summary(score: Score, tmp_path: Path)
     assert not (tmp_path / "out" / "_contact-sheet.png").exists()
 
 
-def test_the_commands_do_all_this(
+def test_cli_filter_and_stats(
     photos: Path, tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
@@ -232,7 +232,7 @@ def test_a_large_image_is_drawn_small_on_the_sheet(score: Score, tmp_path: Path)
         assert sheet.width < 400
 
 
-def test_as_many_files_come_out_as_were_chosen_whatever_the_ids(score: Score, tmp_path: Path) -> None:
+def test_each_chosen_image_gets_a_file_whatever_the_ids(score: Score, tmp_path: Path) -> None:
     names = [
         "a:b",
         "a_b",
@@ -285,9 +285,7 @@ def test_files_are_moved_sorted_into_bands_and_take_their_sidecars_along(
     assert len([path for path in photos.rglob("*") if path.suffix in (".png", ".jpg")]) == 16
 
 
-def test_a_thumbnail_that_cannot_be_had_costs_its_place_on_the_sheet_only(
-    photos: Path, score: Score, tmp_path: Path
-) -> None:
+def test_an_unreadable_thumbnail_is_left_out_of_the_sheet(photos: Path, score: Score, tmp_path: Path) -> None:
     score(photos)
     for path in photos.rglob("*.jpg"):
         path.unlink()

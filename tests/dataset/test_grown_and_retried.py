@@ -46,7 +46,7 @@ def test_a_folder_that_has_grown_has_its_new_images_scored(photos: Path, score: 
         assert score(photos).scored_now == 0
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 35
-    assert "01.jpg" in rows, "its row stays, though it is gone"
+    assert "01.jpg" in rows, "its row stays, though it was deleted"
     summary = summarise(tmp_path / "out")
     assert (summary.images, summary.done, summary.errors) == (35, 35, 1)
     chosen = filter_dataset(tmp_path / "out", min_score=0.0)
@@ -85,7 +85,7 @@ def test_a_stopped_run_is_finished_first_and_grows_the_next_time(photos: Path, s
     assert score(photos).images == len(read_rows(tmp_path / "out")) == 34
 
 
-def test_a_source_that_is_gone_leaves_the_result_as_it_is(
+def test_a_deleted_source_leaves_the_result_unchanged(
     photos: Path, score: Score, caplog: pytest.LogCaptureFixture
 ) -> None:
     score(photos)
@@ -94,9 +94,7 @@ def test_a_source_that_is_gone_leaves_the_result_as_it_is(
     assert "new images were not searched for" in caplog.text
 
 
-def test_failed_images_are_tried_again_and_the_others_are_left_alone(
-    photos: Path, score: Score, tmp_path: Path
-) -> None:
+def test_failed_images_are_retried_and_the_others_are_kept(photos: Path, score: Score, tmp_path: Path) -> None:
     (photos / "bad.png").write_bytes(b"still no image")
     score(photos)
     before = stamps(tmp_path / "out")
@@ -115,7 +113,7 @@ def test_failed_images_are_tried_again_and_the_others_are_left_alone(
     assert score(photos, retry_errors=True).scored_now == 1, "what failed again is tried again"
 
 
-def test_new_images_and_failed_ones_are_done_in_one_run(photos: Path, score: Score, tmp_path: Path) -> None:
+def test_new_images_and_retries_are_done_in_one_run(photos: Path, score: Score, tmp_path: Path) -> None:
     score(photos)
     (photos / "broken.png").unlink()
     (photos / "new.png").write_bytes(encode(70))
@@ -142,7 +140,7 @@ def test_a_tar_that_could_not_be_read_gives_its_images_when_it_can(
     assert score(tar_file.parent, retry_errors=True).scored_now == 0
 
 
-def test_rows_of_a_parquet_file_and_carried_columns_are_tried_again(score: Score, tmp_path: Path) -> None:
+def test_rows_of_a_parquet_file_and_carried_columns_are_retried(score: Score, tmp_path: Path) -> None:
     paths = [f"{number}.png" for number in range(7)]
     pq.write_table(pa.table({"path": paths, "prompt": list("abcdefg")}), tmp_path / "t.parquet")
     for number in (0, 2, 3, 6):
@@ -157,7 +155,7 @@ def test_rows_of_a_parquet_file_and_carried_columns_are_tried_again(score: Score
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is not there")
-def test_killed_while_growing_and_trying_again_each_image_has_one_row(
+def test_killed_while_growing_and_retrying_each_image_has_one_row(
     photos: Path, score: Score, tmp_path: Path, tiny_file: Path
 ) -> None:
     for number in range(12):
@@ -209,7 +207,7 @@ def test_a_tar_inside_a_grown_folder_keeps_its_places(score: Score, tmp_path: Pa
     assert list(read_rows(tmp_path / "out")) == ["a.tar/a.png", "a.tar/b.png"]
 
 
-def test_an_actor_of_a_cluster_tries_failed_rows_again_once(
+def test_an_actor_of_a_cluster_retries_failed_rows_once(
     photos: Path, score: Score, tmp_path: Path, tiny_file: Path
 ) -> None:
     score(photos)

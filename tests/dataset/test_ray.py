@@ -98,7 +98,7 @@ def test_errors_of_actors_travel_as_text(error: OSError | ValueError) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_what_goes_wrong_in_an_actor_is_told_in_its_own_words(photos: Path, score: Score, tmp_path: Path) -> None:
+def test_an_actors_error_is_reported_in_its_own_words(photos: Path, score: Score, tmp_path: Path) -> None:
     assert count_living() >= 1
     with pytest.raises(ValueError, match="no machine of the Ray cluster has 99 processors and 0 GPUs"):
         score(photos, engine="ray", cpus_per_actor=99)

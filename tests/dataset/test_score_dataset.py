@@ -61,7 +61,7 @@ def test_the_schema_is_the_stated_one_and_the_folder_reads_as_a_table(
     assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "out").glob("*.parquet"))] == [5, 5, 5, 5, 1]
 
 
-def test_a_stopped_run_goes_on_and_the_result_is_that_of_an_uninterrupted_one(
+def test_a_stopped_run_resumes_to_the_result_of_an_uninterrupted_one(
     photos: Path, score: Score, tmp_path: Path
 ) -> None:
     seen: list[int] = []
@@ -86,7 +86,7 @@ def test_a_stopped_run_goes_on_and_the_result_is_that_of_an_uninterrupted_one(
     assert (third.done, third.scored_now) == (21, 0)
 
 
-def test_images_that_come_later_are_not_part_of_a_begun_run(photos: Path, score: Score, tmp_path: Path) -> None:
+def test_images_that_are_added_later_are_not_part_of_a_started_run(photos: Path, score: Score, tmp_path: Path) -> None:
     score(photos, progress=lambda done, total: False)  # noqa: ARG005
     (photos / "00-new.png").write_bytes((photos / "02.png").read_bytes())
     assert score(photos).images == 21
@@ -109,9 +109,7 @@ def test_other_options_are_an_error_that_says_which(
     assert score(photos, batch_size=2, workers=2).scored_now == 0, "these do not change the scores"
 
 
-def test_a_damaged_shard_is_made_again_and_a_foreign_one_is_left_alone(
-    photos: Path, score: Score, tmp_path: Path
-) -> None:
+def test_a_damaged_shard_is_scored_again_and_a_foreign_one_is_kept(photos: Path, score: Score, tmp_path: Path) -> None:
     score(photos)
     before = read_rows(tmp_path / "out")
     part = tmp_path / "out" / "part-000002.parquet"
@@ -171,7 +169,7 @@ def test_a_decoder_that_dies_costs_one_row(
     assert good == pytest.approx({name: row["score"] for name, row in read_rows(tmp_path / "other").items()}, abs=1e-6)
 
 
-def test_an_image_that_is_never_done_is_given_up(
+def test_an_image_that_exceeds_the_timeout_is_given_up(
     photos: Path, score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
@@ -208,3 +206,25 @@ def test_a_result_needs_a_local_folder(photos: Path, tiny_file: Path) -> None:
     with pytest.raises(ValueError, match="the result needs a local folder"):
         score_dataset(photos, "s3://bucket/out", model=tiny_file)
     assert not os.path.exists("s3:")
+
+
+def test_reasons_are_columns_of_words_and_severities(
+    photos: Path, score: Score, tmp_path: Path, probing_file: Path, tiny_file: Path
+) -> None:
+    Image.new("RGB", (40, 40)).save(photos / "black.png")
+    with pytest.raises(ValueError, match="the model 'tiny' tells no attributes"):
+        score(photos, model=tiny_file, reasons=True)
+    score(photos, model=probing_file, reasons=True)
+    rows = read_rows(tmp_path / "out")
+    scorer = RaliScorer.from_pretrained(probing_file, device="cpu", attributes=True)
+    for name, row in rows.items():
+        if name in ("broken.png", "black.png"):
+            assert (row["words"], row["blur"], row["noise"]) == (None, None, None)
+            continue
+        told = scorer.score(row["uri"]).attributes[0]
+        assert told is not None
+        assert row["words"] == ", ".join(told.words)
+        assert {"blur": row["blur"], "noise": row["noise"]} == pytest.approx(told.values, abs=1e-5)
+    assert len({row["words"] for row in rows.values()}) > 1, "null and at least one text"
+    with pytest.raises(ValueError, match="--reasons: words, blur, noise in the first run, none now"):
+        score(photos, model=probing_file)

@@ -181,7 +181,7 @@ def test_names_that_are_not_utf_8_are_scored_too(score: Score, tmp_path: Path) -
     assert next(iter(read_rows(tmp_path / "out").values()))["error"] is None
 
 
-def test_what_a_source_is_must_be_clear(tmp_path: Path, parquet_file: Path, tar_file: Path, photos: Path) -> None:
+def test_an_ambiguous_source_is_refused(tmp_path: Path, parquet_file: Path, tar_file: Path, photos: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder: /nonexistent"):
         open_source("/nonexistent")
     (tmp_path / "empty").mkdir()
@@ -294,7 +294,7 @@ def test_a_tar_that_holds_a_name_twice_has_a_row_for_each(score: Score, tmp_path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such names cannot be there")
-def test_what_is_on_the_disk_is_local_whatever_its_name(
+def test_an_existing_file_is_local_whatever_its_name(
     score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "a::b"

@@ -102,7 +102,7 @@ def test_workers_are_for_measuring_alone(tmp_path: Path) -> None:
     assert source.asked == [("a", 0), ("b", 0)]
 
 
-def test_what_is_there_is_kept_and_a_failure_is_noted_and_tried_again(tmp_path: Path) -> None:
+def test_existing_descriptions_are_kept_and_failures_are_logged_and_retried(tmp_path: Path) -> None:
     output = tmp_path / "new" / "d.jsonl"
     requests = [request_named("a"), request_named("broken"), request_named("b")]
     first = describe_all(requests, Counting(), output, seeds=[0])
@@ -145,7 +145,7 @@ def test_a_run_that_cannot_be_done_is_refused(arguments: dict[str, object], mess
 
 def test_a_worker_that_dies_ends_the_run_and_what_was_written_stays(photographs: Photographs, tmp_path: Path) -> None:
     requests = [DescriptionRequest("cat", photographs["cat"]), DescriptionRequest("killer", partial(os._exit, 3))]
-    with pytest.raises(RuntimeError, match="a worker process died.*what was written stays"):
+    with pytest.raises(RuntimeError, match="a worker process died.*what was written is kept"):
         describe_all(requests, MeasuredDescriber(), tmp_path / "d.jsonl", seeds=[0], workers=1)
     summary = describe_all(requests[:1], MeasuredDescriber(), tmp_path / "d.jsonl", seeds=[0])
     assert summary.written + summary.kept == 1
@@ -173,7 +173,7 @@ def test_a_request_opens_files_images_and_functions_alike(photographs: Photograp
         assert (image.mode, image.size, image.getextrema()) == ("RGB", clear.size, ((255, 255),) * 3)
 
 
-def test_the_measured_source_tells_score_and_distortion(photographs: Photographs) -> None:
+def test_the_measured_source_names_score_and_distortion(photographs: Photographs) -> None:
     describer = MeasuredDescriber()
     request = DescriptionRequest("cat", photographs["cat"], score=0.1, distortion="motion_blur", level=5)
     for seed in range(5):
@@ -184,7 +184,7 @@ def test_the_measured_source_tells_score_and_distortion(photographs: Photographs
         assert MeasuredDescriber().describe(request, seed=seed) == description
 
 
-def test_the_score_source_tells_the_score_only() -> None:
+def test_the_score_source_names_the_score_only() -> None:
     texts = [ScoreDescriber().describe(DescriptionRequest("a", Path("no/file"), 0.5), seed=s).text for s in range(20)]
     assert all("fair" in text for text in texts)
     assert len(set(texts)) > 5

@@ -170,7 +170,7 @@ def test_an_interrupted_run_resumes_to_the_file_of_a_whole_one(
     assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_a_model_that_was_taught_nothing_fails_with_what_it_wrote(random_model: Path) -> None:
+def test_an_untrained_model_fails_with_its_output_in_the_error(random_model: Path) -> None:
     describer = QInsightDescriber(random_model, device="cpu", dtype="bfloat16", max_new_tokens=12, attempts=2)
     with pytest.raises(
         DescriptionError, match=r"no readable answer in 2 attempt\(s\): expected one closed think block, got 0"

@@ -17,7 +17,7 @@ def write_lines(path: Path, *entries: object) -> Path:
     return path
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_written_records_are_read_back(tmp_path: Path) -> None:
     file = tmp_path / "new" / "d.jsonl"
     log = DescriptionLog(file, source="someone")
     log.write("ä/b c.png", "Scharf, “naturally”.", score=1 / 3, seed=0)
@@ -66,7 +66,7 @@ def test_files_that_are_absent_or_empty_are_refused_and_many_problems_are_cut_sh
         read_descriptions(bad)
 
 
-def test_images_are_looked_for_where_a_folder_is_given(tmp_path: Path) -> None:
+def test_images_are_searched_in_a_given_folder(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "d.jsonl", GOOD)
     with pytest.raises(ValueError, match="line 1: no file .*a.png"):
         read_descriptions(file, root=tmp_path)

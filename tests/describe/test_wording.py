@@ -104,7 +104,7 @@ def test_a_distortion_silences_the_praise_that_it_makes_untrue() -> None:
 
 
 @pytest.mark.parametrize("aspect", ASPECTS, ids=lambda aspect: aspect.name)
-def test_a_clear_flaw_is_always_told(aspect: Aspect) -> None:
+def test_a_clear_flaw_is_always_mentioned(aspect: Aspect) -> None:
     for value in np.linspace(0.0, HIGHEST.get(aspect.name, 1.0), 60):
         grade = aspect.grade(value)
         if grade.severity >= 2:
@@ -115,7 +115,7 @@ def test_a_clear_flaw_is_always_told(aspect: Aspect) -> None:
                 assert any(clause.lower() in text for clause in grade.clauses), (value, text)
 
 
-def test_the_worst_flaw_is_told_first() -> None:
+def test_the_worst_flaw_is_mentioned_first() -> None:
     ruined = replace(PLAIN, noise=30.0, contrast=0.11)
     for seed in range(20):
         text = describe_measurements(ruined, seed=seed).lower()

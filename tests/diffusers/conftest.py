@@ -83,7 +83,7 @@ def sd15() -> Any:
 
 
 class Contrast:
-    """Standard deviation of the brightness: a known order, by an implementation of its own; notes what it was given."""
+    """Standard deviation of the brightness: a known order, by an independent implementation; records its inputs."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rali_core.diffusers_hook import BestOfN, SuccessiveHalving, best_of_n
 from rali_core.diffusers_hook.latents import latents_to_pixels
+from rali_core.scorer import RaliScorer
 
 FAMILIES = ["sd15", "sdxl", "sd3", "flux"]
 
@@ -36,7 +37,7 @@ def test_the_known_best_seed_wins_and_alone_gives_the_same_image_bit_for_bit(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_winner_from_a_batch_is_made_again_alone_bit_for_bit(
+def test_a_winner_from_a_batch_is_regenerated_alone_bit_for_bit(
     name: str, get_pipe: Any, arguments: Any, alone: Any, contrast: Any
 ) -> None:
     pipe, call = get_pipe(name), arguments(name, output_type="np")
@@ -106,7 +107,7 @@ def test_it_stops_once_enough_images_reach_the_threshold(sd15: Any, arguments: A
     assert never.report.stopped is None
 
 
-def test_ctrl_c_returns_the_best_so_far_and_only_without_any_goes_on_up(sd15: Any, arguments: Any) -> None:
+def test_ctrl_c_returns_the_best_so_far_and_raises_only_without_any(sd15: Any, arguments: Any) -> None:
     made = 0
 
     def score(images: list[Image.Image]) -> list[float]:
@@ -267,6 +268,23 @@ def test_a_rali_scorer_scores_what_it_scores_alone(sd15: Any, arguments: Any, ti
     assert list(result.scores) == sorted(result.scores, reverse=True)
 
 
+def test_a_scorer_that_tells_attributes_says_what_is_wrong_with_each_finished_image(
+    sd15: Any, arguments: Any, probing_model: Any, tiny_info: Any, tmp_path: Any
+) -> None:
+    scorer = RaliScorer(probing_model, tiny_info, device="cpu", attributes=True)
+    result = best_of_n(sd15, n=3, keep=3, scorer=scorer, **arguments("sd15"))
+    said = {candidate.seed: candidate.words for candidate in result.report.candidates}
+    told = [scorer.score(image).attributes[0] for image in result.images]
+    assert said == {seed: each.words for seed, each in zip(result.seeds, told, strict=True) if each}
+    assert any(said.values())
+    result.save(tmp_path)
+    record = json.loads((tmp_path / "best-of-n.json").read_text())
+    assert [tuple(candidate["words"]) for candidate in record["report"]["candidates"]] == list(said.values())
+    plain = best_of_n(sd15, n=1, scorer=RaliScorer(probing_model, tiny_info, device="cpu"), **arguments("sd15"))
+    assert plain.report.candidates[0].words == ()
+    assert result.contact_sheet().height > plain.contact_sheet().height, "a line for the words"
+
+
 def test_saving_writes_images_with_metadata_a_sheet_and_all_figures(
     sd15: Any, arguments: Any, contrast: Any, tmp_path: Any
 ) -> None:
@@ -314,7 +332,7 @@ def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str, sd15
         best_of_n(sd15, **settings)
 
 
-def test_what_is_no_pipeline_or_no_scorer_is_refused(sd15: Any, arguments: Any) -> None:
+def test_a_wrong_pipeline_or_scorer_is_refused(sd15: Any, arguments: Any) -> None:
     with pytest.raises(TypeError, match="expected a diffusers pipeline, got int"):
         best_of_n(3, n=2)
     with pytest.raises(TypeError, match="scorer must be a RaliScorer or a callable"):

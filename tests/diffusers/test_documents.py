@@ -1,4 +1,4 @@
-"""What docs/diffusers.md tells users to type, with a tiny pipeline and a tiny model."""
+"""The examples of docs/diffusers.md, with a tiny pipeline and a tiny model."""
 
 from __future__ import annotations
 

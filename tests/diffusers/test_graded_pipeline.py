@@ -1,4 +1,4 @@
-"""Best of N where everybody can tell which images are better: one photograph, blurred as the seed has it."""
+"""Best of N where everybody can see which images are better: one photograph, blurred as the seed has it."""
 
 from __future__ import annotations
 

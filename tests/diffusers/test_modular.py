@@ -145,7 +145,7 @@ def test_a_workflow_of_the_pipeline_keeps_the_block_whole(contrast: Any) -> None
         ({"keep": 9}, "keep must lie between 1 and n = 4"),
     ],
 )
-def test_what_cannot_go_together_is_refused(changes: Any, message: str, get_pipe: Any, contrast: Any) -> None:
+def test_incompatible_arguments_are_refused(changes: Any, message: str, get_pipe: Any, contrast: Any) -> None:
     with pytest.raises(ValueError, match=message):
         searching("sd3", get_pipe("sd3"), contrast)(**{**CALL, **changes})
 

@@ -136,7 +136,7 @@ def test_several_listen_to_one_scheduler_and_leave_it_as_it_was() -> None:
     assert "step" not in vars(scheduler)
 
 
-def test_a_step_that_somebody_else_replaced_stays_replaced() -> None:
+def test_a_step_method_replaced_by_others_stays_replaced() -> None:
     scheduler = make("DDIMScheduler", "epsilon")
     original, seen = scheduler.step, []
 

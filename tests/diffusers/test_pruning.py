@@ -104,7 +104,7 @@ def test_a_batch_really_shrinks_and_its_survivors_are_what_they_would_be_alone(
 
 
 @pytest.mark.parametrize("scheduler", MULTISTEP)
-def test_what_a_scheduler_remembers_shrinks_with_the_batch(
+def test_a_schedulers_state_shrinks_with_the_batch(
     scheduler: str, tiny: Any, arguments: Any, alone: Any, contrast: Any
 ) -> None:
     import diffusers

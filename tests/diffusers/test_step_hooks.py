@@ -40,7 +40,7 @@ def test_some_steps_are_scored_where_that_is_enough(sd15: Any, arguments: Any, a
     assert [now.step for now in callback.history] == [2, 4]
 
 
-def test_a_run_can_be_stopped_and_gives_the_predicted_image(
+def test_a_run_can_be_stopped_and_returns_the_denoised_preview(
     sd15: Any, arguments: Any, alone: Any, contrast: Any
 ) -> None:
     calls = []

@@ -145,7 +145,7 @@ def test_pruning_leaves_the_winner_bit_for_bit_and_counts(name: str, tiny: Any, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_steps_are_scored_without_being_told_the_size(name: str, tiny: Any, contrast: Any) -> None:
+def test_steps_are_scored_without_a_given_size(name: str, tiny: Any, contrast: Any) -> None:
     pipe, call = build(name, tiny)
     call = {**call, "height": 64, "width": 32}
     with RaliStepCallback(pipe, scorer=contrast) as callback:
@@ -154,7 +154,7 @@ def test_steps_are_scored_without_being_told_the_size(name: str, tiny: Any, cont
     assert callback.history[-1].scores[0] == pytest.approx(contrast([image])[0], abs=0.3)
 
 
-def test_what_cannot_be_decoded_is_said_before_the_first_step(tiny: Any, contrast: Any) -> None:
+def test_undecodable_latents_are_an_error_before_the_first_step(tiny: Any, contrast: Any) -> None:
     pipe, call = build("qwen", tiny)
     steps = []
     hook = pipe.transformer.register_forward_pre_hook(lambda *_: steps.append(1))

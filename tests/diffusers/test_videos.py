@@ -87,7 +87,7 @@ def test_the_best_video_is_kept_and_its_seed_makes_it_again(name: str, output_ty
     assert len(result.save(tmp_path)) == 2
 
 
-def test_what_videos_cannot_is_said_before_anything_is_generated() -> None:
+def test_unsupported_options_for_videos_are_an_error_before_generation() -> None:
     pipe, call = build("wan")
     for options, message in (
         ({"prune": SuccessiveHalving()}, "makes videos: no denoised preview; best_of_n without prune= works"),

@@ -1,4 +1,4 @@
-"""Run in a process of its own: opens hostile releases under an audit hook that notes whatever Python does.
+"""Run in a separate process: opens hostile releases under an audit hook that records whatever Python does.
 
     python guarded.py release OUT FOLDER...             one line of JSON per folder
     python guarded.py fuzz OUT FOLDER COUNT SEED        one line of JSON per mutated file
@@ -141,7 +141,7 @@ def fuzz(folder: Path, count: int, seed: int, out: Path) -> None:
             if seeds and dice.random() < 0.3:
                 source = dice.choice(seeds).read_bytes()
             (work / name).write_bytes(mutate(source, originals[dice.choice(names)], dice))
-            print(number, name, file=sys.stderr, flush=True)  # the last line tells which file a crash was in
+            print(number, name, file=sys.stderr, flush=True)  # the last line names the file of a crash
             result = attempt(lambda: read_release(work))
             if result["error"] is None:
                 survivors += 1

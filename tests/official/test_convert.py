@@ -206,7 +206,7 @@ PROBLEMS: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("case", PROBLEMS)
-def test_what_does_not_fit_is_refused_and_nothing_is_written(case: str, release_copy: Path, tmp_path: Path) -> None:
+def test_an_unusable_release_is_refused_and_nothing_is_written(case: str, release_copy: Path, tmp_path: Path) -> None:
     edit, message = PROBLEMS[case]
     edit(release_copy)
     with pytest.raises(ReleaseError, match=message):

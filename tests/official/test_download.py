@@ -1,4 +1,4 @@
-"""`rali download official` in processes of its own, with the real client, against a server on loopback."""
+"""`rali download official` in separate processes, with the real client, against a server on loopback."""
 
 from __future__ import annotations
 
@@ -117,9 +117,7 @@ def test_a_given_folder_holds_everything_and_the_name_still_works(rali: Rali, tm
     assert "the model 'official' is gone from" in gone.stderr
 
 
-def test_a_cut_connection_is_taken_up_where_it_stopped(
-    rali: Rali, server: ModuleType, maker: ModuleType, tmp_path: Path
-) -> None:
+def test_a_cut_connection_is_resumed(rali: Rali, server: ModuleType, maker: ModuleType, tmp_path: Path) -> None:
     # The client keeps what it got in pieces of 10 MiB, so the file must be larger than that; the text side is dropped.
     release = maker.make_release(tmp_path / "release", size={**maker.SMALL, "text": {**maker.SMALL["text"], "vocab_size": 200_000}})  # fmt: skip
     with server.serve(release) as hub:

@@ -77,7 +77,7 @@ def test_the_reference_for_tall_images_is_the_processor_itself_for_all_others(
 def test_the_comparison_notices_a_wrong_mean(
     release_copy: Path, parity: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trap that the official loader falls into: going on without the mean."""
+    """The fault of the official loader: continuing without the mean."""
     real = release_module.read_pca
 
     def without_mean(path: Path) -> object:

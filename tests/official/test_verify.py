@@ -64,7 +64,7 @@ def test_swapped_tensors_of_one_shape_are_found(release: Path, converted: Path) 
         verify(converted, release)
 
 
-def test_a_lacking_or_additional_tensor_is_found(release: Path, converted: Path) -> None:
+def test_a_missing_or_additional_tensor_is_found(release: Path, converted: Path) -> None:
     rewrite(converted, lambda tensors: tensors.update({"encoder.more": tensors.pop("encoder.proj")}))
     with pytest.raises(ReleaseError, match=r"(?s)encoder.proj: not in the file.*encoder.more: not in the release"):
         verify(converted, release)

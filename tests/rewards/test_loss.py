@@ -9,7 +9,7 @@ from torch import nn
 from rali_core.rewards import RaliLoss
 
 
-def test_the_loss_is_what_is_missing_to_a_perfect_score(tiny_model: Any, pixels: Any) -> None:
+def test_the_loss_is_the_shortfall_below_a_perfect_score(tiny_model: Any, pixels: Any) -> None:
     scores = tiny_model(pixels)
     assert torch.allclose(RaliLoss(tiny_model, reduction="none")(pixels), 1 - scores)
     assert torch.allclose(RaliLoss(tiny_model)(pixels), (1 - scores).mean())
@@ -31,7 +31,7 @@ def test_beyond_the_target_there_is_neither_loss_nor_gradient(tiny_model: Any, p
 def test_the_gradient_agrees_with_finite_differences_in_float64(tiny_model: Any) -> None:
     loss = RaliLoss(tiny_model.double())
     generator = torch.Generator().manual_seed(1)
-    # Larger than the tower's input, so that the antialiased resize is in the chain; away from 0 and 1, where it clips.
+    # Larger than the encoder's input, so that the antialiased resize is in the chain; away from 0 and 1, where it clips.
     pixels = (0.3 + 0.4 * torch.rand(1, 3, 36, 34, generator=generator, dtype=torch.float64)).requires_grad_(True)
     assert torch.autograd.gradcheck(loss, (pixels,), eps=1e-6, atol=1e-7, rtol=1e-4, fast_mode=True)
     (gradient,) = torch.autograd.grad(loss(pixels), pixels)

@@ -78,7 +78,7 @@ class Page:
             self.problems.append(message.text)
 
     def reload(self) -> None:
-        """Open the page anew, on an empty graph."""
+        """Reload the page, on an empty graph."""
         self.page.goto(self.url, wait_until="domcontentloaded")
         # Set after the spinner and before it goes: the page opens its own first workflow in between.
         self.wait("window.app?.extensionManager?.spinner === false")

@@ -128,7 +128,7 @@ class NoImages(io.ComfyNode):
 
 
 class Latents(io.ComfyNode):
-    """Latents and masks whose values tell which image they belong to."""
+    """Latents and masks whose values identify their image."""
 
     @classmethod
     def define_schema(cls):

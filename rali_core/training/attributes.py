@@ -1,0 +1,227 @@
+"""Probes of image attributes: a logistic regression each, on embeddings of good images under known distortions.
+
+What a probe learns is the distortion's level as a share of the strongest one. Images as they are, good labelled images
+and all other distortions are its negatives, so that what it tells is its own kind of flaw and not the lack of quality.
+Figures and thresholds come of a cross-validation by source image; what does not reach `MIN_AUC` there is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..attributes import Attribute, AttributeProbes, from_metadata, to_metadata
+from ..model import RaliModel
+from .distortion_triplets import GOOD_SCORE
+from .distortions import LEVELS, Distortion, distort
+from .run import Run
+
+logger = logging.getLogger("rali")
+
+MIN_AUC = 0.9
+FOLDS = 5
+INVERSE_REGULARISATION = 0.01
+"""C of the logistic regressions, on standardised embeddings."""
+VISIBLE_LEVEL = 2
+"""Figures are of the distortions from this level on; level 1 is at the limit of what one sees."""
+FALSE_ALARMS, CONFUSED = 0.01, 0.05
+"""At most this share of the held-out undistorted images, and of those with other distortions, reaches a threshold."""
+GOOD_IMAGES = 1500
+"""Good labelled images at most, drawn at random; the stage has their embeddings already."""
+
+
+class Probed(NamedTuple):
+    """What an attribute is learnt from.
+
+    Attributes:
+        word: For an image that has it.
+        kinds: Distortions that it is learnt from.
+        unseen: Further distortions of its kind, which no probe is trained on: `bench/reasons.py` measures on them.
+        alike: Distortions that bring it about as well, and so are not among its negatives.
+    """
+
+    word: str
+    kinds: tuple[Distortion, ...]
+    unseen: tuple[Distortion, ...] = ()
+    alike: tuple[Distortion, ...] = ()
+
+
+PROBED: dict[str, Probed] = {
+    "blur": Probed(
+        "blurred", ("blur", "motion_blur"), ("lens_blur", "low_resolution"), ("smear", "upscaler", "pixelate")
+    ),
+    "noise": Probed("noisy", ("noise", "poisson_noise"), ("chroma_noise", "impulse_noise", "speckle_noise")),
+    "compression": Probed("blocky", ("jpeg", "webp"), ("jpeg2000",), ("pixelate",)),
+    "upscaling": Probed("upscaled", ("pixelate", "upscaler"), ("low_resolution",), ("smear",)),
+    "sharpening": Probed("oversharpened", ("oversharpen",), ("ringing",), ("upscaler",)),
+    "smearing": Probed("smeared", ("smear",), (), ("upscaler", "warp")),
+    "overexposure": Probed("overexposed", ("brighten",)),
+    "underexposure": Probed("underexposed", ("darken",)),
+    "low_contrast": Probed("low contrast", ("contrast_low",), ("haze",), ("brighten", "darken")),
+    "high_contrast": Probed("harsh contrast", ("contrast_high",), (), ("banding", "darken", "oversharpen")),
+    "desaturation": Probed("pale colours", ("saturation_low",), (), ("brighten", "contrast_low")),
+    "oversaturation": Probed("oversaturated", ("saturation_high",), (), ("contrast_high", "darken")),
+    "chromatic_aberration": Probed("colour fringes", ("colour_shift",), ("colour_diffusion",)),
+    "posterisation": Probed("posterised", ("banding",), ("dither",), ("contrast_high",)),
+    "checkerboard": Probed("checkerboard pattern", ("checkerboard",)),
+    "deformation": Probed("deformed", ("warp",), ("patch_jitter",)),
+}  # fmt: skip
+KINDS: tuple[Distortion, ...] = tuple(kind for probed in PROBED.values() for kind in probed.kinds)
+
+
+class DistortedImages(Sequence[NDArray[np.uint8]]):
+    """Each image as it is, then under each kind of distortion at one level, all levels alike often.
+
+    Args:
+        read: From a number to that image, (S, S, 3) uint8.
+        count: Number of images.
+        kinds: Of distortions.
+    """
+
+    def __init__(
+        self, read: Callable[[int], NDArray[np.uint8]], count: int, kinds: Sequence[Distortion] = KINDS
+    ) -> None:
+        self.read, self.kinds = read, tuple(kinds)
+        self.levels = np.array([
+            [0, *((number + place) % LEVELS + 1 for place in range(len(kinds)))] for number in range(count)
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return self.levels.size
+
+    def __getitem__(self, index: Any) -> Any:
+        number, place = divmod(index, self.levels.shape[1])
+        image = np.asarray(self.read(number))
+        if not place:
+            return image
+        level = int(self.levels[number, place])
+        return np.asarray(distort(Image.fromarray(image), self.kinds[place - 1], level, seed=number))
+
+
+def fit_attributes(run: Run, model: RaliModel) -> tuple[AttributeProbes | None, dict[str, Any]]:
+    """Probes for a model's encoder, made of the undistorted images of a training's triplets.
+
+    Args:
+        run: The training; `[fit] attribute_images` says how many images.
+        model: Its encoder is used.
+
+    Returns:
+        The probes, None where there are too few images or none is good enough; and their figures, in JSON types.
+    """
+    count = min(run.config.fit.attribute_images, len(run.triplets))
+    sources = [triplet.source for triplet in run.triplets[:count]]
+    if len(set(sources)) < 2 * FOLDS:
+        logger.info("attributes: left out, with %d images; at least %d are needed", len(set(sources)), 2 * FOLDS)
+        return None, {}
+    cache = run.triplet_images()
+    images = DistortedImages(lambda number: np.array(cache.array[number, 0]), count)
+    digest = repr((run.triplets_digest, count, KINDS))
+    embedded = run.embeddings(model, "attributes", images, digest)
+    scored = [run.embed_training(model, data) for data in run.data if data.scores == "absolute"]
+    good = torch.cat([part[torch.from_numpy(scores > GOOD_SCORE)] for part, scores in scored])
+    drawn = np.random.default_rng(run.config.seed).permutation(len(good))[:GOOD_IMAGES]
+    return fit_probes(embedded, sources, images.levels, good[torch.from_numpy(drawn)])
+
+
+def fit_probes(
+    distorted: Tensor, sources: Sequence[str], levels: NDArray[np.int64], good: Tensor
+) -> tuple[AttributeProbes | None, dict[str, Any]]:
+    """Fit and measure a probe for each attribute.
+
+    Args:
+        distorted: (N * (1 + K), D) embeddings of `DistortedImages` of the K `KINDS`.
+        sources: N names: images of one name are held out together.
+        levels: (N, 1 + K) levels, 0 for an image as it is.
+        good: (M, D) embeddings of further images without flaws.
+
+    Returns:
+        As `fit_attributes`.
+    """
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import GroupKFold
+
+    embeddings = torch.cat([distorted, good])
+    mean, std = embeddings.mean(dim=0), embeddings.std(dim=0).clamp_min(1e-6)
+    values = ((embeddings - mean) / std).numpy()
+    kinds = np.array([*np.tile(["", *KINDS], len(sources)), *[""] * len(good)])
+    level = np.concatenate([levels.ravel(), np.zeros(len(good), levels.dtype)])
+    groups = [*np.repeat(np.array(sources), levels.shape[1]), *(f"good {number}" for number in range(len(good)))]
+    folds = list(GroupKFold(FOLDS).split(values, groups=groups))
+    kept, weights, biases = [], [], []
+    names = sorted({Path(source).name for source in sources})
+    figures: dict[str, Any] = {"distorted": len(distorted), "good": len(good), "sources": names}
+    figures |= {"left_out": {}, "flagged": {}}
+    for name, probed in PROBED.items():
+        own, used = np.isin(kinds, probed.kinds), ~np.isin(kinds, probed.alike)
+        severity = np.where(own, level / LEVELS, 0.0)
+        held_out = np.zeros(len(values))
+        for train, test in folds:
+            rows = train[used[train]]
+            held_out[test] = _fit(values[rows], severity[rows], level[rows]).predict_proba(values[test])[:, 1]
+        shown = own & (level >= VISIBLE_LEVEL)
+        auc = float(roc_auc_score(shown[used & (shown | ~own)], held_out[used & (shown | ~own)]))
+        logger.info("attributes: %s: AUC %.3f", name, auc)
+        if auc < MIN_AUC:
+            figures["left_out"][name] = round(auc, 4)
+            continue
+        clean, others = held_out[level == 0], held_out[used & ~own & (level > 0)]
+        threshold = max(np.quantile(clean, 1 - FALSE_ALARMS), np.quantile(others, 1 - CONFUSED))
+        kept.append(Attribute(name, probed.word, round(min(float(threshold), 1.0), 4), round(auc, 4)))
+        reached = held_out >= kept[-1].threshold
+        figures["flagged"][name] = {
+            kind or "none": round(float(reached[(kinds == kind) & ((level >= VISIBLE_LEVEL) | (level == 0))].mean()), 3)
+            for kind in ("", *KINDS)
+        }
+        fitted = _fit(values[used], severity[used], level[used])
+        weights.append(torch.from_numpy(fitted.coef_[0]).float() / std)
+        biases.append(float(fitted.intercept_[0]) - float(weights[-1] @ mean))
+    if not kept:
+        return None, figures
+    probes = AttributeProbes(kept, embeddings.shape[1])
+    probes.load_state_dict({"weight": torch.stack(weights), "bias": torch.tensor(biases)})
+    return probes, figures
+
+
+def _fit(values: NDArray[np.float32], severity: NDArray[np.float64], level: NDArray[np.int64]) -> Any:
+    """A logistic regression on soft labels: a row of severity s counts as s of a positive and 1 - s of a negative.
+
+    The attribute's own rows, the undistorted images and all other distortions have the same weight in sum.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    own, clean = severity > 0, level == 0
+    weight = np.where(own, 1.0, np.where(clean, own.sum() / clean.sum(), own.sum() / max(1, (~own & ~clean).sum())))
+    return LogisticRegression(C=INVERSE_REGULARISATION, max_iter=1000).fit(
+        np.concatenate([values, values[own]]), np.repeat([0, 1], [len(values), own.sum()]),
+        sample_weight=np.concatenate([weight * (1 - severity), severity[own]]),
+    )  # fmt: skip
+
+
+def save_probes(path: Path, probes: AttributeProbes | None, figures: dict[str, Any]) -> None:
+    """Write a stage's probes and their figures; the file holds no probes where there are none."""
+    metadata = {"figures": json.dumps(figures)}
+    if probes is not None:
+        metadata["attributes"] = json.dumps(to_metadata(probes.attributes))
+    save_file({} if probes is None else probes.state_dict(), path, metadata=metadata)
+
+
+def load_probes(path: Path) -> tuple[AttributeProbes | None, dict[str, Any]]:
+    """What `save_probes` wrote."""
+    with safe_open(path, framework="pt") as file:
+        metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    probes = None
+    if state:
+        probes = AttributeProbes(from_metadata(json.loads(metadata["attributes"])), state["weight"].shape[1])
+        probes.load_state_dict(state)
+    return probes, json.loads(metadata["figures"])

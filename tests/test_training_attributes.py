@@ -1,0 +1,75 @@
+"""The probes of image attributes: what they are fitted on, what is kept of them, and the tool that adds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from rali_core.attributes import AttributeProbes
+from rali_core.training.attributes import KINDS, MIN_AUC, PROBED, DistortedImages, fit_probes, load_probes, save_probes
+from rali_core.training.distortions import LEVELS, distort
+
+SOURCES = 40
+HIDDEN = ("warp", "smear")
+"""Distortions that leave no trace in the made-up embeddings."""
+
+
+def made_up_embeddings(seed: int) -> tuple[torch.Tensor, NDArray[np.int64], torch.Tensor]:
+    """Content in all of 48 dimensions, each kind of distortion along a direction of its own; and fifty good images."""
+    random = np.random.default_rng(seed)
+    levels = DistortedImages(lambda _: np.zeros((8, 8, 3), np.uint8), SOURCES).levels
+    directions = np.random.default_rng(99).normal(size=(1 + len(KINDS), 48)) * 3
+    directions[[0, *(1 + KINDS.index(kind) for kind in HIDDEN)]] = 0  # type: ignore[arg-type]
+    content = random.normal(size=(SOURCES, 1, 48))
+    values = 5 + content + directions * levels[:, :, None] / LEVELS + random.normal(0, 0.2, (*levels.shape, 48))
+    good = 5 + random.normal(size=(50, 48))
+    return torch.from_numpy(values.reshape(-1, 48)).float(), levels, torch.from_numpy(good).float()
+
+
+def test_each_image_comes_undistorted_and_then_in_every_kind_with_levels_alike_often() -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (10, 24, 24, 3), dtype=np.uint8)
+    images = DistortedImages(lambda number: pixels[number], 10)
+    assert len(images) == 10 * (1 + len(KINDS))
+    assert np.array_equal(images[3 * (1 + len(KINDS))], pixels[3])
+    place = 1 + KINDS.index("jpeg")
+    expected = distort(Image.fromarray(pixels[3]), "jpeg", int(images.levels[3, place]), seed=3)
+    assert np.array_equal(images[3 * (1 + len(KINDS)) + place], np.asarray(expected))
+    counts = np.apply_along_axis(np.bincount, 0, images.levels[:, 1:], minlength=LEVELS + 1)
+    assert (counts[1:] == 2).all()
+
+
+def test_probes_tell_unseen_images_what_is_wrong_and_what_cannot_be_told_is_left_out() -> None:
+    embeddings, levels, good = made_up_embeddings(1)
+    probes, figures = fit_probes(embeddings, [f"{number}.png" for number in range(SOURCES)], levels, good)
+    assert probes is not None
+    kept = {attribute.name for attribute in probes.attributes}
+    assert kept | set(figures["left_out"]) == set(PROBED)
+    assert set(figures["left_out"]) == {"smearing", "deformation"}
+    assert all(attribute.auc >= MIN_AUC > max(figures["left_out"].values()) for attribute in probes.attributes)
+    unseen, _, _ = made_up_embeddings(2)
+    with torch.no_grad():
+        values = probes(unseen).numpy().reshape(SOURCES, 1 + len(KINDS), -1)
+    words = [[probes.describe(row).words for row in image] for image in values]
+    assert sum(bool(image[0]) for image in words) <= 6, "of forty images without a flaw"
+    place = 1 + KINDS.index("noise")
+    severe = [image[place] for image, level in zip(words, levels[:, place], strict=True) if level >= 3]
+    assert np.mean(["noisy" in each for each in severe]) > 0.9
+    assert figures["flagged"]["noise"]["noise"] > 0.8 > 0.2 > figures["flagged"]["noise"]["blur"]
+
+
+def test_probes_and_figures_come_back_from_their_file(tmp_path: Path) -> None:
+    embeddings, levels, good = made_up_embeddings(1)
+    probes, figures = fit_probes(embeddings, [f"{number // 2}" for number in range(SOURCES)], levels, good)
+    save_probes(tmp_path / "a.safetensors", probes, figures)
+    again, same = load_probes(tmp_path / "a.safetensors")
+    assert isinstance(probes, AttributeProbes)
+    assert isinstance(again, AttributeProbes)
+    assert (again.attributes, same) == (probes.attributes, figures)
+    assert torch.equal(again(embeddings), probes(embeddings))
+    save_probes(tmp_path / "b.safetensors", None, {})
+    assert load_probes(tmp_path / "b.safetensors") == (None, {})
