@@ -16,7 +16,7 @@ from ..preprocess import Coverage
 from ..vision_transformer import PatchPattern
 from .optimise import OptimiserConfig
 
-ScoreRole = Literal["absolute", "correlation", "none"]
+ScoreRole = Literal["absolute", "mapped", "correlation", "none"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class DataConfig:
         images_root: Folder that the column `image` is relative to; by default that of the table.
         score_range: Worst and best score of the table's scale; mapped to 0 and 1.
         scores: `"absolute"`: the model learns these scores; several such sets must mean the same by 0 and 1.
+            `"mapped"`: its order counts as much, and the head learns the scores after a straight line to the model's
+            scale that is found on the way.
             `"correlation"`: only which image of the set is better, and by how much, on a scale of the set's own.
             `"none"`: only the descriptions.
         validation_fraction: Share of the training images that is held out; 0 for none.
@@ -150,7 +152,7 @@ class TuneConfig(OptimiserConfig):
     Attributes:
         steps: Optimiser steps; 0 leaves the stage out.
         batch_size: Labelled images per step. The sets share them in proportion to the square root of their sizes.
-        plcc_weight: Weight of 1 - PLCC within the batch, for each absolute set.
+        plcc_weight: Weight of 1 - PLCC within the batch, for each absolute or mapped set.
         correlation_weight: The same for each set whose scores count as a correlation.
         triplets_per_batch: Distortion triplets per step, three images each.
         ranking_weight: Weight of the ranking of each triplet.
