@@ -48,7 +48,7 @@ def test_tuning_learns_the_scores(dino_file: Path, labels: Path, tmp_path: Path)
     assert changed == {"9", "10", "11"}
 
 
-def test_the_scale_of_a_mapped_set_does_not_matter(dino_file: Path, labels: Path, tmp_path: Path) -> None:
+def test_the_scale_of_a_correlated_set_does_not_matter(dino_file: Path, labels: Path, tmp_path: Path) -> None:
     config = TuneConfig(steps=3, batch_size=16, learning_rate=1e-4, ema_decay=0.0)
     states = [
         tune(
@@ -57,11 +57,22 @@ def test_the_scale_of_a_mapped_set_does_not_matter(dino_file: Path, labels: Path
             [scored(labels), scored(labels, role, name="b", scale=scale)],
             config,
         )[1]
-        for role, scale in (("mapped", 1.0), ("mapped", 0.5), ("absolute", 0.5))
+        for role, scale in (("correlation", 1.0), ("correlation", 0.5), ("absolute", 0.5))
     ]
     # AdamW's first steps hardly depend on a gradient's size, so what rounding leaves counts too.
     drift = [sum(float((states[0][name] - other[name]).abs().sum()) for name in other) for other in states[1:]]
     assert drift[0] < 0.5 * drift[1]
+
+
+def test_a_mapped_set_counts_as_a_correlation_with_the_weight_of_an_absolute_one(
+    dino_file: Path, labels: Path, tmp_path: Path
+) -> None:
+    config = TuneConfig(steps=2, batch_size=16, plcc_weight=0.25, correlation_weight=0.25)
+    first, second = (
+        tune(dino_file, tmp_path / role, [scored(labels), scored(labels, role, name="b", scale=0.5)], config)[1]
+        for role in ("mapped", "correlation")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_two_tunings_with_patch_dropout_and_one_seed_are_equal(dino_file: Path, labels: Path, tmp_path: Path) -> None:
