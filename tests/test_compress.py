@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rali_core.training.compress import compress_embeddings
+from rali_core.training.compress import compress_embeddings, map_scores
 
 
 def quality_embeddings(count: int, dim: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -78,3 +78,15 @@ def test_unscored_embeddings_shape_the_pca_and_give_no_prototypes() -> None:
     assert np.allclose(head.mean, np.concatenate([embeddings, unscored]).mean(axis=0), atol=1e-4)
     assert len(head.prototypes) == 20
     assert not np.allclose(head.components, compress_embeddings(embeddings, scores, **options).components)
+
+
+def test_scores_of_another_scale_are_mapped_onto_the_models() -> None:
+    random = np.random.default_rng(0)
+    direction = random.normal(size=8)
+    embeddings = random.normal(size=(300, 8)).astype(np.float32)
+    quality = 0.5 + 0.05 * embeddings.astype(np.float64) @ direction
+    scores = (quality + random.normal(0, 0.01, 300)).clip(0, 1)
+    human = 0.4 * quality[200:] + 0.1
+    mapped = map_scores(embeddings[:200], scores[:200], embeddings[200:], human, name="other")
+    assert np.abs(mapped - quality[200:].clip(0, 1)).max() < 0.02
+    assert (np.argsort(mapped) == np.argsort(human)).all() or mapped.max() == 1.0

@@ -48,7 +48,7 @@ def test_tuning_learns_the_scores(dino_file: Path, labels: Path, tmp_path: Path)
     assert changed == {"9", "10", "11"}
 
 
-def test_the_scale_of_a_correlated_set_does_not_matter(dino_file: Path, labels: Path, tmp_path: Path) -> None:
+def test_the_scale_of_a_mapped_set_does_not_matter(dino_file: Path, labels: Path, tmp_path: Path) -> None:
     config = TuneConfig(steps=3, batch_size=16, learning_rate=1e-4, ema_decay=0.0)
     states = [
         tune(
@@ -57,7 +57,7 @@ def test_the_scale_of_a_correlated_set_does_not_matter(dino_file: Path, labels: 
             [scored(labels), scored(labels, role, name="b", scale=scale)],
             config,
         )[1]
-        for role, scale in (("correlation", 1.0), ("correlation", 0.5), ("absolute", 0.5))
+        for role, scale in (("mapped", 1.0), ("mapped", 0.5), ("absolute", 0.5))
     ]
     # AdamW's first steps hardly depend on a gradient's size, so what rounding leaves counts too.
     drift = [sum(float((states[0][name] - other[name]).abs().sum()) for name in other) for other in states[1:]]

@@ -10,12 +10,15 @@ head compares by cosine. Empty bins get none. A single bin is plain K-means. sci
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..constants import RALI_INITIAL_TEMPERATURE
+
+logger = logging.getLogger("rali")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,42 @@ class InitialHead:
     prototypes: NDArray[np.float32]
     scores: NDArray[np.float32]
     logit_scale: float
+
+
+def map_scores(
+    embeddings: NDArray[np.float32],
+    scores: NDArray[np.float64],
+    others: NDArray[np.float32],
+    human: NDArray[np.float64],
+    *,
+    name: str,
+) -> NDArray[np.float64]:
+    """Map another set's scores onto the model's scale by a straight line.
+
+    The line gives them the mean and the standard deviation of what a ridge regression of the model's scale says of the
+    other set's images; so the order of the human scores stays, and neither set pulls the other's scale.
+
+    Args:
+        embeddings: (N, D) of images on the model's scale.
+        scores: (N,) in [0, 1].
+        others: (M, D) of the other set's images.
+        human: (M,) human scores of these, on their own scale.
+        name: The set's name, for the log.
+
+    Returns:
+        (M,) in [0, 1].
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    regression = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 4, 9))).fit(embeddings, scores)
+    predicted = regression.predict(others)
+    slope = float(predicted.std() / max(float(human.std()), 1e-12))
+    offset = float(predicted.mean() - slope * human.mean())
+    logger.info("%s: scores mapped by %.3f x + %.3f", name, slope, offset)
+    mapped: NDArray[np.float64] = np.clip(slope * human + offset, 0.0, 1.0)
+    return mapped
 
 
 def compress_embeddings(

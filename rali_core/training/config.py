@@ -16,7 +16,7 @@ from ..preprocess import Coverage
 from ..vision_transformer import PatchPattern
 from .optimise import OptimiserConfig
 
-ScoreRole = Literal["absolute", "correlation", "none"]
+ScoreRole = Literal["absolute", "mapped", "correlation", "none"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,15 @@ class DataConfig:
         images_root: Folder that the column `image` is relative to; by default that of the table.
         score_range: Worst and best score of the table's scale; mapped to 0 and 1.
         scores: `"absolute"`: the model learns these scores; several such sets must mean the same by 0 and 1.
+            `"mapped"`: its order counts as much, and the head learns the scores after a straight line to the model's
+            scale that is found on the way.
             `"correlation"`: only which image of the set is better, and by how much, on a scale of the set's own.
             `"none"`: only the descriptions.
         validation_fraction: Share of the training images that is held out; 0 for none.
         content_column: Column that names what an image shows (prompt, scene): what is equal there is not split between
             training and validation.
-        group_column: Column of groups that are also measured by themselves, such as the generator.
+        group_column: Column of groups, such as the generator: they are also measured by themselves, and every second
+            step of tune takes the set's images from one of them.
         exclude_groups: Groups whose training images are left out; their test images are measured all the same.
         percentiles: The scores of the held-out images become the model's percentiles under this name, such as
             `"photographs"`.
@@ -149,7 +152,7 @@ class TuneConfig(OptimiserConfig):
     Attributes:
         steps: Optimiser steps; 0 leaves the stage out.
         batch_size: Labelled images per step. The sets share them in proportion to the square root of their sizes.
-        plcc_weight: Weight of 1 - PLCC within the batch, for each absolute set.
+        plcc_weight: Weight of 1 - PLCC within the batch, for each absolute or mapped set.
         correlation_weight: The same for each set whose scores count as a correlation.
         triplets_per_batch: Distortion triplets per step, three images each.
         ranking_weight: Weight of the ranking of each triplet.
@@ -237,7 +240,7 @@ class TrainConfig:
         seed: Seed of every random choice.
         device: Where the encoder computes; `"auto"` takes a CUDA GPU where there is one, else the CPU.
         workers: Processes that decode and augment images.
-        coverage: What the model does with images that are not square, unless it is told otherwise.
+        coverage: Which crops the model scores, unless it is told otherwise: `"center"`, `"tiles"` or `"full"`.
     """
 
     name: str

@@ -32,7 +32,7 @@ from ..labels import LabelledImage, scores_of
 from ..model import RaliModel
 from .align import DescribedImages, align_encoder
 from .attributes import fit_attributes, save_probes
-from .compress import compress_embeddings
+from .compress import compress_embeddings, map_scores
 from .config import TrainConfig, to_json
 from .fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
 from .image_cache import ImageCache, flip_and_recompress
@@ -63,7 +63,7 @@ def describe(run: Run) -> None:
     """Stage 1. Reads the labelled images and renders the distortion triplets; writes `SET.jsonl` for each set."""
     settings = run.config.describe
     for data, config in zip(run.data, run.config.data, strict=True):
-        told = config.scores == "absolute" if config.scores_in_text is None else config.scores_in_text
+        told = config.scores in ("absolute", "mapped") if config.scores_in_text is None else config.scores_in_text
         requests = [
             DescriptionRequest(image_name(row.path, data.root), row.path, score=row.score if told else None)
             for row in (*data.training, *data.validation)
@@ -219,7 +219,7 @@ def compress(run: Run) -> None:
     """Stage 4. Reads `tune/encoder.safetensors` and images of each set; writes `head.safetensors`, not fitted yet."""
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores = _absolute(run, model)
-    others = [run.embed_training(model, data)[0] for data in run.data if data.scores != "absolute"]
+    others = [run.embed_training(model, data)[0] for data in run.data if data.scores in ("correlation", "none")]
     settings = run.config.compress
     initial = compress_embeddings(
         embeddings.numpy(), scores, pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes,
@@ -231,13 +231,19 @@ def compress(run: Run) -> None:
 
 
 def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64]]:
-    """Embeddings and scores of all images on the model's own scale."""
+    """Embeddings and scores of all images on the model's own scale, or mapped onto it."""
     parts = [run.embed_training(model, data) for data in run.data if data.scores == "absolute"]
     embeddings, scores = [part[0] for part in parts], [part[1] for part in parts]
     if run.config.distortions.blank:
         blank = run.blank_images()
         embeddings.append(run.embeddings(model, "blank", blank, f"blank-{len(blank)}"))
         scores.append(np.zeros(len(blank)))
+    absolute = torch.cat(embeddings).numpy(), np.concatenate(scores)
+    for data in run.data:
+        if data.scores == "mapped":
+            others, human = run.embed_training(model, data)
+            embeddings.append(others)
+            scores.append(map_scores(*absolute, others.numpy(), human, name=data.name))
     return torch.cat(embeddings), np.concatenate(scores)
 
 

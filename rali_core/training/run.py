@@ -44,7 +44,7 @@ class DataSet:
         training: Images that are trained on.
         validation: Images that are held out of the training part.
         test: Images that are only measured in the end.
-        scores: `"absolute"`, `"correlation"` or `"none"`.
+        scores: `"absolute"`, `"mapped"`, `"correlation"` or `"none"`.
         root: What image names are relative to in description files.
         digest: SHA-256 over images, scores and split.
     """
@@ -144,7 +144,7 @@ class Run:
     @cached_property
     def triplets(self) -> list[DistortionTriplet]:
         """Images to be rendered at known levels of distortion."""
-        good = [row for data in self.data if data.scores == "absolute" for row in data.training]
+        good = [row for data in self.data if data.scores in ("absolute", "mapped") for row in data.training]
         settings = self.config.distortions
         pristine = [path for folder in settings.pristine for path in find_images([folder], recursive=True)]
         return plan_triplets(pristine, good, count=settings.triplets, seed=self.config.seed)

@@ -2,7 +2,7 @@
 
 RALI's paper (Zhao et al., ICLR 2026, arXiv 2510.11369) tunes the head alone after the alignment. Here the encoder's
 last blocks are tuned before the head is made, with a linear head that is thrown away afterwards: smooth L1 and 1 - PLCC
-on absolute scores, 1 - PLCC alone within sets on a scale of their own, and, without human scores, a ranking of known
+on absolute scores, 1 - PLCC alone, which no straight line changes, within sets on a scale of their own, and, without human scores, a ranking of known
 distortions (after Liu et al., "RankIQA", ICCV 2017) and the same score for an image and for its mirror image, saved as
 JPEG. Leaving out random patches makes a step cheaper (PatchDropout, Liu et al., WACV 2023).
 """
@@ -260,7 +260,7 @@ def _loss(
             absolute.append((part, human))
         if len(part) > 2 and float(scores.max() - scores.min()) > 0:
             correlations.append(plcc_loss(part, human))
-            weights.append(config.plcc_weight if scored.role == "absolute" else config.correlation_weight)
+            weights.append(config.correlation_weight if scored.role == "correlation" else config.plcc_weight)
     parts, humans = zip(*absolute, strict=True)
     terms = {"smooth L1": functional.smooth_l1_loss(torch.cat(parts), torch.cat(humans), beta=SMOOTH_L1_BETA)}
     loss = terms["smooth L1"]
