@@ -205,6 +205,8 @@ def words_table(rows: list[dict[str, Any]], scorer: RaliScorer) -> list[list[str
     table = [["distortion", *(attribute.word for attribute in attributes), "nothing"]]
     for name in dict.fromkeys(row["distortion"] for row in rows):
         part = [row for row in rows if row["distortion"] == name and (row["level"] >= VISIBLE_LEVEL or name == "none")]
+        if not part:
+            continue  # of few images it had level 1 alone
         said: NDArray[np.bool_] = np.array([
             [row["values"][attribute.name] >= attribute.threshold for attribute in attributes] for row in part
         ])  # fmt: skip

@@ -1,6 +1,7 @@
 """Make the README's image: photographs of scikit-image and damaged copies of them, scored and sorted.
 
     python docs/make_figures.py        # needs the extra `test`, for scikit-image
+    python docs/make_figures.py reasons  # six versions of one scene and what is wrong with each, for docs/reasons.md
     python docs/make_figures.py video  # the image of docs/video.md: a clip with a damaged second, scored over time
 
 The photographs are in the public domain or CC0 (astronaut: NASA; coffee, cat: CC0; rocket: SpaceX, CC0).
@@ -14,6 +15,8 @@ from pathlib import Path
 from PIL import Image
 from skimage import data
 
+from rali_core.scorer import RaliScorer
+from rali_core.sheet import draw_contact_sheet
 from rali_core.training.distortions import distort
 
 IMAGES = Path(__file__).resolve().parent / "images"
@@ -50,10 +53,27 @@ def draw_video() -> None:
         subprocess.run([*RUN, "score", str(clip), "--fps", "4", "--plot", str(IMAGES / "video-plot.png")], check=True)
 
 
+def draw_reasons() -> None:
+    """Draw six versions of one scene with what the model says is wrong with each."""
+    scene = Image.fromarray(data.coffee())
+    versions = {"as it is": scene}
+    for kind, level in (("blur", 3), ("noise", 4), ("jpeg", 4), ("darken", 3), ("saturation_high", 3)):
+        versions[f"{kind.replace('_', ' ')}, level {level}"] = distort(scene, kind, level)
+    result = RaliScorer.from_pretrained(attributes=True).score(versions.values())
+    sheet = draw_contact_sheet(
+        list(versions.values()), result.scores.tolist(), names=list(versions), bands=result.bands,
+        notes=[", ".join(each.words) if each else "" for each in result.attributes], columns=3, cell=300, ranked=False,
+    )  # fmt: skip
+    sheet.save(IMAGES / "reasons.jpg", quality=88)
+
+
 def main() -> None:
     """Draw the image."""
     if sys.argv[1:] == ["video"]:
         draw_video()
+        return
+    if sys.argv[1:] == ["reasons"]:
+        draw_reasons()
         return
     photographs = {
         "astronaut": data.astronaut(),

@@ -18,7 +18,7 @@ from ..rali_core.combine import Aggregation
 from ..rali_core.content import NO_CONTENT, has_content, is_no_content
 from ..rali_core.images import ImageError, to_pixels
 from ..rali_core.scales import Scale
-from ..rali_core.score_cache import Key, content_keys
+from ..rali_core.score_cache import content_keys
 from ..rali_core.selection import rank
 from ._convert import to_core
 from ._models import ModelHandle, get_model, load_on_device
@@ -39,12 +39,14 @@ class Scores:
         reasons: For each image None, `NO_CONTENT`, or why it has no score.
         calibration: The model's bands and percentiles, if it has them.
         scale: The scale of the numbers, if they come from another scorer.
+        words: For each image what is wrong with it, most severe first; empty for a model that does not tell.
     """
 
     values: list[float]
     reasons: list[str | None]
     calibration: Calibration | None = None
     scale: Scale = UNIT
+    words: tuple[tuple[str, ...], ...] = ()
 
     def blank(self) -> list[bool]:
         """Which of the images have no content."""
@@ -52,7 +54,8 @@ class Scores:
 
     def and_then(self, more: Scores) -> Scores:
         """These scores and more of the same model."""
-        return replace(more, values=self.values + more.values, reasons=self.reasons + more.reasons)
+        values, reasons = self.values + more.values, self.reasons + more.reasons
+        return replace(more, values=values, reasons=reasons, words=self.words + more.words)
 
     def ranking(self) -> list[int]:
         """0-based indexes, best first: images without content after all others, images without a score last."""
@@ -96,8 +99,10 @@ class Scores:
                 lines.append(f"image {index}: no score: {reason}" if reason else f"image {index}: no score")
                 continue
             line = f"{place}. image {index}: {value:.4f} {bands[index]}".rstrip()
+            words = ", ".join(self.words[index]) if self.words else ""
             compared = "" if reason == NO_CONTENT else calibration.describe(value)
-            lines.append(f"{line}, {compared}" if compared else line)
+            line += f": {words}" * bool(words)
+            lines.append(f"{line}{';' if words else ','} {compared}" if compared else line)
         if calibration.populations:
             lines.append(f"Percentages: compared with {calibration.reference}")
         return "\n".join(lines)
@@ -207,14 +212,14 @@ def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, co
     handle = model or get_model()
     scorer, chosen = handle.scorer, chosen_coverage(coverage)
     pixels = [to_core(image) for image in images]
-    namespace = scorer.cache_namespace(chosen)
-    keys: list[Key] = [(namespace, key) for key in content_keys(pixels)]
-    values = scorer.cache.find(keys)
-    unknown: dict[Key, Tensor] = {}
-    for key, image in zip(keys, pixels, strict=True):
-        if key not in values:
+    digests, told = content_keys(pixels), scorer.model.probes is not None
+    known = {key: scorer.find_cached(scorer.cache_keys(key, chosen, attributes=told)) for key in dict.fromkeys(digests)}
+    results = {key: found for key, found in known.items() if found is not None}
+    unknown: dict[bytes, Tensor] = {}
+    for key, image in zip(digests, pixels, strict=True):
+        if key not in results:
             unknown.setdefault(key, image)
-    errors: dict[Key, str | None] = {}
+    errors: dict[bytes, str | None] = {}
     if unknown:
         load_on_device(handle)  # only if there is something to compute: it may unload other models
         # On a CPU image by image, so that an interrupt waits for one only. What was scored before it is in the cache.
@@ -227,14 +232,17 @@ def score_what_can_be(images: list[Tensor], model: ModelHandle | None = None, co
                 coverage=chosen,
                 on_error="record",
                 progress=lambda done, total, before=start: report(before + done, total),
+                attributes=told,
             )
-            for (key, _), score, error in zip(part, result.scores.tolist(), result.errors, strict=True):
-                values[key], errors[key] = score, error
-    return Scores(
-        [values[key] for key in keys],
-        [NO_CONTENT if is_no_content(values[key]) else errors.get(key) for key in keys],
-        scorer.info.calibration,
-    )
+            attributes = result.attributes or [None] * len(part)
+            for (key, _), score, error, each in zip(
+                part, result.scores.tolist(), result.errors, attributes, strict=True
+            ):
+                results[key], errors[key] = (score, each), error
+    values = [results[key][0] for key in digests]
+    reasons = [NO_CONTENT if is_no_content(results[key][0]) else errors.get(key) for key in digests]
+    words = tuple(each.words if (each := results[key][1]) else () for key in digests) if told else ()
+    return Scores(values, reasons, scorer.info.calibration, words=words)
 
 
 def score_panel(
@@ -278,6 +286,7 @@ def score_panel(
                 "bands": scores.bands(),
                 "percentiles": scores.percentiles(),
                 "reasons": scores.reasons,
+                "words": scores.words,
                 "range": [scores.scale.low, scores.scale.high],
                 "lower_is_better": scores.scale.lower_is_better,
                 "threshold": threshold,

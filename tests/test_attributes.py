@@ -30,8 +30,8 @@ def test_the_words_are_of_what_reaches_its_threshold_most_severe_first() -> None
     assert probes.describe([0.6, 0.9]).values == {"blur": 0.6, "noise": 0.9}
 
 
-@pytest.mark.parametrize("coverage", ["center", "tiles"])
-def test_a_score_comes_with_the_mean_severity_of_its_crops(
+@pytest.mark.parametrize("coverage", ["center", "tiles", "full"])
+def test_a_score_comes_with_severities_averaged_over_its_crops_as_it_is(
     coverage: str, probing_model: RaliModel, tiny_info: ModelInfo
 ) -> None:
     scorer = RaliScorer(probing_model, tiny_info, device="cpu", coverage=coverage, attributes=True)  # type: ignore[arg-type]
@@ -45,7 +45,8 @@ def test_a_score_comes_with_the_mean_severity_of_its_crops(
         embedding = probing_model.embed(crops[0]).double()
         probes = probing_model.state_dict()
         logits = embedding @ probes["probes.weight"].double().T + probes["probes.bias"].double()
-        expected = (1 / (1 + torch.exp(-logits))).mean(dim=0)
+        shares = probing_model.view_weights(*image.shape[:2], coverage=scorer.coverage).double()
+        expected = shares @ (1 / (1 + torch.exp(-logits)))
         assert told is not None
         assert list(told.values) == ["blur", "noise"]
         assert list(told.values.values()) == pytest.approx(expected.tolist(), abs=1e-5)

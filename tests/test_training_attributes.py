@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ def test_probes_tell_unseen_images_what_is_wrong_and_what_cannot_be_told_is_left
     place = 1 + KINDS.index("noise")
     severe = [image[place] for image, level in zip(words, levels[:, place], strict=True) if level >= 3]
     assert np.mean(["noisy" in each for each in severe]) > 0.9
-    assert figures["flagged"]["noise"]["noise"] > 0.8 > 0.2 > figures["flagged"]["noise"]["blur"]
+    flagged = dict(each.rsplit(" ", 1) for each in figures["flagged"]["noise"].split(", "))
+    assert float(flagged["noise"]) > 0.8 > 0.2 > float(flagged.get("blur", 0))
 
 
 def test_probes_and_figures_come_back_from_their_file(tmp_path: Path) -> None:
@@ -73,3 +75,12 @@ def test_probes_and_figures_come_back_from_their_file(tmp_path: Path) -> None:
     assert torch.equal(again(embeddings), probes(embeddings))
     save_probes(tmp_path / "b.safetensors", None, {})
     assert load_probes(tmp_path / "b.safetensors") == (None, {})
+
+
+def test_every_word_is_translated_on_comfyuis_page() -> None:
+    texts = (Path(__file__).resolve().parent.parent / "web" / "js" / "texts.js").read_text(encoding="utf-8")
+    tables = re.findall(r"words: \{(.*?)\n    \}", texts, re.DOTALL)
+    assert len(tables) == 2, "Chinese and Japanese"
+    for table in tables:
+        known = re.findall(r'(?:"([^"]+)"|(\w+)): "', table)
+        assert {quoted or plain for quoted, plain in known} == {probed.word for probed in PROBED.values()}

@@ -179,10 +179,12 @@ def fit_probes(
         threshold = max(np.quantile(clean, 1 - FALSE_ALARMS), np.quantile(others, 1 - CONFUSED))
         kept.append(Attribute(name, probed.word, round(min(float(threshold), 1.0), 4), round(auc, 4)))
         reached = held_out >= kept[-1].threshold
-        figures["flagged"][name] = {
-            kind or "none": round(float(reached[(kinds == kind) & ((level >= VISIBLE_LEVEL) | (level == 0))].mean()), 3)
+        shares = {
+            kind or "none": float(reached[(kinds == kind) & ((level >= VISIBLE_LEVEL) | (level == 0))].mean())
             for kind in ("", *KINDS)
         }
+        shown_shares = sorted((share, kind) for kind, share in shares.items() if share >= 0.01)
+        figures["flagged"][name] = ", ".join(f"{kind} {share:.2f}" for share, kind in reversed(shown_shares))
         fitted = _fit(values[used], severity[used], level[used])
         weights.append(torch.from_numpy(fitted.coef_[0]).float() / std)
         biases.append(float(fitted.intercept_[0]) - float(weights[-1] @ mean))

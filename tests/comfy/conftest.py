@@ -281,6 +281,16 @@ def judge(server: Any, tiny_file: Path) -> Iterator[str]:
     file.unlink()
 
 
+@pytest.fixture
+def teller(server: Any, probing_file: Path) -> Iterator[str]:
+    """The name in RALI Load Model of a tiny model that tells attributes."""
+    file = server.folder / "models" / "rali" / "teller.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(probing_file.read_bytes())
+    yield file.name
+    file.unlink()
+
+
 def degrade(image: Image.Image, level: int, seed: int = 0) -> Image.Image:
     """A damaged copy: blur, noise and coarse quantisation that grow with `level`."""
     from PIL import ImageFilter

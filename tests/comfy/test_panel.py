@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from rali_core.scorer import RaliScorer
+
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -54,6 +56,27 @@ def test_the_history_holds_scores_bands_percentiles_and_what_was_chosen(
     strip = server.folder / "temp" / shown["thumbnails"]["filename"]
     with Image.open(strip) as image:
         assert image.size == (3 * shown["thumbnails"]["size"], shown["thumbnails"]["size"])
+
+
+def test_a_model_with_probes_says_what_is_wrong_with_each_image(
+    server: Any, photographs: dict[str, Image.Image], tools: dict[str, Any], probing_file: Path, teller: str
+) -> None:
+    prompt = compared(tools, server, photographs)
+    prompt["m"] = tools["node"]("RALI_LoadModel", model=teller, dtype="auto", device="auto")
+    prompt["s"]["inputs"]["model"] = ["m", 0]
+    files = [server.folder / "input" / prompt[f"l{number}"]["inputs"]["image"] for number in (1, 2, 3)]
+    result = RaliScorer.from_pretrained(probing_file, device="cpu", attributes=True).score(files)
+    expected = [list(told.words) for told in result.attributes if told]
+    assert any(expected)
+    for threshold in (0.5, 0.6):  # the second time from the cache of scores
+        prompt["s"]["inputs"]["threshold"] = threshold
+        shown = server.run(prompt).check().outputs["s"]["rali"][0]
+        assert shown["words"] == expected
+        assert shown["scores"] == pytest.approx(result.scores.tolist(), abs=1e-5)
+        lines = {int(re.findall(r"image (\d)", line)[0]): line for line in shown["report"].splitlines()[:3]}
+        for index, words in enumerate(expected):
+            said = f"{shown['bands'][index]}{': ' * bool(words)}{', '.join(words)}{';' if words else ','} better than"
+            assert said in lines[index]
 
 
 def test_the_documented_script_prints_the_scores(

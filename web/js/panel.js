@@ -1,6 +1,6 @@
 // Draws one node's results into an element: state, headline, notes, a line per image.
 import { api } from "../../../scripts/api.js";
-import { band, compared, note, say } from "./texts.js";
+import { band, compared, flaws, note, say } from "./texts.js";
 
 const SHOWN = 16; // as nodes/_panel.py makes thumbnails
 const COLOURS = { pass: "#3f9d5c", fail: "#d9483b", plain: "#4f7fdc", none: "#888" };
@@ -90,6 +90,9 @@ function row(result, index, place, alone) {
     line.append(element("span", text, score.toFixed(3)));
     if (result.bands?.[index]) line.append(element("span", { flex: "none", minWidth: "52px" }, band(result.bands[index])));
   }
+  const wrong = flaws(result.words?.[index]);
+  line.dataset.raliWords = wrong;
+  if (wrong) line.title += `\n${wrong}`;
   if (passed !== null) {
     line.append(element("span", { ...text, color: readable(colourOf(score, passed)) }, verdict(passed)));
   }
@@ -131,7 +134,11 @@ function drawResult(box, result) {
     box.append(line);
   }
   const order = result.order?.length === scores.length ? result.order : scores.map((_, index) => index);
-  order.slice(0, SHOWN).forEach((index, place) => box.append(row(result, index, place, alone)));
+  order.slice(0, SHOWN).forEach((index, place) => {
+    const line = row(result, index, place, alone);
+    box.append(line);
+    if (line.dataset.raliWords) box.append(element("div", { paddingLeft: alone ? "28px" : "66px", opacity: "0.8" }, line.dataset.raliWords, "rali-words"));
+  });
   if (scores.length > SHOWN) {
     const worst = order.findLast((index) => scores[index] !== null);
     const values = { shown: SHOWN, count: scores.length, worst: scores[worst]?.toFixed(3), index: worst };

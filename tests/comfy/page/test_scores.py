@@ -224,3 +224,23 @@ def test_a_searching_sampler_shows_its_tally_and_lists_the_winner_first(
     scores = page.numbers(4)
     assert scores == sorted(scores, reverse=True)
     assert page.page.locator(f"{PANEL} .rali-row").first.inner_text().startswith("★")
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "noisy"), ("zh", "噪点")])
+def test_what_is_wrong_with_an_image_stands_under_its_line(
+    open_page: Callable[..., Any], images: dict[str, str], teller: str, language: str, word: str
+) -> None:
+    page = open_page(**{"Comfy.Locale": language})
+    scored_graph(page, images)
+    model = page.add("RALI_LoadModel", 420, 480, model=teller)
+    score = page.page.evaluate("() => " + NODE.format("RALI_Score") + ".id")
+    page.wire(model, 0, score, "model")
+    page.run()
+    page.state("current")
+    page.shot(f"reasons-{language}")
+    words = [text.split("、" if language == "zh" else ", ") for text in page.seen("data-rali-words", 2)]
+    shown = page.page.locator(f"{PANEL} .rali-words:visible").all_inner_texts()
+    assert [text.split("、" if language == "zh" else ", ") for text in shown] == [
+        each for each in words if each != [""]
+    ]
+    assert any(word in each for each in words)
