@@ -2,10 +2,9 @@
 
 RALI's paper (Zhao et al., ICLR 2026, arXiv 2510.11369) tunes the head alone after the alignment. Here the encoder's
 last blocks are tuned before the head is made, with a linear head that is thrown away afterwards: smooth L1 and 1 - PLCC
-on absolute scores, 1 - PLCC alone, which no straight line changes, within sets on a scale of their own, and, without
-human scores, a ranking of known distortions (after Liu et al., "RankIQA", ICCV 2017) and the same score for an image and
-for its mirror image, saved as JPEG. Leaving out random patches makes a step cheaper (PatchDropout, Liu et al., WACV
-2023).
+on absolute scores, 1 - PLCC alone, which no straight line changes, within sets on a scale of their own. Without human
+scores: a ranking of known distortions (after Liu et al., "RankIQA", ICCV 2017) and the same score for an image and for
+its mirror image, saved as JPEG. Leaving out random patches makes a step cheaper (PatchDropout, Liu et al., WACV 2023).
 """
 
 from __future__ import annotations
