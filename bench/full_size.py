@@ -58,6 +58,7 @@ def lowest_quarter(views: Sequence[ViewScore]) -> float:
 
 
 RULES: dict[str, Callable[[Sequence[ViewScore]], float]] = {
+    "coverage full": lambda views: sum(part.share * part.score for part in views),
     "whole": lambda views: mean_of(views, full_size=False),
     "crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 1.0),
     "0.3 crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 0.3),

@@ -36,7 +36,11 @@ FULL_SIZE_CROPS = 4
 """Crops at the image's own size, at most, unless the configuration says otherwise."""
 
 FULL_SIZE_SHARE = 0.5
-"""What the crops at the image's own size together count for in its score; the whole image counts for the rest."""
+"""What the crops at the image's own size together count for at most; the whole image counts for the rest."""
+
+FULL_SIZE_RATIO = 4.0
+"""They count for that where the image's shorter side is so many times the encoder's, and for less, down to nothing, the
+nearer the two are: what is resized less shows more of its damage as a whole."""
 
 
 OPTIONAL = {"eight_bit", "full_size_crops"}
@@ -316,11 +320,12 @@ def view_weights(height: int, width: int, config: PreprocessConfig, *, coverage:
 
     Returns:
         (T,) float32, summing to 1: alike for `"center"` and `"tiles"`; for `"full"` the crops at the image's own size
-        together `FULL_SIZE_SHARE`, where there are any.
+        together up to `FULL_SIZE_SHARE`, see `FULL_SIZE_RATIO`.
     """
     views = locate_views(height, width, config, coverage=coverage)
     crops = sum(view.full_size for view in views)
-    share = FULL_SIZE_SHARE if crops else 0.0
+    larger = (min(height, width) / config.image_size - 1) / (FULL_SIZE_RATIO - 1)
+    share = FULL_SIZE_SHARE * min(larger, 1.0) if crops else 0.0
     whole = (1 - share) / (len(views) - crops)
     return torch.tensor([share / crops if view.full_size else whole for view in views])
 

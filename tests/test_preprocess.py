@@ -150,6 +150,12 @@ def test_full_size_crops_are_spread_evenly(height: int, width: int, places: list
     assert full_size_boxes(height, width, PLAIN) == places
 
 
+@pytest.mark.parametrize(("side", "share"), [(32, 0.0), (39, 0.0), (40, 0.25 / 6), (64, 1 / 6), (128, 0.5), (512, 0.5)])
+def test_crops_count_more_the_larger_the_image_is(side: int, share: float) -> None:
+    weights = view_weights(side, side, PLAIN, coverage="full")
+    assert float(weights[1:].sum()) == pytest.approx(share)
+
+
 def test_what_lies_where_is_said_in_the_images_own_pixels() -> None:
     views = locate_views(100, 300, PLAIN, coverage="tiles")
     assert [(view.left, view.top, view.width, view.height) for view in views] == [

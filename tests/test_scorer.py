@@ -231,7 +231,9 @@ def test_full_coverage_scores_the_whole_image_and_crops_of_its_own_pixels(
     assert len(own) == 2
     score = float(scorer.score(image).scores[0])
     of_whole = float(scorer.score(image, coverage="tiles").scores[0])
-    assert sum(part.share * part.score for part in whole) == pytest.approx(of_whole / 2, abs=1e-6)
+    share = 0.5 * (70 / 32 - 1) / 3  # of the crops; the image's shorter side is 70 pixels, the encoder's 32
+    assert sum(part.share for part in own) == pytest.approx(share, abs=1e-6)
+    assert sum(part.share * part.score for part in whole) == pytest.approx(of_whole * (1 - share), abs=1e-6)
     for part in own:
         size, view = tiny_model.preprocess_config.image_size, part.view
         crop = image[:, view.top : view.top + size, view.left : view.left + size]
