@@ -109,20 +109,18 @@ class RaliCombineScores(io.ComfyNode):
             lists, weights=weights, normalisation=scalar(normalisation), combination=scalar(combination)
         ).tolist()
         order = rank(scores)
-        lines = [
-            f"image {index}: {scores[index]:.4f} from "
-            + ", ".join(f"{letter} {values[index]:.4f}" for letter, values in given.items())
-            for index in order
-        ]
-        return io.NodeOutput(
-            scores,
-            indexes_text(order),
-            "\n".join(lines),
-            ui=score_panel(
-                Scores(scores, [None] * len(scores)),
-                note=Note.of("combined", how=scalar(combination), count=len(wired)),
-            ),
-        )
+        note = Note.of("combined", how=scalar(combination), count=len(wired))
+        panel = score_panel(Scores(scores, [None] * len(scores)), note=note)
+        return io.NodeOutput(scores, indexes_text(order), _report(scores, order, given), ui=panel)
+
+
+def _report(scores: list[float], order: list[int], given: dict[str, list[float]]) -> str:
+    """A line per image, best first: its score, and what each list gave it."""
+    return "\n".join(
+        f"image {index}: {scores[index]:.4f} from "
+        + ", ".join(f"{letter} {values[index]:.4f}" for letter, values in given.items())
+        for index in order
+    )
 
 
 def _letters(text: str) -> set[str]:

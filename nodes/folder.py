@@ -125,33 +125,34 @@ class RaliScoreFolder(io.ComfyNode):
         for result in handle.scorer.stream(files, coverage=chosen, on_error="record"):
             results.append(result)
             report(len(results))
-        scores = [result.score for result in results]
+        scores, names = [result.score for result in results], [str(path) for path in files]
         ranking = rank_with_content(scores, [result.reason == NO_CONTENT for result in results])
         failed = [index for index, score in enumerate(scores) if isnan(score)]
         if not ranking:
             raise ValueError(f"none of the {len(files):,} images can be scored, first {results[0].error}")
         best, images = _read_best(files, ranking, k)
         ordered = [*ranking, *failed] if order == ORDERS[0] else list(range(len(files)))
-        names = [str(path) for path in files]
-        table = score_table(names, results, ordered)
-        note = f"best {len(best)} of {len(files):,}"
-        note += f"; {len(failed):,} cannot be scored: {results[failed[0]].error}" if failed else ""
-        note += "".join(f"; the folder cannot be read: {text}" for text in survey.unreadable)
-        shown = Scores(
-            [scores[index] for index in best[:SHOWN]],
-            [results[index].reason for index in best[:SHOWN]],
-            handle.scorer.info.calibration,
-        )
         return io.NodeOutput(
-            images,
-            [names[index] for index in best],
-            [scores[index] for index in best],
-            _draw_sheet(files, results, best[:SHOWN]) if best else block_output(),
-            table,
-            [names[index] for index in ordered],
-            [scores[index] for index in ordered],
-            ui=score_panel(shown, note=note, images=images[:SHOWN]),
-        )
+            images, *_columns(best, names, scores), _draw_sheet(files, results, best[:SHOWN]),
+            score_table(names, results, ordered), *_columns(ordered, names, scores),
+            ui=_folder_panel(results, best, images, failed, survey, handle.scorer.info.calibration),
+        )  # fmt: skip
+
+
+def _columns(indexes: list[int], names: list[str], scores: list[float]) -> tuple[list[str], list[float]]:
+    return [names[index] for index in indexes], [scores[index] for index in indexes]
+
+
+def _folder_panel(
+    results: list[Any], best: list[int], images: list[Any], failed: list[int], survey: Survey, calibration: Any
+) -> dict[str, Any]:
+    """The panel of the best images, with a note on files and folders that could not be read."""
+    note = f"best {len(best)} of {len(results):,}"
+    note += f"; {len(failed):,} cannot be scored: {results[failed[0]].error}" if failed else ""
+    note += "".join(f"; the folder cannot be read: {text}" for text in survey.unreadable)
+    chosen = [results[index] for index in best[:SHOWN]]
+    shown = Scores([result.score for result in chosen], [result.reason for result in chosen], calibration)
+    return score_panel(shown, note=note, images=images[:SHOWN])
 
 
 def _list(folder: str, recursive: bool, include: str, exclude: str, survey: Survey) -> list[Path]:
@@ -206,6 +207,8 @@ def _read_best(files: list[Path], ranking: list[int], k: int) -> tuple[list[int]
 def _draw_sheet(files: list[Path], results: list[Any], chosen: list[int]) -> Any:
     from ..rali_core.sheet import draw_contact_sheet
 
+    if not chosen:
+        return block_output()
     thumbnails = []
     for index in chosen:
         small = to_pil_image(files[index])

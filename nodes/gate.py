@@ -165,23 +165,29 @@ class RaliGate(io.ComfyNode):
         opened, number, scores = judged
         signs = ("<=", ">") if scores.scale.lower_is_better else (">=", "<")
         verdict = f"{number:.3f} {signs[0] if opened else signs[1]} {scalar(threshold):.3f}"
-        if opened:
-            result: Any = list(value or [])
-        elif scalar(mode) == "raise":
-            because = f" ({remarks})" if (remarks := scores.remarks()) else ""
-            missed = "high" if scores.scale.lower_is_better else "low"
-            raise ValueError(
-                f"RALI Gate: the score is too {missed}, {verdict}{because}. The run was stopped, as mode says."
-            )
-        elif scalar(mode) == "either-or":
-            if otherwise is None:
-                raise ValueError("RALI Gate: mode switch (either-or) needs something connected to otherwise")
-            result = list(otherwise)
-        else:
-            result = ExecutionBlocker(None)
+        result = list(value or []) if opened else _when_shut(scalar(mode), otherwise, scores, verdict)
         state = "open" if opened else "shut"
         note: Note | str = Note.of(state, score=number, threshold=float(scalar(threshold)))
         if scores.scale.lower_is_better:
             note = f"{state}: {verdict}"
         ui = score_panel(scores, threshold=scalar(threshold), note=note, headline=number, images=split_images(images))
         return io.NodeOutput(result, opened, number, ui=ui)
+
+
+def _when_shut(mode: str, otherwise: list[Any] | None, scores: Scores, verdict: str) -> Any:
+    """The gate's output where the threshold is not reached.
+
+    Raises:
+        ValueError: The mode is `raise`, or there is nothing to switch to.
+    """
+    if mode == "raise":
+        because = f" ({remarks})" if (remarks := scores.remarks()) else ""
+        missed = "high" if scores.scale.lower_is_better else "low"
+        raise ValueError(
+            f"RALI Gate: the score is too {missed}, {verdict}{because}. The run was stopped, as mode says."
+        )
+    if mode != "either-or":
+        return ExecutionBlocker(None)
+    if otherwise is None:
+        raise ValueError("RALI Gate: mode switch (either-or) needs something connected to otherwise")
+    return list(otherwise)

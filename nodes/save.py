@@ -134,48 +134,60 @@ class RaliSaveImage(io.ComfyNode):
             return block_without_images(cls)
         template, count = scalar(filename_prefix), len(single)
         check_template(template, seeds=bool(seeds))  # before the work
-        key = check_name(scalar(scores_name, "")) if scores else ""
         wired = check_numbers(scores, count, "scores")
+        key = _own_name(scalar(scores_name, ""), wired)
         numbers = check_numbers(seeds, count, "seeds") or [None] * count
-        # An image that cannot be scored is saved without a score: it may be the only result of a long run.
-        if wired and not key and not all(isnan(value) or 0.0 <= value <= 1.0 for value in wired):
-            log.warning("RALI Save Image: these scores are not RALI's: saved as %r, see scores_name", OTHER_KEY)
-            key = OTHER_KEY
         scale = scale_of(scores_direction)
         scored = Scores(wired, [None] * count, scale=scale) if wired else score_what_can_be(single, scalar(model))
-        order = scored.ranking()
-        files, shown = [], []
+        order, files, shown = scored.ranking(), [], []
         for index, (image, value) in enumerate(zip(single, scored.values, strict=True)):
-            place, score = order.index(index) + 1, None if isnan(value) else value
-            prefix = make_prefix(
-                template, NameFields(value, place, count, numbers[index]), cls.hidden.prompt, cls.hidden.extra_pnginfo
-            )
-            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-                prefix, folder_paths.get_output_directory(), image.shape[2], image.shape[1]
-            )
-            # Like the host's own node: an image that cannot be scored is saved all the same.
-            image_file = to_pil(torch.nan_to_num(image).clamp(0.0, 1.0), alpha=scalar(format) != "jpeg")
-            data, ending = encode(
-                image_file,
-                scalar(format),
-                quality=scalar(quality),
-                scores=score_keys(score, key),
-                prompt=cls.hidden.prompt,
-                extra=cls.hidden.extra_pnginfo,
-            )
-            path = write_new(Path(folder), name.replace("%batch_num%", str(index)), counter, ending, data)
+            fields = NameFields(value, order.index(index) + 1, count, numbers[index])
+            keys = score_keys(None if isnan(value) else value, key)
+            path, subfolder = _save(image, index, fields, keys, cls.hidden, template, scalar(format), scalar(quality))
             files.append(str(path))
             shown.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
             if scalar(sidecar):
-                record = {
-                    "file": path.name,
-                    **score_keys(score, key),
-                    "rank": place,
-                    "of": count,
-                    "seed": numbers[index],
-                    "width": image_file.width,
-                    "height": image_file.height,
-                    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                }
-                append_json_line(Path(folder) / SIDECAR, record)
+                append_json_line(path.parent / SIDECAR, _sidecar_record(path, image, fields, keys))
         return io.NodeOutput(images, files, ui={"images": shown, **score_panel(scored)})
+
+
+def _own_name(name: str, wired: list[float] | None) -> str:
+    """The key of connected scores; empty for RALI's own. Scores outside 0..1 cannot be RALI's."""
+    key = check_name(name) if wired else ""
+    if wired and not key and not all(isnan(value) or 0.0 <= value <= 1.0 for value in wired):
+        log.warning("RALI Save Image: these scores are not RALI's: saved as %r, see scores_name", OTHER_KEY)
+        return OTHER_KEY
+    return key
+
+
+def _save(
+    image: Tensor, index: int, fields: NameFields, keys: dict[str, float | None], hidden: Any, template: str,
+    file_format: str, quality: int,
+) -> tuple[Path, str]:  # fmt: skip
+    """Write one image; its path, and the folder of it below the output folder.
+
+    Like the host's own node, an image that cannot be scored is saved all the same, without a score: it may be the only
+    result of a long run.
+    """
+    prefix = make_prefix(template, fields, hidden.prompt, hidden.extra_pnginfo)
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory(), image.shape[2], image.shape[1]
+    )
+    image_file = to_pil(torch.nan_to_num(image).clamp(0.0, 1.0), alpha=file_format != "jpeg")
+    data, ending = encode(
+        image_file, file_format, quality=quality, scores=keys, prompt=hidden.prompt, extra=hidden.extra_pnginfo
+    )
+    return write_new(Path(folder), name.replace("%batch_num%", str(index)), counter, ending, data), subfolder
+
+
+def _sidecar_record(path: Path, image: Tensor, fields: NameFields, keys: dict[str, float | None]) -> dict[str, Any]:
+    return {
+        "file": path.name,
+        **keys,
+        "rank": fields.place,
+        "of": fields.count,
+        "seed": fields.seed,
+        "width": image.shape[2],
+        "height": image.shape[1],
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

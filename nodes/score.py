@@ -90,18 +90,7 @@ class RaliScore(io.ComfyNode):
         scores = score_images(single, scalar(model), scalar(coverage))
         how, limit = scalar(aggregation), float(scalar(threshold))
         score = scores.aggregate(how)
-        return io.NodeOutput(
-            images,
-            score,
-            scores.values,
-            score >= limit,
-            indexes_text(scores.ranking()),
-            scores.report(),
-            ui=score_panel(
-                scores,
-                threshold=limit,
-                note=Note.of("aggregate", how=how, score=score) if len(single) > 1 else "",
-                headline=score,
-                images=single,
-            ),
-        )
+        note = Note.of("aggregate", how=how, score=score) if len(single) > 1 else ""
+        panel = score_panel(scores, threshold=limit, note=note, headline=score, images=single)
+        indexes = indexes_text(scores.ranking())
+        return io.NodeOutput(images, score, scores.values, score >= limit, indexes, scores.report(), ui=panel)

@@ -232,22 +232,17 @@ class RaliFilter(io.ComfyNode):
             check_threshold(limit)
             scored = score_images(single, scalar(model), scalar(coverage))
         passed = scored.passing(limit)
-        rejected = [index for index in range(len(single)) if index not in set(passed)]
+        inside = [index in set(passed) for index in range(len(single))]
+        rejected = [index for index, is_inside in enumerate(inside) if not is_inside]
+        values = [scored.values[index] for index in passed] or block_output()
+        note = Note.of("passed", count=len(passed), of=len(single))
         return io.NodeOutput(
-            join_images([single[index] for index in passed]) if passed else block_output(),
-            join_images([single[index] for index in rejected]) if rejected else block_output(),
-            len(passed),
-            not rejected,
-            scored.values,
-            [scored.values[index] for index in passed] if passed else block_output(),
-            indexes_text(passed),
-            *attachments.outputs(passed),
-            passed if passed else block_output(),
-            ui=score_panel(
-                scored,
-                threshold=limit,
-                passed=[index in set(passed) for index in range(len(single))],
-                note=Note.of("passed", count=len(passed), of=len(single)),
-                images=single,
-            ),
-        )
+            _batch_of(single, passed), _batch_of(single, rejected), len(passed), not rejected, scored.values, values,
+            indexes_text(passed), *attachments.outputs(passed), passed or block_output(),
+            ui=score_panel(scored, threshold=limit, passed=inside, note=note, images=single),
+        )  # fmt: skip
+
+
+def _batch_of(images: list[Tensor], indexes: list[int]) -> Any:
+    """The images with these 0-based indexes; without any, a blocked output."""
+    return join_images([images[index] for index in indexes]) if indexes else block_output()

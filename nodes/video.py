@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import InputImpl, io
@@ -13,6 +13,10 @@ from ._convert import from_core, from_pil, split_images, to_core
 from ._inputs import coverage_input, model_input
 from ._models import ready_model
 from ._scoring import Scores, block_without_images, chosen_coverage, progress_reporter, score_panel
+
+if TYPE_CHECKING:
+    from ..rali_core.calibration import Calibration
+    from ..rali_core.video import VideoScore
 
 AGGREGATES = ["mean", "worst tenth", "minimum"]
 PLOT_SIZE = (960, 320)
@@ -105,7 +109,6 @@ class RaliScoreVideo(io.ComfyNode):
         model: Any = None,
     ) -> io.NodeOutput:
         from ..rali_core.frames import FrameSampling
-        from ..rali_core.plot import draw_time_plot
 
         if (video is None) == (images is None):
             which = "neither is connected" if video is None else "both are connected"
@@ -116,24 +119,23 @@ class RaliScoreVideo(io.ComfyNode):
         handle = ready_model(model)
         scored = clip.score(handle.scorer, FrameSampling(sample_fps, max_frames), chosen_coverage(coverage))
         calibration = handle.scorer.info.calibration
-        limits = {"band_thresholds": calibration.band_thresholds} if calibration else {}
-        width, height = PLOT_SIZE
-        plot = from_pil(draw_time_plot(scored, width=width, height=height, passage=passage_seconds, **limits))
         worst, score = scored.worst_passage(passage_seconds), scored.aggregate(aggregation)
-        report = scored.describe(passage=passage_seconds)
-        scores = scored.scores.tolist()
+        frames = [clip.frame(float(scored.times[index])) for index in (scored.best, scored.worst)]
+        plot, scores = _plot(scored, calibration, passage_seconds), scored.scores.tolist()
         return io.NodeOutput(
-            score,
-            clip.frame(float(scored.times[scored.best])),
-            clip.frame(float(scored.times[scored.worst])),
-            plot,
-            worst.start,
-            worst.end,
-            scores,
-            scored.times.tolist(),
-            report,
+            score, *frames, plot, worst.start, worst.end, scores, scored.times.tolist(),
+            scored.describe(passage=passage_seconds),
             ui=score_panel(Scores(scores, list(scored.reasons), calibration), note=aggregation, headline=score),
-        )
+        )  # fmt: skip
+
+
+def _plot(scored: VideoScore, calibration: Calibration | None, passage: float) -> Tensor:
+    """The plot over time as an IMAGE."""
+    from ..rali_core.plot import draw_time_plot
+
+    limits = {"band_thresholds": calibration.band_thresholds} if calibration else {}
+    width, height = PLOT_SIZE
+    return from_pil(draw_time_plot(scored, width=width, height=height, passage=passage, **limits))
 
 
 class _Batch:

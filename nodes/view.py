@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import isnan, nan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
@@ -17,6 +17,10 @@ from ._models import ready_model
 from ._panel import Note
 from ._scoring import Scores, block_without_images, judge_pixels, progress_reporter, scalar, score_images, score_panel
 from .draw import split_labels
+
+if TYPE_CHECKING:
+    from ..rali_core.quality_map import QualityMap
+    from ..rali_core.scorer import RaliScorer
 
 MAP_MODES = ["tiles", "patch tokens"]
 WEAK_MODES = ["weakest share", "below score"]
@@ -102,15 +106,10 @@ class RaliQualityMap(io.ComfyNode):
         stretch_colours: list[bool],
         model: list[Any] | None = None,
     ) -> io.NodeOutput:
-        from ..rali_core.quality_map import colour_scores, score_patches, score_tiles, weak_regions
-
         single = split_images(images)
         if not single:
             return block_without_images(cls)
-        handle = ready_model(scalar(model))
-        heats, overlays, masks, scores, lines = [], [], [], [], []
-        lowest: list[float] = []
-        reasons: list[str | None] = []
+        handle, maps = ready_model(scalar(model)), _Maps()
         report = progress_reporter(PROGRESS_PER_IMAGE * len(single))
 
         def report_tiles(before: int, done: int, total: int | None) -> bool:
@@ -119,47 +118,84 @@ class RaliQualityMap(io.ComfyNode):
         for number, image in enumerate(single):
             try:
                 pixels = to_pixels(to_core(image)).cpu()
-                if scalar(mode) == MAP_MODES[0]:
-                    drawn = score_tiles(
-                        handle.scorer, pixels, tile=scalar(tile_size), progress=partial(report_tiles, number)
-                    )
-                    assert drawn is not None  # an interrupt is an exception
-                else:
-                    drawn = score_patches(handle.scorer, pixels)
+                tile = scalar(tile_size) if scalar(mode) == MAP_MODES[0] else None
+                drawn = _score_regions(handle.scorer, pixels, tile, partial(report_tiles, number))
             except ValueError as error:  # an error of one image does not affect the others' maps
-                grey = torch.full((1, *image.shape[1:3], 3), 0.5)
-                heats.append(grey)
-                overlays.append(grey)
-                masks.append(torch.ones(grey.shape[:3]))  # no part of it is known to be good
-                scores.append(nan)
-                lowest.append(nan)
-                reasons.append(str(error))
-                lines.append(f"image {number}: no score: {error}")
-                report(PROGRESS_PER_IMAGE * (number + 1), None)
-                continue
-            low, high = (float(value) for value in drawn.pixels.aminmax())
-            stretched = scalar(stretch_colours) and high > low
-            colours = colour_scores(drawn.pixels, low, high) if stretched else colour_scores(drawn.pixels)
-            heats.append(from_core(colours))
-            overlays.append(from_core(torch.lerp(pixels, colours, OVERLAY_SHARE)))
-            masks.append(weak_regions(drawn.pixels, scalar(weak_limit), scalar(weak_mode)).unsqueeze(0))
-            scores += drawn.regions.flatten().tolist()
-            lowest.append(low)
-            reasons.append(drawn.reason)
-            lines.append(f"image {number}: {drawn.reason or f'{low:.3f} to {high:.3f}'}")
-            lines += [" ".join(f"{score:.3f}" for score in row) for row in drawn.regions.tolist()]
+                maps.add_failed(image, error)
+            else:
+                maps.add(pixels, drawn, scalar(stretch_colours), scalar(weak_limit), scalar(weak_mode))
             report(PROGRESS_PER_IMAGE * (number + 1), None)
-        known = [score for score in scores if not isnan(score)]
+        return maps.output()
+
+
+def _score_regions(scorer: RaliScorer, pixels: Tensor, tile: int | None, progress: Any) -> QualityMap:
+    """The map of one image: of tiles, or with `tile=None` of patch tokens."""
+    from ..rali_core.quality_map import score_patches, score_tiles
+
+    if tile is None:
+        return score_patches(scorer, pixels)
+    drawn = score_tiles(scorer, pixels, tile=tile, progress=progress)
+    assert drawn is not None  # an interrupt is an exception
+    return drawn
+
+
+class _Maps:
+    """The quality maps of several images, as the node's outputs."""
+
+    def __init__(self) -> None:
+        self.heats: list[Tensor] = []
+        self.overlays: list[Tensor] = []
+        self.masks: list[Tensor] = []
+        self.scores: list[float] = []
+        self.lowest: list[float] = []
+        self.reasons: list[str | None] = []
+        self.lines: list[str] = []
+
+    def add(self, pixels: Tensor, drawn: QualityMap, stretch: bool, limit: float, weak_mode: Any) -> None:
+        """Add the map of an image with (3, H, W) pixels."""
+        from ..rali_core.quality_map import colour_scores, weak_regions
+
+        low, high = (float(value) for value in drawn.pixels.aminmax())
+        colours = colour_scores(drawn.pixels, low, high) if stretch and high > low else colour_scores(drawn.pixels)
+        self.heats.append(from_core(colours))
+        self.overlays.append(from_core(torch.lerp(pixels, colours, OVERLAY_SHARE)))
+        self.masks.append(weak_regions(drawn.pixels, limit, weak_mode).unsqueeze(0))
+        self.scores += drawn.regions.flatten().tolist()
+        self.lines.append(f"image {len(self.lowest)}: {drawn.reason or f'{low:.3f} to {high:.3f}'}")
+        self.lines += [" ".join(f"{score:.3f}" for score in row) for row in drawn.regions.tolist()]
+        self.lowest.append(low)
+        self.reasons.append(drawn.reason)
+
+    def add_failed(self, image: Tensor, error: ValueError) -> None:
+        """Add an image (1, H, W, C) without a map: grey, and all of it masked, as no part is known to be good."""
+        grey = torch.full((1, *image.shape[1:3], 3), 0.5)
+        self.heats.append(grey)
+        self.overlays.append(grey)
+        self.masks.append(torch.ones(grey.shape[:3]))
+        self.scores.append(nan)
+        self.lines.append(f"image {len(self.lowest)}: no score: {error}")
+        self.lowest.append(nan)
+        self.reasons.append(str(error))
+
+    def output(self) -> io.NodeOutput:
+        """The node's outputs.
+
+        Raises:
+            ImageError: None of the images has a map.
+        """
+        known = [score for score in self.scores if not isnan(score)]
         if not known:
-            raise ImageError(f"none of the images ({len(single)}, counted from 0) can be scored: {reasons[0]}")
+            raise ImageError(
+                f"none of the images ({len(self.lowest)}, counted from 0) can be scored: {self.reasons[0]}"
+            )
         note = Note.of("regions", low=min(known), high=max(known), count=len(known))
         return io.NodeOutput(
-            join_images(heats),
-            join_images(overlays),
-            join_masks(masks),
-            scores,
-            "\n".join(lines),
-            ui=score_panel(note=note, more=Scores(lowest, reasons).notes()),
+            join_images(self.heats),
+            join_images(self.overlays),
+            join_masks(self.masks),
+            self.scores,
+            "\n".join(self.lines),
+            ui=score_panel(note=note, more=Scores(self.lowest, self.reasons).notes()),
         )
 
 
@@ -220,19 +256,15 @@ class RaliContactSheet(io.ComfyNode):
         texts = split_labels(labels, len(single)) if labels else [f"image {index}" for index in range(len(single))]
         wired = check_numbers(scores, len(single), "scores")
         scored = judge_pixels(single, wired) if wired else score_images(single, scalar(model), scalar(coverage))
-        ranking = [index for index in scored.ranking() if not isnan(scored.values[index])]
-        by_score = scalar(ranked, True)
-        ranking = ranking if by_score else sorted(ranking)
+        by_score, bands = scalar(ranked, True), scored.bands()
+        ranking = scored.ranking_of_scored() if by_score else sorted(scored.ranking_of_scored())
         if not ranking:
             raise ValueError(f"scores: there is no scored image to draw ({scored.remarks()})")
-        bands = scored.bands()
         sheet = draw_contact_sheet(
             [to_pil(single[index]) for index in ranking],
             [scored.values[index] for index in ranking],
             names=[texts[index] for index in ranking],
             bands=[bands[index] for index in ranking],
-            columns=scalar(columns),
-            cell=scalar(cell),
-            ranked=by_score,
-        )
+            columns=scalar(columns), cell=scalar(cell), ranked=by_score,
+        )  # fmt: skip
         return io.NodeOutput(from_pil(sheet), ui=score_panel(scored, images=single))

@@ -34,6 +34,14 @@ def test_every_node_has_an_id_of_its_own() -> None:
     assert len(NODE_IDS) == len(set(NODE_IDS)) >= 14
 
 
+def test_no_execute_is_longer_than_twenty_lines() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "execute":
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.body[0].lineno < 20, path.name
+
+
 def test_the_root_imports_without_comfyui_and_registers_nothing() -> None:
     code = f"""
 import importlib.util, sys
