@@ -126,8 +126,8 @@ def tell_page(**values: Any) -> None:
 
     server = getattr(PromptServer, "instance", None)
     if server is not None and server.client_id is not None:
-        told = {"node": server.last_node_id, "prompt_id": current_prompt(), **values}
-        server.send_sync("rali.progress", told, server.client_id)
+        message = {"node": server.last_node_id, "prompt_id": current_prompt(), **values}
+        server.send_sync("rali.progress", message, server.client_id)
 
 
 def tell_tries(tried: int, of: int, best: tuple[int, float, Tensor] | None) -> None:

@@ -189,9 +189,9 @@ export function listen(changed) {
       if (state.state === "running") one.progress.set(locator, [state.value, state.max]);
     }
   });
-  on("rali.progress", (told) => {
-    const one = run(told.prompt_id);
-    one.tally.set(toLocator(one, told.node), told);
+  on("rali.progress", (message) => {
+    const one = run(message.prompt_id);
+    one.tally.set(toLocator(one, message.node), message);
   });
   on("executed", ({ prompt_id, node, display_node, output }) => {
     const one = run(prompt_id);
