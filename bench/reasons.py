@@ -1,11 +1,11 @@
-"""How well a model file's probes tell what is wrong with an image, on images and distortions they were not made of.
+"""How well a model file's probes detect what is wrong with an image, on unseen images and distortions.
 
     python bench/reasons.py MODEL.safetensors --photographs DIR --drawings DIR --generated DIR [--each 12] [--json FILE]
 
-Each image is scored as it is and under every kind of distortion at one level. Printed are, as tables in Markdown: the
-area under the ROC curve of each attribute by kind of image, with distortions that its probe was made of and with others
-of the same kind; how often each word is said of which distortion; and the rank correlation with the classical measures
-of `rali_core.describe`. Images that the probes were made of (the file knows their names) are left out.
+Each image is scored undistorted and under every kind of distortion at one level. Printed are, as tables in Markdown:
+the area under the ROC curve of each attribute by kind of image, with distortions that its probe was trained on and with
+others of the same kind; how often each word is used for which distortion; and the rank correlation with the classical
+measures of `rali_core.describe`. Images that the probes were trained on (the file has their names) are left out.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ OTHERS: dict[str, tuple[str, Make]] = {
     **({"avif": ("compression", lambda image, level: recode(image, "AVIF", quality=(40, 25, 14, 7, 1)[level - 1]))}
        if features.check("avif") else {}),
 }  # fmt: skip
-"""Distortions that no training knows, and the attribute that each brings about."""
+"""Distortions that are in no training, and the attribute that each causes."""
 
 MEASURES: dict[str, tuple[str, int]] = {
     "blur": ("blur", 1), "noise": ("noise", 1), "compression": ("blocking", 1), "upscaling": ("resolution", -1),
@@ -113,7 +113,7 @@ MEASURES: dict[str, tuple[str, int]] = {
 
 
 def distortions() -> dict[str, tuple[tuple[str, ...], bool, Make]]:
-    """Name to the attributes that it brings about, whether a probe was made of it, and how it is made."""
+    """Name to the attributes that it causes, whether a probe was trained on it, and the function that makes it."""
     made: dict[str, tuple[tuple[str, ...], bool, Make]] = {}
     for kind in dict.fromkeys([*KINDS, *(kind for probed in PROBED.values() for kind in probed.unseen)]):
         names = tuple(name for name, probed in PROBED.items() if kind in probed.kinds + probed.unseen)
@@ -149,7 +149,7 @@ def auc_of(rows: list[dict[str, Any]], attribute: str, *, known: bool) -> float 
         if (own and (trained != known or row["level"] < VISIBLE_LEVEL)) or row["distortion"] in PROBED[attribute].alike:
             continue
         if not own and row["distortion"] != "none" and not trained:
-            continue  # of what others it may remind is shown in the table of words
+            continue  # other attributes that it resembles are in the table of words
         positive.append(own)
         values.append(row["values"][attribute])
     return float(roc_auc_score(positive, values)) if any(positive) and not all(positive) else None
@@ -200,7 +200,7 @@ def auc_table(rows: dict[str, list[dict[str, Any]]], names: list[str]) -> list[l
 
 
 def words_table(rows: list[dict[str, Any]], scorer: RaliScorer) -> list[list[str]]:
-    """A row for each distortion at its levels from `VISIBLE_LEVEL` on: how often each word is said, in percent."""
+    """A row for each distortion at its levels from `VISIBLE_LEVEL` on: how often each word is used, in percent."""
     attributes = scorer.model.attributes
     table = [["distortion", *(attribute.word for attribute in attributes), "nothing"]]
     for name in dict.fromkeys(row["distortion"] for row in rows):

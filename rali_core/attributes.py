@@ -1,8 +1,8 @@
-"""Image attributes: what is wrong with an image, told by linear probes on the embedding that its score is made of.
+"""Image attributes: what is wrong with an image, by linear probes on the embedding that its score is made from.
 
 An attribute is a kind of flaw, such as "blur". Its probe, a logistic regression on the encoder's embedding (G. Alain
 and Y. Bengio, "Understanding intermediate layers using linear classifier probes", 2016, arXiv 1610.01644), estimates
-its severity from 0 (none) to 1. `rali_core/training/attributes.py` fits the probes; a model file may do without them.
+its severity from 0 (none) to 1. `rali_core/training/attributes.py` fits the probes; a model file need not have them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 VERSION = 1
-"""Of the metadata in model files."""
+"""Version of the metadata in model files."""
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """A kind of flaw that a model can tell.
+    """A kind of flaw that a model can detect.
 
     Attributes:
         name: A plain identifier, such as `"blur"`.
-        word: What is said of an image that has it, such as `"blurred"`.
-        threshold: The severity from which on it is said, above 0 and at most 1.
+        word: The word for an image that has it, such as `"blurred"`.
+        threshold: The severity from which on the word is used, above 0 and at most 1.
         auc: Area under the ROC curve on images that were held out of its fit, in [0, 1].
     """
 
@@ -46,10 +46,10 @@ class Attribute:
 
 @dataclass(frozen=True)
 class ImageAttributes:
-    """What a model tells of one image.
+    """The attributes of one image.
 
     Attributes:
-        values: From each attribute's name to its severity in [0, 1]; 0 is none. The mean over the image's crops.
+        values: Severity in [0, 1] by the attribute's name; 0 is none. The mean over the image's crops.
         words: The words of those that reach their threshold, most severe first; empty for an image without flaws.
     """
 
@@ -66,12 +66,12 @@ def no_probes(name: str) -> ValueError:
 
 
 def to_metadata(attributes: Sequence[Attribute]) -> dict[str, Any]:
-    """Attributes as a model file's metadata tells them, in plain JSON types."""
+    """Attributes as the metadata of a model file, in plain JSON types."""
     return {"version": VERSION, "probes": [asdict(attribute) for attribute in attributes]}
 
 
 def from_metadata(values: Any) -> tuple[Attribute, ...]:
-    """The attributes of what `to_metadata` gave.
+    """The attributes from a `to_metadata`.
 
     Raises:
         ValueError: Another version, keys are missing or unknown, or a value is out of range.

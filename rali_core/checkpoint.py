@@ -1,7 +1,7 @@
 """The model file: one `.safetensors` with encoder, head and everything that is needed to use and judge it.
 
 Tensors: `encoder.*` in open_clip's visual naming, `head.{mean,scale,components,prototypes,scores,logit_scale}` and, if
-the model tells attributes, `probes.{weight,bias}`.
+the model has attributes, `probes.{weight,bias}`.
 Metadata: JSON texts under the keys of `ModelInfo`, besides `format` and `format_version`. No pickle is ever opened,
 and a file is either used as it is or refused with a list of everything that is wrong with it.
 """
@@ -126,7 +126,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         The decoded metadata: `format_version`, the fields of `ModelInfo`, `encoder`, `preprocess`, `coverage` and, of a
-        model that tells attributes, `attributes`.
+        model with attributes, `attributes`.
 
     Raises:
         FileNotFoundError: There is no such file.

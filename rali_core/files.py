@@ -116,7 +116,7 @@ def hash_file(path: str | os.PathLike[str], kind: str = "sha256", prefix: bytes 
 
 
 FileStamp: TypeAlias = tuple[int, int]
-"""Tells one state of a file from another: size in bytes, time of modification in nanoseconds."""
+"""Identifies a state of a file: size in bytes, time of modification in nanoseconds."""
 
 
 def stamp_file(path: str | os.PathLike[str]) -> FileStamp:

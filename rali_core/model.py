@@ -26,7 +26,7 @@ class RaliModel(nn.Module):
         pca_dim: P, dimension after PCA.
         prototypes: K, number of prototypes.
         coverage: How `forward` scores images that are not square, by default.
-        attributes: What its probes tell besides the score; without any, `probes` is None.
+        attributes: Attributes of its probes; without any, `probes` is None.
 
     Raises:
         ValueError: The encoder cannot be built, or its input size differs from the preprocessing's.

@@ -1,9 +1,9 @@
-"""Pixels to encoder input: resize the shorter side, crop, normalise; tensors all the way.
+"""Pixels to encoder input: resize the shorter side, crop, normalise; all on tensors.
 
 The steps and their order are those of CLIP's image processor, which RALI uses (Zhao et al. 2025): shorter side to
 `image_size` with antialiased bicubic interpolation, centre crop, per-channel normalisation. Differences from the
 Pillow-based reference: nothing is rounded to 8 bits between or after the two resize passes, unless the configuration
-asks for Pillow's own pixels, and pictures longer than `MAX_ASPECT_RATIO` are cut to that ratio before they are resized.
+asks for Pillow's own pixels, and images longer than `MAX_ASPECT_RATIO` are cut to that ratio before they are resized.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ Coverage = Literal["center", "tiles", "full"]
 COVERAGES: tuple[str, ...] = get_args(Coverage)
 
 MAX_ASPECT_RATIO = 32
-"""Longer pictures are cut around their centre, so that a 1 x 100,000 strip cannot exhaust the memory."""
+"""Longer images are cut around their centre, so that a 1 x 100,000 strip cannot exhaust the memory."""
 
 BAND_PIXELS = 2**20
-"""So many pixels of an image are worked on at a time."""
+"""Pixels of an image that are processed at a time."""
 
 MAX_TILES = 8
 """Upper limit of crops per image for `coverage="tiles"`; they stay evenly spread over the long side."""
 
 FULL_SIZE_FROM = 1.25
-"""`coverage="full"` looks at an image's own pixels where its shorter side is so many times the encoder's."""
+"""`coverage="full"` adds full-size crops if the image's shorter side is at least this many times the encoder's."""
 
 FULL_SIZE_CROPS = 4
-"""Crops at the image's own size, at most, unless the configuration says otherwise."""
+"""Default maximum of crops at the image's own size."""
 
 FULL_SIZE_SHARE = 0.5
-"""What the crops at the image's own size together count for at most; the whole image counts for the rest."""
+"""Largest total weight of the crops at the image's own size; the whole image has the rest."""
 
 FULL_SIZE_RATIO = 4.0
-"""They count for that where the image's shorter side is so many times the encoder's, and for less, down to nothing, the
-nearer the two are: what is resized less shows more of its damage as a whole."""
+"""Where the image's shorter side is this many times the encoder's, they have that weight; it falls to 0 as the ratio
+falls to 1, because an image that is resized less shows more of its damage as a whole."""
 
 
 OPTIONAL = {"eight_bit", "full_size_crops"}
@@ -55,10 +55,10 @@ class PreprocessConfig:
         image_size: Side of the square encoder input, in pixels.
         mean: Channel means to subtract (RGB, for pixels in [0, 1]).
         std: Channel standard deviations to divide by (RGB, for pixels in [0, 1]).
-        eight_bit: Round to 8 bits before, between and after the two resize passes, and compute these in whole numbers
+        eight_bit: Round to 8 bits before, between and after the two resize passes, and compute these in integers
             as Pillow does: the pixels are those of a Pillow-based recipe. Gradients pass through as if nothing were
             rounded.
-        full_size_crops: Crops at the image's own size, at most, for `coverage="full"`, 1 to 64.
+        full_size_crops: Maximum number of crops at the image's own size, for `coverage="full"`, 1 to 64.
     """
 
     image_size: int
@@ -85,14 +85,14 @@ class PreprocessConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types."""
         values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        for name in OPTIONAL:  # older files do not know them
+        for name in OPTIONAL:  # older files do not have them
             if values[name] == getattr(type(self), name):
                 del values[name]
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PreprocessConfig:
-        """The configuration from what `to_dict` gave.
+        """The configuration from a `to_dict`.
 
         Raises:
             ValueError: A key is missing or unknown, or a value is out of range.
@@ -103,7 +103,7 @@ class PreprocessConfig:
 
 
 def check_pixels(pixels: Tensor) -> None:
-    """Check that `pixels` is what every public function here takes.
+    """Check that `pixels` is a valid argument of the public functions here.
 
     Args:
         pixels: (B, 3, H, W), floating point, expected in [0, 1]; or uint8.
@@ -142,7 +142,7 @@ def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -
     """Resize so that the shorter side is `size` pixels, with antialiased bicubic interpolation (a = -0.5).
 
     Args:
-        pixels: (B, 3, H, W) in [0, 1], or uint8, which takes less memory and gives the same.
+        pixels: (B, 3, H, W) in [0, 1], or uint8, which takes less memory with the same result.
         size: Target length of the shorter side in pixels.
         eight_bit: Pillow's own pixels; see `PreprocessConfig`.
 
@@ -160,7 +160,7 @@ def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -
         levels = resize_levels(pixels if whole else to_levels(pixels), new_height, new_width)
         if not (pixels.requires_grad and torch.is_grad_enabled()):
             return levels.to(torch.float32 if whole else pixels.dtype) / 255.0
-    # Pillow resizes along x first (from version 13 on not for very tall pictures) and clips between the passes;
+    # Pillow resizes along x first (from version 13 on not for very tall images) and clips between the passes;
     # without that, bright edges differ by up to 12/255.
     wide = _resample_in_bands(pixels, new_width)
     smooth = _resample(wide, (new_height, new_width))
@@ -168,7 +168,7 @@ def resize_shorter_side(pixels: Tensor, size: int, *, eight_bit: bool = False) -
 
 
 def _resample_in_bands(pixels: Tensor, width: int) -> Tensor:
-    """Rows to another width, some at a time: three floating-point channels of all pixels may never exist."""
+    """Resample rows to another width in bands, so that all pixels never exist as floating point at once."""
     rows = max(1, BAND_PIXELS // (len(pixels) * pixels.shape[-1]))
     bands = (band.float() / 255.0 if band.dtype == torch.uint8 else band for band in pixels.split(rows, dim=-2))
     return torch.cat([_resample(band, (band.shape[-2], width)) for band in bands], dim=-2)
@@ -185,7 +185,7 @@ def _resample(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
         except (NotImplementedError, RuntimeError):
             if pixels.device.type in ("cpu", "cuda"):
                 raise
-            pixels = _interpolate(pixels.cpu(), shape).to(pixels.device)  # not there on MPS before torch 2.8
+            pixels = _interpolate(pixels.cpu(), shape).to(pixels.device)  # missing on MPS before torch 2.8
     return pixels.clamp(0.0, 1.0)
 
 
@@ -227,17 +227,17 @@ def tile_crops(pixels: Tensor, size: int) -> Tensor:
 
 
 def full_size_boxes(height: int, width: int, config: PreprocessConfig) -> list[tuple[int, int]]:
-    """Where the crops at an image's own size lie, for `coverage="full"`.
+    """Positions of the crops at an image's own size, for `coverage="full"`.
 
     Args:
-        height: The image's, in pixels.
-        width: Likewise.
+        height: Height of the image in pixels.
+        width: Its width.
         config: Size and number of the crops.
 
     Returns:
-        (top, left) of each square of `image_size` pixels, row by row: the centres of a grid of as many equal cells as
-        there may be crops, as square as can be, and no more of them than cover the image. Empty where the image is
-        hardly larger than the encoder's input, see `FULL_SIZE_FROM`.
+        (top, left) of each square of `image_size` pixels, row by row: the centres of a grid of equal cells, as
+        square as possible, at most `full_size_crops` and no more than cover the image. Empty if the image is hardly
+        larger than the encoder's input, see `FULL_SIZE_FROM`.
     """
     size = config.image_size
     if min(height, width) < FULL_SIZE_FROM * size:
@@ -274,7 +274,7 @@ class View(NamedTuple):
         top: First row.
         width: Columns.
         height: Rows.
-        full_size: Seen at its own size, not resized.
+        full_size: At its own size, not resized.
     """
 
     left: int
@@ -285,16 +285,16 @@ class View(NamedTuple):
 
 
 def locate_views(height: int, width: int, config: PreprocessConfig, *, coverage: Coverage) -> list[View]:
-    """Where the crops that `preprocess` makes of an image lie in it.
+    """The regions of an image that the crops of `preprocess` show.
 
     Args:
-        height: The image's, in pixels.
-        width: Likewise.
+        height: Height of the image in pixels.
+        width: Its width.
         config: As for `preprocess`.
         coverage: Likewise.
 
     Returns:
-        T parts, in the order of the crops.
+        T regions, in the order of the crops.
     """
     size, short = config.image_size, min(height, width)
     long = min(max(height, width), MAX_ASPECT_RATIO * short)
@@ -310,17 +310,17 @@ def locate_views(height: int, width: int, config: PreprocessConfig, *, coverage:
 
 
 def view_weights(height: int, width: int, config: PreprocessConfig, *, coverage: Coverage) -> Tensor:
-    """What each of the crops that `preprocess` makes of an image counts for in its score.
+    """The weights of the crops of `preprocess` in an image's score.
 
     Args:
-        height: The image's, in pixels.
-        width: Likewise.
+        height: Height of the image in pixels.
+        width: Its width.
         config: As for `preprocess`.
         coverage: Likewise.
 
     Returns:
-        (T,) float32, summing to 1: alike for `"center"` and `"tiles"`; for `"full"` the crops at the image's own size
-        together up to `FULL_SIZE_SHARE`, see `FULL_SIZE_RATIO`.
+        (T,) float32, summing to 1: equal for `"center"` and `"tiles"`; for `"full"` the crops at the image's own size
+        have up to `FULL_SIZE_SHARE` together, see `FULL_SIZE_RATIO`.
     """
     views = locate_views(height, width, config, coverage=coverage)
     crops = sum(view.full_size for view in views)
@@ -338,10 +338,10 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
         config: Size and normalisation of the encoder.
         coverage: `"center"` is the paper's centre crop; `"tiles"` takes evenly spread square crops along the longer
             side, so that nothing of the image is left out up to 8:1; `"full"` adds crops at the image's own size,
-            where it is larger than the encoder's input (see `full_size_boxes`).
+            if it is larger than the encoder's input (see `full_size_boxes`).
 
     Returns:
-        (B, T, 3, S, S), T crops per image (1 for `"center"`), normalised; what each counts for says `view_weights`.
+        (B, T, 3, S, S), T crops per image (1 for `"center"`), normalised; their weights are those of `view_weights`.
 
     Raises:
         TypeError: `pixels` is neither floating point nor uint8.

@@ -1,7 +1,7 @@
-"""Where a picture is good and where it is weak: scores of regions, drawn back over the picture.
+"""Shows where an image is good and where it is weak: scores of regions, as a map of the image.
 
-Not part of the paper. Two ways: `score_tiles` cuts the picture into squares and scores each like a picture of its own;
-`score_patches` scores the tower's patch tokens (see `patch_tokens`), finer and quicker, but not calibrated.
+Not part of the paper. Two ways: `score_tiles` cuts the image into squares and scores each like a separate image;
+`score_patches` scores the encoder's patch tokens (see `patch_tokens`), finer and quicker, but not calibrated.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ COLOUR_STOPS = ((0.55, 0.10, 0.16), (0.85, 0.42, 0.18), (0.96, 0.85, 0.45), (0.4
 
 @dataclass(frozen=True)
 class QualityMap:
-    """Scores of a picture's regions.
+    """Scores of an image's regions.
 
     Attributes:
         regions: (rows, columns) float32 scores, higher is better.
-        pixels: (H, W) float32, the same drawn over the picture.
-        reason: "no content" where the whole image is blank (see `content`); all scores are `NO_CONTENT_SCORE` then.
+        pixels: (H, W) float32, the same for each pixel of the image.
+        reason: "no content" if the whole image is blank (see `content`); all scores are `NO_CONTENT_SCORE` then.
     """
 
     regions: Tensor
@@ -44,23 +44,23 @@ class QualityMap:
 def score_tiles(
     scorer: RaliScorer, image: Tensor, *, tile: int = 256, progress: ProgressCallback | None = None
 ) -> QualityMap | None:
-    """Score squares of a picture, evenly spread so that they cover it.
+    """Score squares of an image, evenly spread so that they cover it.
 
-    A square without content in an image that has some (a plain sky, a page's margin) is no weak one: it gets the mean
-    of the others, or the image's own score where there are none.
+    A square without content in an image that has some (a plain sky, a page's margin) is not a weak one: it gets the
+    mean of the others, or the image's own score if there are none.
 
     Args:
         scorer: The scorer.
         image: (C, H, W) as `RaliScorer.score` takes it.
-        tile: Side of a square in pixels, at least 16; cut to the picture's shorter side.
+        tile: Side of a square in pixels, at least 16; at most the image's shorter side.
         progress: As for `RaliScorer.score`.
 
     Returns:
-        The map; a pixel under several squares has their mean. None where `progress` stopped it.
+        The map; a pixel in several squares has their mean. None if `progress` stopped it.
 
     Raises:
         ValueError: `tile` is less than 16.
-        ImageError: The image is not one.
+        ImageError: The image cannot be used.
     """
     if tile < 16:
         raise ValueError(f"tile must be at least 16 pixels, got {tile}")
@@ -71,7 +71,7 @@ def score_tiles(
     boxes = [(top, left) for top in tops for left in lefts]
     if not has_content(pixels):
         return _without_content(len(tops), len(lefts), height, width)
-    # A list would hold all the tiles at once; views of one picture cost nothing.
+    # A list would hold all the tiles at once; views of one image cost nothing.
     result = scorer.score([pixels[:, top : top + side, left : left + side] for top, left in boxes], progress=progress)
     if len(result) < len(boxes):
         return None
@@ -87,20 +87,20 @@ def score_tiles(
 
 
 def score_patches(scorer: RaliScorer, image: Tensor) -> QualityMap:
-    """Score the tower's patch tokens; the whole of the picture is covered, by several crops where it is not square.
+    """Score the encoder's patch tokens; several crops cover all of an image that is not square.
 
     Args:
         scorer: The scorer.
         image: (C, H, W) as `RaliScorer.score` takes it; at most 32 times as long as wide.
 
     Raises:
-        ValueError: The tower has no class token, or the picture is longer than 32:1.
-        ImageError: The image is not one.
+        ValueError: The encoder has no class token, or the image is longer than 32:1.
+        ImageError: The image cannot be used.
     """
     pixels = read_pixels(image, limits=scorer.limits)
     height, width = pixels.shape[-2:]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(f"expected a picture of at most {MAX_ASPECT_RATIO}:1, got {width} x {height}: use tiles")
+        raise ValueError(f"expected an image of at most {MAX_ASPECT_RATIO}:1, got {width} x {height}: use tiles")
     model, size = scorer.model, scorer.model.preprocess_config.image_size
     blank = not has_content(pixels)
     with without_gradient(scorer.device):
@@ -117,7 +117,7 @@ def score_patches(scorer: RaliScorer, image: Tensor) -> QualityMap:
         top, left = (offset, 0) if tall >= wide else (0, offset)
         total[top : top + covered, left : left + covered] += crop
         count[top : top + covered, left : left + covered] += 1
-    # Where more than MAX_TILES crops would be needed, the gaps between them have no score: the mean fills them.
+    # If more than MAX_TILES crops would be needed, the gaps between them have no score: the mean fills them.
     known = count > 0
     drawn_back = torch.where(known, total / count.clamp_min(1), total.sum() / count.sum())
     rows, columns = max(tall // patch, 1), max(wide // patch, 1)
@@ -139,21 +139,21 @@ def weak_regions(pixels: Tensor, limit: float, mode: WeakMode = "below score") -
 
     Args:
         pixels: (H, W) scores.
-        limit: A score for `"below score"`; a share in [0, 1] of the pixels for `"weakest share"`.
-        mode: Whether `limit` is absolute or relative to this picture.
+        limit: A score for `"below score"`; a fraction in [0, 1] of the pixels for `"weakest share"`.
+        mode: Whether `limit` is absolute or relative to this image.
 
     Returns:
-        (H, W) float32, 1 where the picture is weak. A picture that scores the same everywhere has no weakest share.
+        (H, W) float32, 1 where the image is weak. An image that scores the same everywhere has no weakest part.
 
     Raises:
-        ValueError: `mode` is unknown, or a share outside [0, 1].
+        ValueError: `mode` is unknown, or a fraction outside [0, 1].
     """
     if mode not in get_args(WeakMode):
         raise ValueError(f"mode must be one of {', '.join(get_args(WeakMode))}, got {mode!r}")
     if mode == "below score":
         return (pixels < limit).float()
     if not 0.0 <= limit <= 1.0:
-        raise ValueError(f"a share must lie in 0..1, got {limit:g}")
+        raise ValueError(f"a fraction must lie in 0..1, got {limit:g}")
     count = int(limit * pixels.numel())
     if count == 0:
         return torch.zeros_like(pixels)

@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
 OnError = Literal["raise", "record"]
 ProgressCallback = Callable[[int, int | None], bool | None]
-"""Called as progress(done, total); total is None where the length is not known. Returning False stops the run."""
+"""Called as progress(done, total); total is None if the length is not known. Returning False stops the run."""
 
 __getattr__ = renamed(__name__, {"Progress": "ProgressCallback"})
 
 DEFAULT_BATCH_SIZE = 8
 
 RULES = "content-1"
-"""Part of the cache's keys: how images are read, and what counts as content. Change it when scores change by that."""
+"""Part of the cache's keys: how images are read, and what counts as content. Change it when that changes scores."""
 
 _Made = TypeVar("_Made")
 
@@ -61,20 +61,19 @@ class RaliScorer:
     """Scores images with one model.
 
     Images without content (blank frames, ramps, a few pixels) get `content.NO_CONTENT_SCORE` and the reason "no
-    content" instead of the model's guess. Only `model` itself, which has gradients, is the model alone.
+    content" instead of the model's score. `model` itself, which has gradients, is without this check.
 
     Args:
         model: A model, in evaluation mode.
-        info: What its file says about it.
-        device: Where to compute; by default the GPU where there is one (CUDA, then Apple's), else the CPU.
-        dtype: Arithmetic of the image encoder; the head always computes in float32. `"auto"` takes 16 bits where this
-            machine is faster in them, see `devices.fastest_precision`, so that scores differ between machines by
-            their rounding.
+        info: Its file's metadata.
+        device: Where to compute; by default the GPU, if there is one (CUDA, then Apple's), else the CPU.
+        dtype: Arithmetic of the image encoder; the head always computes in float32. `"auto"` takes 16 bits if this
+            machine is faster in them, see `devices.fastest_precision`; scores then differ between machines by rounding.
         batch_size: Crops per forward pass.
         coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
-        full_size_crops: For `"full"`: crops at the image's own size, at most; becomes the model's setting, where given.
+        full_size_crops: For `"full"`: maximum number of crops at the image's own size; overrides the model's setting.
         cache: Remembers scores by content; may be shared. Each attribute takes an entry of its own.
-        limits: What image files may take: pixels, text chunks, pixels decoded at one time.
+        limits: Limits for image files: pixels, text chunks, pixels decoded at one time.
         attributes: Tell what is wrong with each image too, from the same embeddings; see `attributes.ImageAttributes`.
 
     Attributes:
@@ -162,7 +161,7 @@ class RaliScorer:
         _check_dtype(dtype)
         path = find_model(name_or_file)
         if dtype == "auto":
-            # In 16 bits first: where they win, which is usual on machines that have them, memory never held more.
+            # In 16 bits first: if they win, which is usual where they are supported, memory never held more.
             chosen = choose_device(device)
             narrowest = narrowest_precision(chosen)
             loaded = load_model(path, dtype=getattr(torch, narrowest))
@@ -187,7 +186,7 @@ class RaliScorer:
     ) -> ScoreResult:
         """Score one or many images.
 
-        What was scored before an error or an interrupt is in the cache, where there is one; `stream` also hands it out.
+        What was scored before an error or an interrupt is in the cache, if there is one; `stream` also yields it.
 
         Args:
             images: One image, or any iterable of them, of mixed kinds and sizes: a path; the bytes of an image file,
@@ -196,7 +195,7 @@ class RaliScorer:
                 (N, C, H, W) are N images; a folder is the image files in it, by name. A generator is read as it is
                 scored: memory holds one batch.
             coverage: `"center"`, `"tiles"` or `"full"` for this call; by default the scorer's.
-            on_error: `"raise"` lets the first unusable image raise; `"record"` notes its error and goes on.
+            on_error: `"raise"` lets the first unusable image raise; `"record"` records its error and continues.
             progress: Called after each batch with (done, total or None); returning False stops.
             attributes: Whether to tell attributes in this call; by default as the scorer does.
 
@@ -205,7 +204,7 @@ class RaliScorer:
 
         Raises:
             TypeError, FileNotFoundError, ImageError: With `on_error="raise"`; the message names the image. ImageError
-                also where the memory does not suffice for one image alone.
+                also if a single image does not fit into memory.
             ValueError: Unknown `coverage` or `on_error`, or attributes of a model without probes.
         """
         total = count(images)
@@ -235,7 +234,7 @@ class RaliScorer:
         on_error: OnError = "raise",
         attributes: bool | None = None,
     ) -> Iterator[ImageScore]:
-        """Score images one after the other as they come; arguments and errors as for `score`.
+        """Score images one by one, lazily; arguments and errors as for `score`.
 
         Yields:
             One result per image, in input order, a batch at a time.
@@ -250,9 +249,9 @@ class RaliScorer:
 
         Args:
             crops: N images as `model.preprocess` makes them of one image: (T, 3, S, S), any T from 1 up; None for an
-                image that `content.has_content` denied.
-            sizes: (height, width) of each image in pixels, which says what each crop counts for (see
-                `preprocess.view_weights`); None counts all crops of an image alike.
+                image without content, see `content.has_content`.
+            sizes: (height, width) of each image in pixels, for the weights of its crops (see
+                `preprocess.view_weights`); None weights all crops of an image equally.
 
         Returns:
             N results in input order.
@@ -271,7 +270,7 @@ class RaliScorer:
 
         Args:
             image: One image, as for `score`.
-            top: How many prototypes to list one by one, by weight.
+            top: How many prototypes to list individually, by weight.
 
         Returns:
             `top` shares, heaviest first, and one with `prototype=-1` for all others; their contributions sum to the
@@ -290,13 +289,13 @@ class RaliScorer:
         return share_score(weights, scores, top=top)
 
     def score_views(self, image: ImageInput) -> tuple[ViewScore, ...]:
-        """Score the parts of an image that its score is made of, with the scorer's coverage.
+        """Score the regions that an image's score is made of, with the scorer's coverage.
 
         Args:
             image: One image, as for `score`.
 
         Returns:
-            Each part with its place in the image; the sum of share * score is the score.
+            Each region with its position in the image; the sum of share * score is the score.
 
         Raises:
             TypeError, FileNotFoundError, ImageError: As for `score`.
@@ -431,7 +430,7 @@ class RaliScorer:
         ]
 
     def _compute(self, pending: list[_Prepared], attributes: bool) -> None:
-        """Fill in the scores; where the memory does not suffice, of half as many at a time, down to one crop."""
+        """Compute the scores; if memory runs out, with half as many at a time, down to one crop."""
         crops = [item.crops for item in pending if item.crops is not None]
         if not crops:
             return
@@ -442,7 +441,7 @@ class RaliScorer:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            means = None  # the error itself holds on to memory: try again after it is gone
+            means = None  # the error itself holds on to memory: retry after it is released
         if means is None:
             if len(pending) == 1:
                 if not self._compute_by_crop(pending[0], crops[0], attributes):
@@ -492,13 +491,13 @@ def _named(item: _Prepared) -> Exception:
 
 
 def _with_reason(result: ImageScore) -> ImageScore:
-    """A score that came out of the cache, too, tells by its value that there was no content."""
+    """The value of a score, also of a cached one, shows that there was no content."""
     return replace(result, reason=NO_CONTENT) if is_no_content(result.score) else result
 
 
 @dataclass
 class _Prepared:
-    """An image on its way: crops to score and what each counts for, or a score that is known, or why there is none."""
+    """An image in progress: crops to score with their weights, or a known score, or why there is none."""
 
     index: int
     crops: Tensor | None = None

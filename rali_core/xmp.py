@@ -1,8 +1,8 @@
 """Scores as XMP in image files, or in sidecars beside them, so that photo managers and browsers can sort by them.
 
-A tag is one `rdf:Description` that is put into the packet that is there; not a byte of other programs' properties is
-changed, but the value of `xmp:Rating` where it is 0 (not rated), or where it is to be overwritten. So what was tagged
-can be untagged byte for byte, and where another program has rewritten the packet since, still property by property.
+A tag is one `rdf:Description` that is added to the existing packet; no byte of other programs' properties is changed,
+except the value of `xmp:Rating` if it is 0 (not rated) or to be overwritten. So a tag can be removed byte for byte, and
+if another program has rewritten the packet since, still property by property.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .results import ImageScore
 
 NAMESPACE = "https://github.com/comfyui-rali/rali/xmp/1.0/"
-"""Of our properties; their prefix is `rali`."""
+"""Namespace of our properties; their prefix is `rali`."""
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 RATING = "http://ns.adobe.com/xap/1.0/ Rating"
@@ -55,18 +55,18 @@ BODY = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="RALI {__version__}">
 START_TAG = re.compile(rb"<([^\s<>/]+)((?:\s+[^\s<>=/]+\s*=\s*(?:\"[^\"]*\"|'[^']*'))*)\s*/?>")
 ATTRIBUTE = re.compile(rb"\s+([^\s<>=/]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
 FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML cannot hold."""
+"""Characters that XML cannot hold."""
 
 
 @dataclass(frozen=True)
 class Tag:
-    """What is written about an image.
+    """The tag of an image.
 
     Attributes:
-        score: As the model gave it.
+        score: The model's score.
         unit_score: The same, 0 (worst) to 1 (best).
-        band: bad, poor, fair, good or excellent; empty where the model has none.
-        percentile: Percentage of the model's reference images that score lower; None where it has none.
+        band: bad, poor, fair, good or excellent; empty if the model has none.
+        percentile: Percentage of the model's reference images that score lower; None if it has none.
         model: Name of the model.
         reasons: What is wrong with the image, in words, if that was asked for; or "no content".
     """
@@ -105,7 +105,7 @@ class Tag:
         return f"{10 * self.unit_score:.2f}"
 
     def properties(self) -> dict[str, str]:
-        """The properties of our namespace, without those that only serve to take the tag away again."""
+        """The properties of our namespace, without those that only serve to remove the tag."""
         values = {
             "Score": f"{self.score:.4f}",
             "Band": self.band,
@@ -121,12 +121,12 @@ class Tag:
 
 @dataclass(frozen=True)
 class Tagged:
-    """What became of one image.
+    """The outcome of tagging one image.
 
     Attributes:
-        sidecar: The tag stands in a sidecar.
-        reason: Why, where the image itself was to be tagged.
-        kept_rating: A person had rated the image, and that rating stays.
+        sidecar: The tag is in a sidecar.
+        reason: Why, if the image itself was to be tagged.
+        kept_rating: A person had rated the image, and that rating was kept.
         broke_hard_link: The file had other hard links, which keep the untagged file.
     """
 
@@ -151,13 +151,13 @@ def tag_file(
         path: JPEG, PNG or WebP; any other file, or one whose XMP cannot be changed safely, gets a sidecar.
         tag: What to write.
         sidecar: A sidecar (`a.jpg.xmp` beside `a.jpg`) in any case.
-        overwrite_rating: Write stars also where a person gave some; `untag_file` puts those back.
-        keep_times: The file's times of modification and access stay.
-        scored: What `files.stamp_file` gave when the image was scored.
+        overwrite_rating: Replace also stars that a person gave; `untag_file` restores those.
+        keep_times: Keep the file's times of modification and access.
+        scored: The `files.stamp_file` of the image when it was scored.
 
     Raises:
-        XmpError: The sidecar that is there is no XMP.
-        OSError: A file cannot be read or written, was changed since it was scored, or meanwhile; it is as it was.
+        XmpError: The existing sidecar is not XMP.
+        OSError: A file cannot be read or written, was changed since it was scored, or meanwhile; it is not changed.
     """
     path = Path(path)
     before = stamp_file(path)
@@ -170,7 +170,7 @@ def tag_file(
         try:
             made, kept = put_tag(data, tag, overwrite_rating=overwrite_rating, rated=rated)
             broke_hard_link = _replace(path, data, made, before, keep_times)
-            if _is_tagged(beside):  # an older tag there must not say something else
+            if _is_tagged(beside):  # an older tag there must not contradict
                 _tag_sidecar(beside, tag, overwrite_rating, keep_times, rated=rated)
             return Tagged(kept_rating=kept, broke_hard_link=broke_hard_link)
         except XmpError as error:
@@ -180,9 +180,9 @@ def tag_file(
 
 
 def untag_file(path: str | os.PathLike[str], *, keep_times: bool = False) -> bool:
-    """Take our tags out of an image file and out of its sidecar, which is removed where nothing else is in it.
+    """Remove our tags from an image file and its sidecar; a sidecar with nothing else in it is deleted.
 
-    A rating that was overwritten comes back, unless somebody has changed it since.
+    A rating that was overwritten is restored, unless it has been changed since.
 
     Args:
         path: The image.
@@ -259,10 +259,10 @@ def put_tag(data: bytes, tag: Tag, *, overwrite_rating: bool = False, rated: boo
 
 
 def take_tag(data: bytes, *, strict: bool = True) -> bytes:
-    """An image file's bytes without our tag: those that `put_tag` got.
+    """An image file's bytes without our tag: the input of `put_tag`.
 
     Args:
-        data: The whole file; without a tag, it comes back as it is.
+        data: The whole file; without a tag it is returned unchanged.
         strict: Refuse a damaged packet; otherwise it counts as one without a tag.
 
     Raises:
@@ -303,7 +303,7 @@ def _named(sidecar: Path) -> Iterator[None]:
     try:
         yield
     except XmpError as error:
-        raise XmpError(f"{sidecar} stays as it is: {error}") from error
+        raise XmpError(f"{sidecar} is not changed: {error}") from error
 
 
 def _tag_sidecar(path: Path, tag: Tag, overwrite_rating: bool, keep_times: bool, *, rated: bool) -> bool:
@@ -318,7 +318,7 @@ def _tag_sidecar(path: Path, tag: Tag, overwrite_rating: bool, keep_times: bool,
 
 
 def _replace(path: Path, old: bytes, new: bytes, before: FileStamp | None, keep_times: bool) -> bool:
-    """Write a file that was read; returns whether it had other names, which keep the old one."""
+    """Replace a file that was read; returns whether it had other names, which keep the old content."""
     if old == new:
         return False
     target = Path(os.path.realpath(path))  # a symbolic link stays one
@@ -333,7 +333,7 @@ def _replace(path: Path, old: bytes, new: bytes, before: FileStamp | None, keep_
 
 def _check_writable(path: Path) -> None:
     if not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK):
-        raise PermissionError(f"{path} is read-only, so it stays as it is: make it writable, or use sidecars")
+        raise PermissionError(f"{path} is read-only, so it is not changed: make it writable, or use sidecars")
 
 
 # Ratings that people gave
@@ -350,7 +350,7 @@ def _is_rated(path: Path, data: bytes) -> bool:
 
 
 def _read_with_pillow(data: bytes) -> tuple[Any, bytes]:
-    """EXIF's rating, and the XMP of formats that only Pillow knows."""
+    """EXIF's rating, and the XMP of formats that only Pillow reads."""
     from .images import ImageError, open_image
 
     try:
@@ -371,7 +371,7 @@ def _holds_rating(packet: bytes) -> bool:
 
 
 def _is_given(rating: Any) -> bool:
-    """Whether a person gave it: 0 means not rated, and -1 rejected."""
+    """Whether it is a person's rating: 0 means not rated, and -1 rejected."""
     try:
         return float(rating or 0) != 0
     except (TypeError, ValueError):
@@ -387,9 +387,9 @@ class _Property:
 
     Attributes:
         name: Namespace and local name, with a space between.
-        value: None where it is no plain text.
-        span: Of the attribute or element.
-        value_span: Of what stands for the value.
+        value: None if it is not plain text.
+        span: Span of the attribute or element.
+        value_span: Span of the value's text.
         owner: 0-based number of its `rdf:Description`.
     """
 
@@ -401,13 +401,13 @@ class _Property:
 
 
 class _Packet:
-    """A packet's properties, and where they stand in its bytes.
+    """A packet's properties, and their positions in its bytes.
 
     Args:
         data: XML in an encoding that holds ASCII.
 
     Raises:
-        XmpError: It is no such XML, or holds no RDF.
+        XmpError: It is not such XML, or holds no RDF.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -447,7 +447,7 @@ class _Packet:
         return next((each for each in self.properties if each.name == name), None)
 
     def is_rated(self) -> bool:
-        """Whether a person gave a rating."""
+        """Whether it holds a person's rating."""
         return any(
             each.value is None or _is_given(each.value)
             for each in self.properties
@@ -513,7 +513,7 @@ class _Packet:
 
 @dataclass
 class _Open:
-    """An element whose end was not met yet; `number` is that of an `rdf:Description`."""
+    """An element whose end has not been read yet; `number` is that of an `rdf:Description`."""
 
     name: str
     start: int
@@ -530,10 +530,10 @@ def _with_tag(
     """A packet with a tag, and whether a person's rating kept ours out.
 
     Args:
-        data: A packet without a tag; None makes one.
+        data: A packet without a tag; None creates one.
         wrapper: What a new one stands in.
         tag: What to write.
-        added: What else was added to the file, so that it is known when the tag is taken away.
+        added: What else was added to the file, to be removed with the tag.
         overwrite_rating: As for `tag_file`.
         rated: A person has rated the image elsewhere.
     """
@@ -569,14 +569,14 @@ def _with_tag(
 
 
 def _without_tag(data: bytes) -> tuple[bytes | None, dict[str, str]]:
-    """A packet without its tag, None where nothing is left of one that we made; and what our properties were."""
+    """A packet without its tag, None if nothing is left of one that we created; and our former properties."""
     packet = _Packet(data)
     ours = packet.ours()
     added = ours.get("Added", "").split()
     removed = [each for each in packet.properties if each.name.startswith(NAMESPACE + " ")]
     edits: list[tuple[tuple[int, int], bytes]] = []
     rating = packet.find(RATING)
-    if rating is not None and rating.value == ours.get("Stars"):  # else somebody has changed it
+    if rating is not None and rating.value == ours.get("Stars"):  # otherwise it has been changed since
         if "FormerRating" in ours:
             edits.append((rating.value_span, ours["FormerRating"].encode()))
         elif "Rating" in added:

@@ -1,7 +1,7 @@
-"""Where JPEG, PNG and WebP files keep XMP: found, put in and taken out, while every other byte stays as it is.
+"""Finds, adds and removes the XMP of JPEG, PNG and WebP files, while every other byte is kept.
 
 Nothing is decoded: the compressed image data, other metadata and whatever follows the image (the other images of an
-MPO, the video of a motion photo) are copied. Offsets in a JPEG's multi-picture index are kept right.
+MPO, the video of a motion photo) are copied. Offsets in a JPEG's multi-picture index are updated.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 PNG_XMP = b"XML:com.adobe.xmp\0"
 LARGEST_JPEG_PACKET = 65533 - len(JPEG_XMP)
-"""Bytes; a longer one would need extended XMP, which is left alone."""
+"""Bytes; a longer one would need extended XMP, which is not written."""
 
 LARGEST_UNPACKED = 2**24
 """Bytes of a compressed packet."""
 
 XMP_FLAG, ALPHA_FLAG = 0x04, 0x10
-"""Of a WebP's extended header."""
+"""Flag in a WebP's extended header."""
 
 CREDENTIALS = "it has Content Credentials (C2PA), whose signature a change of the file would break"
 
@@ -30,7 +30,7 @@ Kind = Literal["JPEG", "PNG", "WebP"]
 
 
 class XmpError(ValueError):
-    """XMP cannot be written into a file safely; the message says why, and reads on after the file's name."""
+    """XMP cannot be written into a file safely; the message gives the reason, and continues the file's name."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Place:
     """Where a file's XMP is.
 
     Attributes:
-        kind: Of the file.
-        start: Offset of the segment or chunk that holds the packet; of the place for a new one where there is none.
-        end: Offset behind it.
+        kind: Format of the file.
+        start: Offset of the segment or chunk that holds the packet; or of the place for a new one.
+        end: Offset of its end.
         packet: The packet, or None.
     """
 
@@ -51,7 +51,7 @@ class Place:
 
 
 def find_xmp(data: bytes) -> Place:
-    """Where a file keeps its XMP, or would.
+    """The place of a file's XMP, or for a new one.
 
     Args:
         data: The whole file.
@@ -81,7 +81,7 @@ def put_xmp(data: bytes, packet: bytes) -> bytes:
     place = find_xmp(data)
     if place.kind == "JPEG":
         if len(packet) > LARGEST_JPEG_PACKET:
-            raise XmpError(f"its XMP would be larger than a JPEG takes in one piece ({LARGEST_JPEG_PACKET:,} bytes)")
+            raise XmpError(f"its XMP would be larger than a JPEG segment holds ({LARGEST_JPEG_PACKET:,} bytes)")
         segment = b"\xff\xe1" + struct.pack(">H", 2 + len(JPEG_XMP) + len(packet)) + JPEG_XMP + packet
         return _splice_jpeg(data, place, segment)
     if place.kind == "PNG":
@@ -97,7 +97,7 @@ def take_xmp(data: bytes, *, extended: bool = False) -> bytes:
 
     Args:
         data: The whole file.
-        extended: A WebP's extended header was made for the packet, and goes with it if nothing else needs it.
+        extended: A WebP's extended header was added for the packet, and is removed with it if nothing else needs it.
 
     Raises:
         XmpError: As for `find_xmp`.
@@ -152,7 +152,7 @@ def _find_in_jpeg(data: bytes) -> Place:
             found = Place("JPEG", start, end, payload[len(JPEG_XMP) :])
         if marker == 0xEB and payload.startswith(b"JP") and b"c2pa" in payload:
             raise XmpError(CREDENTIALS)
-        # JFIF and Exif want to be first.
+        # JFIF and Exif must come first.
         leading = leading and (marker == 0xE0 or (marker == 0xE1 and payload.startswith(b"Exif\0")))
         insert = end if leading else insert
     return found or Place("JPEG", insert, insert, None)
@@ -171,12 +171,12 @@ def _splice_jpeg(data: bytes, place: Place, new: bytes) -> bytes:
 
 
 def _shift_mpf(index: bytearray, grown: int, *, moves: bool) -> None:
-    """Keep a multi-picture index (CIPA DC-007) right: the first image has grown.
+    """Update a multi-picture index (CIPA DC-007) after the first image has grown.
 
     Args:
-        index: The index, a TIFF structure, from whose beginning its offsets count; changed in place.
+        index: The index, a TIFF structure, which its offsets are relative to; changed in place.
         grown: Bytes.
-        moves: The other images moved away from the index, which lies before what has grown.
+        moves: The other images moved relative to the index, which is before the inserted bytes.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(index[:4]))
     if order is None:
@@ -191,7 +191,7 @@ def _shift_mpf(index: bytearray, grown: int, *, moves: bool) -> None:
                     struct.pack_into(order + "I", index, image + 4, (length + grown) % 2**32)
                 elif offset and moves:
                     struct.pack_into(order + "I", index, image + 8, (offset + grown) % 2**32)
-    except struct.error:  # a damaged index stays as it is
+    except struct.error:  # a damaged index is not changed
         return
 
 
@@ -270,7 +270,7 @@ def find_png_text(data: bytes, key: str) -> list[tuple[int, int, str]]:
 
 
 def put_png_text(data: bytes, key: str, text: str) -> bytes:
-    """The file with one more text, behind its header."""
+    """The file with one more text, after its header."""
     header = next(_png_chunks(data))[2]
     chunk = _png_chunk(b"tEXt", key.encode("latin-1") + b"\0" + text.encode("latin-1"))
     return data[:header] + chunk + data[header:]
@@ -340,5 +340,5 @@ def _splice_webp(data: bytes, place: Place, new: bytes) -> bytes:
 def _grow_riff(data: bytes, grown: int) -> bytes:
     size = struct.unpack_from("<I", data, 4)[0] + grown
     if size >= 2**32:
-        raise XmpError("it is as large as a WebP can be")
+        raise XmpError("it has the maximum size of a WebP")
     return data[:4] + struct.pack("<I", size) + data[8:]

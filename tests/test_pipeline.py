@@ -138,7 +138,7 @@ def test_finished_stages_are_run_again_only_for_other_inputs(
     caplog.set_level(logging.INFO, "rali")
     before = outputs(finished)
     pipeline.train(read_config(config_file))
-    assert sum("finished already" in message for message in caplog.messages) == 5
+    assert sum("already finished" in message for message in caplog.messages) == 5
     config_file.write_text(CONFIG.replace("epochs = 2", "epochs = 3"))
     caplog.clear()
     pipeline.train(read_config(config_file))

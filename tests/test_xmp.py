@@ -272,7 +272,7 @@ def raw_profile() -> bytes:
         (put_xmp(FILES["comfy.png"], b"<a/>"), "there is no rdf:RDF"),
         (put_xmp(FILES["lossy.webp"], b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'), "declares a document type"),
         (put_xmp(FILES["lossy.webp"], LIGHTROOM.decode().encode("utf-16")), "UTF-16 or damaged"),
-        (put_xmp(FILES["baseline.jpg"], LIGHTROOM + b" " * (65504 - len(LIGHTROOM))), "larger than a JPEG takes"),
+        (put_xmp(FILES["baseline.jpg"], LIGHTROOM + b" " * (65504 - len(LIGHTROOM))), "larger than a JPEG segment holds"),
     ],
 )  # fmt: skip
 def test_what_cannot_take_xmp_safely_gets_a_sidecar_and_stays_as_it_is(

@@ -1,4 +1,4 @@
-"""Scores in the images' own metadata: the options of `rali score`, writing tags as results come, taking them away."""
+"""Scores in the images' own metadata: the options of `rali score`, writing tags as results come, removing them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLACES = ("file", "sidecar")
 
 SCORING_OPTIONS = ("json", "jsonl", "csv", "sheet", "plot", "passage", "top_k", "min_score", "max_score", "explain",
                    "reasons")  # fmt: skip
-"""Options that mean nothing where nothing is scored."""
+"""Options that have no meaning without scoring."""
 
 
 def add_tag_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +32,13 @@ def add_tag_arguments(parser: argparse.ArgumentParser) -> None:
     choice = group.add_mutually_exclusive_group()
     choice.add_argument("--tag", nargs="?", const="file", type=_place, metavar="sidecar",
                         help="write them into the images shown (JPEG, PNG, WebP; others get an .xmp sidecar), or into "
-                        "sidecars only; pixels stay as they are, and so do ratings that people gave")  # fmt: skip
+                        "sidecars only; pixels and people's ratings are not changed")  # fmt: skip
     choice.add_argument("--untag", action="store_true",
-                        help="score nothing, take the tags away: files are again as they were")  # fmt: skip
+                        help="score nothing, remove the tags: files become what they were")  # fmt: skip
     group.add_argument("--overwrite-ratings", action="store_true",
-                       help="stars replace ratings that people gave; --untag puts those back")  # fmt: skip
+                       help="stars replace people's ratings; --untag restores those")  # fmt: skip
     group.add_argument("--keep-times", action="store_true",
-                       help="tagged and untagged files keep their times; some programs then see no change")  # fmt: skip
+                       help="keep the files' times; some programs then see no change")  # fmt: skip
 
 
 def _place(text: str) -> str:
@@ -48,10 +48,10 @@ def _place(text: str) -> str:
 
 
 def check_tag_options(options: argparse.Namespace) -> None:
-    """See whether the options fit together.
+    """Check that the options can be combined.
 
     Raises:
-        ValueError: They do not.
+        ValueError: They cannot.
     """
     if options.overwrite_ratings and not options.tag:
         raise ValueError("--overwrite-ratings belongs to --tag")
@@ -63,11 +63,11 @@ def check_tag_options(options: argparse.Namespace) -> None:
 
 
 class Tagger:
-    """Tags images one by one, and tells at the end what became of them.
+    """Tags images one by one, and reports the outcome at the end.
 
     Args:
-        options: Of the command.
-        files: What is scored; those that change before they are tagged are not.
+        options: The command's options.
+        files: The scored files; those that change before they are tagged are left out.
     """
 
     def __init__(self, options: argparse.Namespace, files: Sequence[Input]) -> None:
@@ -79,37 +79,37 @@ class Tagger:
         self._problems: list[str] = []
         for index, file in enumerate(files if options.tag else ()):
             if isinstance(file, Path):
-                with suppress(OSError):  # the scorer says what is wrong
+                with suppress(OSError):  # the scorer reports the reason
                     self._scored[index] = stamp_file(file)
 
     def write(self, result: ImageScore, info: ModelInfo) -> None:
-        """Tag an image; without `--tag`, and without a score, nothing is done."""
+        """Tag an image; without `--tag` or without a score do nothing."""
         if not self._options.tag or result.error is not None:
             return
         file = self._files[result.index]
         if not isinstance(file, Path):
-            self._problems.append(f"{file} is not tagged: only files on this machine can be")
+            self._problems.append(f"{file} is not tagged: only local files can be")
         elif clip_of(result) is not None and not is_image_name(file):
-            self._problems.append(f"{file} is not tagged: only images can be, and it is a video")
+            self._problems.append(f"{file} is not tagged: only images can be, and this is a video")
         elif (target := self._target(file)) not in self._done:
             self._done.add(target)
             self._attempt(file, lambda: self._tag(file, result, info))
 
     def report(self) -> int:
-        """Say what was done; returns how many images could not be tagged."""
+        """Report what was done; returns how many images could not be tagged."""
         if not self._options.tag:
             return 0
         counts = self._counts
         told = f"tagged {counts['tagged']:,} of {len(self._files):,} images"
         say(told + _by_sidecar(self._options.tag, self._sidecars))
         if counts["kept_rating"]:
-            say(f"{counts['kept_rating']:,} of them keep the rating that a person gave (--overwrite-ratings)")
+            say(f"{counts['kept_rating']:,} of them keep a person's rating (see --overwrite-ratings)")
         if counts["broke_hard_link"]:
             say(f"{counts['broke_hard_link']:,} of them had other hard links, which keep the untagged file")
         return _report_problems(self._problems, self._files, "tagged")
 
     def _target(self, file: Path) -> str:
-        """What is written to: two names may lead to one file, but each has a sidecar of its own."""
+        """The file to write: two names may lead to one file, but each has its own sidecar."""
         return os.path.abspath(file) if self._options.tag == "sidecar" else os.path.realpath(file)
 
     def _tag(self, file: Path, result: ImageScore, info: ModelInfo) -> None:
@@ -133,11 +133,11 @@ class Tagger:
 
 
 def untag(files: Sequence[Input], *, keep_times: bool) -> int:
-    """Take the tags of images away, and tell what was done; returns how many could not be seen to.
+    """Remove the tags of images, and report it; returns how many could not be untagged.
 
     Args:
-        files: What was named or found.
-        keep_times: The files keep their times.
+        files: The images that were named or found.
+        keep_times: Keep the files' times.
     """
     from ..xmp import untag_file
 
@@ -149,10 +149,10 @@ def untag(files: Sequence[Input], *, keep_times: bool) -> int:
 
     for file in files:
         if not isinstance(file, Path):
-            problems.append(f"{file} has no tag: only files on this machine can have one")
+            problems.append(f"{file} has no tag: only local files can have one")
         elif (problem := _problem(file, lambda file=file: remove(file))) is not None:  # type: ignore[misc]
             problems.append(problem)
-    say(f"took the tags of {removed:,} of {len(files):,} images away")
+    say(f"removed the tags of {removed:,} of {len(files):,} images")
     return _report_problems(problems, files, "untagged")
 
 

@@ -70,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
     output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
     output.add_argument("--max-score", type=float, metavar="S", help="only images that score at most S")
     output.add_argument("--reasons", action="store_true",
-                        help="what is wrong with each image (blurred, noisy, blocky ...), where the model tells it; in "
+                        help="what is wrong with each image (blurred, noisy, blocky ...), if the model has probes; in "
                              "CSV and JSON also the severity of each attribute, 0 to 1")  # fmt: skip
     output.add_argument("--explain", action="store_true", help="which prototypes make each score, and their shares")
     add_tag_arguments(parser)

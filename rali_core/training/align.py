@@ -1,9 +1,9 @@
-"""Stage 2, align: the encoder learns to agree with what was written about the quality of its images.
+"""Stage 2, align: the encoder learns to agree with descriptions of its images' quality.
 
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.1: symmetric InfoNCE between the embeddings of images and
 of their descriptions; several descriptions of each image ("seed augmentation"). Images of all data sets are in every
 batch (RACT, the paper's appendix). Differences: the text encoder is frozen and may be of another family, so a linear
-projection, which is thrown away afterwards, leads from the one space to the other; the first blocks of the image
+projection, which is discarded afterwards, maps from the one space to the other; the first blocks of the image
 encoder may be frozen; the large batch comes from gradient caching.
 """
 
@@ -38,7 +38,7 @@ class DescribedImages:
     Attributes:
         images: N of (S, S, 3) uint8.
         texts: (T, E) float32 embeddings of the descriptions.
-        text_images: (T,) which image each of them describes.
+        text_images: (T,) index of the image that each of them describes.
     """
 
     images: Sequence[NDArray[np.uint8]]
@@ -47,7 +47,7 @@ class DescribedImages:
 
 
 class TextProjection(nn.Module):
-    """From the image embedding to the text encoder's space, with a learned temperature; used in training only.
+    """Projects the image embedding to the text encoder's space, with a learned temperature; used in training only.
 
     Args:
         embed_dim: Dimension of the image embedding.
@@ -122,13 +122,13 @@ def align_encoder(
     """Align the model's encoder in place; resumes from the folder's checkpoint.
 
     Args:
-        model: Its encoder is trained, where it is.
-        sets: What is aligned. Images of different sets are negatives of each other as those of one set are.
+        model: Its encoder is trained, on its current device.
+        sets: Described images. Images of different sets are negatives of each other, like those of one set.
         validation: Held-out images and texts for the recall.
         config: How to train.
-        frozen_blocks: First blocks that stay as they are.
+        frozen_blocks: First blocks that are not trained.
         folder: For checkpoint and log.
-        inputs: All else that the result depends on; see `optimise`.
+        inputs: Everything else that the result depends on; see `optimise`.
         seed: Seed of every random choice.
         workers: Processes that draw batches.
 
@@ -176,7 +176,7 @@ def align_encoder(
 
 
 def measure_recall(model: RaliModel, projection: nn.Module, sets: Sequence[DescribedImages]) -> dict[str, float]:
-    """Share of images with a description of their own among the 1, 5 and 10 nearest of all sets' descriptions."""
+    """Share of images with one of their descriptions among the 1, 5 and 10 nearest of all sets' descriptions."""
     embeddings = torch.cat([embed_images(model, described.images) for described in sets])
     with torch.no_grad():
         projected = projection(embeddings.to(device_of(projection))).cpu()

@@ -1,8 +1,8 @@
 """Probes of image attributes: a logistic regression each, on embeddings of good images under known distortions.
 
-What a probe learns is the distortion's level as a share of the strongest one. Images as they are, good labelled images
-and all other distortions are its negatives, so that what it tells is its own kind of flaw and not the lack of quality.
-Figures and thresholds come of a cross-validation by source image; what does not reach `MIN_AUC` there is left out.
+The target of a probe is the distortion's level relative to the strongest one. Undistorted images, good labelled images
+and all other distortions are its negatives, so that it detects its own kind of flaw and not low quality. Figures and
+thresholds come from a cross-validation by source image; a probe that does not reach `MIN_AUC` there is left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FOLDS = 5
 INVERSE_REGULARISATION = 0.01
 """C of the logistic regressions, on standardised embeddings."""
 VISIBLE_LEVEL = 2
-"""Figures are of the distortions from this level on; level 1 is at the limit of what one sees."""
+"""Figures are for distortions from this level on; level 1 is at the limit of visibility."""
 FALSE_ALARMS, CONFUSED = 0.01, 0.05
 """At most this share of the held-out undistorted images, and of those with other distortions, reaches a threshold."""
 GOOD_IMAGES = 1500
@@ -42,13 +42,13 @@ GOOD_IMAGES = 1500
 
 
 class Probed(NamedTuple):
-    """What an attribute is learnt from.
+    """The training data of an attribute.
 
     Attributes:
-        word: For an image that has it.
-        kinds: Distortions that it is learnt from.
+        word: The word for an image that has it.
+        kinds: Distortions that it is trained on.
         unseen: Further distortions of its kind, which no probe is trained on: `bench/reasons.py` measures on them.
-        alike: Distortions that bring it about as well, and so are not among its negatives.
+        alike: Distortions that cause it as well, and so are not among its negatives.
     """
 
     word: str
@@ -81,12 +81,12 @@ KINDS: tuple[Distortion, ...] = tuple(kind for probed in PROBED.values() for kin
 
 
 class DistortedImages(Sequence[NDArray[np.uint8]]):
-    """Each image as it is, then under each kind of distortion at one level, all levels alike often.
+    """Each image undistorted, then under each kind of distortion at one level; all levels are equally frequent.
 
     Args:
-        read: From a number to that image, (S, S, 3) uint8.
+        read: Function from a number to that image, (S, S, 3) uint8.
         count: Number of images.
-        kinds: Of distortions.
+        kinds: Kinds of distortion.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class DistortedImages(Sequence[NDArray[np.uint8]]):
 
 
 def fit_attributes(run: Run, model: RaliModel) -> tuple[AttributeProbes | None, dict[str, Any]]:
-    """Probes for a model's encoder, made of the undistorted images of a training's triplets.
+    """Fit probes for a model's encoder on the undistorted images of a training's triplets.
 
     Args:
         run: The training; `[fit] attribute_images` says how many images.
         model: Its encoder is used.
 
     Returns:
-        The probes, None where there are too few images or none is good enough; and their figures, in JSON types.
+        The probes, None if there are too few images or none is good enough; and their figures, in JSON types.
     """
     count = min(run.config.fit.attribute_images, len(run.triplets))
     sources = [triplet.source for triplet in run.triplets[:count]]
@@ -142,7 +142,7 @@ def fit_probes(
     Args:
         distorted: (N * (1 + K), D) embeddings of `DistortedImages` of the K `KINDS`.
         sources: N names: images of one name are held out together.
-        levels: (N, 1 + K) levels, 0 for an image as it is.
+        levels: (N, 1 + K) levels, 0 for an undistorted image.
         good: (M, D) embeddings of further images without flaws.
 
     Returns:
@@ -196,7 +196,8 @@ def fit_probes(
 
 
 def _fit(values: NDArray[np.float32], severity: NDArray[np.float64], level: NDArray[np.int64]) -> Any:
-    """A logistic regression on soft labels: a row of severity s counts as s of a positive and 1 - s of a negative.
+    """A logistic regression on soft labels: a row of severity s counts as positive with weight s and as negative with
+    weight 1 - s.
 
     The attribute's own rows, the undistorted images and all other distortions have the same weight in sum.
     """
@@ -211,7 +212,7 @@ def _fit(values: NDArray[np.float32], severity: NDArray[np.float64], level: NDAr
 
 
 def save_probes(path: Path, probes: AttributeProbes | None, figures: dict[str, Any]) -> None:
-    """Write a stage's probes and their figures; the file holds no probes where there are none."""
+    """Write a stage's probes and their figures; without probes the file holds none."""
     metadata = {"figures": json.dumps(figures)}
     if probes is not None:
         metadata["attributes"] = json.dumps(to_metadata(probes.attributes))
@@ -219,7 +220,7 @@ def save_probes(path: Path, probes: AttributeProbes | None, figures: dict[str, A
 
 
 def load_probes(path: Path) -> tuple[AttributeProbes | None, dict[str, Any]]:
-    """What `save_probes` wrote."""
+    """Read a file of `save_probes`."""
     with safe_open(path, framework="pt") as file:
         metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     probes = None

@@ -1,4 +1,4 @@
-"""Averages of the weights of models that were trained from the same start.
+"""Averages the weights of models that were trained from the same start.
 
 Source: Wortsman et al., "Model soups", ICML 2022.
 """
@@ -15,13 +15,13 @@ from ..model import RaliModel
 def average_models(models: Sequence[RaliModel], weights: Sequence[float] | None = None) -> RaliModel:
     """The weighted average of models of one architecture, encoder and head.
 
-    Heads that were made apart have other prototypes in each place, so a head of its own should be made for the averaged
-    encoder: train with the averaged file as backbone, without align and tune. Probes of attributes are left out: they
+    Heads of different trainings have unrelated prototypes, so the averaged encoder needs a new head: train with the
+    averaged file as backbone, without align and tune. Probes of attributes are left out: they
     belong to one encoder.
 
     Args:
         models: At least two.
-        weights: One for each model, at least 0; they are divided by their sum. By default all alike.
+        weights: One for each model, at least 0; they are divided by their sum. By default equal.
 
     Returns:
         A new model in evaluation mode.
@@ -37,14 +37,14 @@ def average_models(models: Sequence[RaliModel], weights: Sequence[float] | None 
     first = models[0]
     for model in models[1:]:
         if model.encoder_config != first.encoder_config or model.preprocess_config != first.preprocess_config:
-            raise ValueError("the models have different encoders or preprocessing: only alike ones can be averaged")
+            raise ValueError("the models have different encoders or preprocessing: only alike models can be averaged")
     states = [
         {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("probes.")}
         for model in models
     ]
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(shape != shapes[0] for shape in shapes[1:]):
-        raise ValueError("the models have heads of different sizes: only alike ones can be averaged")
+        raise ValueError("the models have heads of different sizes: only alike models can be averaged")
     result = RaliModel(
         first.encoder_config, first.preprocess_config,
         pca_dim=len(first.head.components), prototypes=len(first.head.scores), coverage=first.coverage,

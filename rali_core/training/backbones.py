@@ -38,7 +38,7 @@ class Backbone:
 
     Attributes:
         encoder: Configuration of the encoder.
-        preprocess: How its input is made.
+        preprocess: Size and normalisation of its input.
         state: State dict in the encoder's own names, float32.
         source: Where the weights came from, for the model file's metadata.
     """
@@ -78,7 +78,7 @@ def load_backbone(file: str, *, image_size: int = 224, patch_subset: PatchPatter
     if patch_subset != backbone.encoder.vision_cfg.get("patch_pattern", "all"):
         vision = {**backbone.encoder.vision_cfg, "patch_pattern": patch_subset}
         backbone = replace(backbone, encoder=replace(backbone.encoder, vision_cfg=vision))
-    build_encoder(backbone.encoder).load_state_dict(backbone.state)  # what does not fit is found out now
+    build_encoder(backbone.encoder).load_state_dict(backbone.state)  # a mismatch is found now
     return backbone
 
 
@@ -141,7 +141,7 @@ def _from_model_file(path: Path, image_size: int) -> Backbone:
 
 
 def read_dinov2_onnx(content: bytes, *, image_size: int, antialias: bool = True) -> dict[str, Tensor]:
-    """Map the graph's initialisers to the names of open_clip's tower around timm's `vit_small_patch14_dinov2`.
+    """Map the graph's initialisers to the names of open_clip's wrapper around timm's `vit_small_patch14_dinov2`.
 
     Args:
         content: The ONNX file.

@@ -3,8 +3,8 @@
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.2: PCA of the image embeddings; the training scores are
 cut into N equal-width bins; K-means runs inside every bin; the centroids of all bins are the K basis vectors, each
 with the mean score of its members. What the paper leaves open, and what is done here: every bin that is not empty
-gets one centroid, and the rest go, one at a time, to the bin whose members lie farthest from their centroids in sum
-of squares; a bin never gets more centroids than it has distinct members. K-means runs on unit vectors, because the
+gets one centroid, and the rest go, one at a time, to the bin with the largest sum of squared distances to its
+centroids; a bin never gets more centroids than it has distinct members. K-means runs on unit vectors, because the
 head compares by cosine. Empty bins get none. A single bin is plain K-means. scikit-learn does the work.
 """
 
@@ -94,12 +94,12 @@ def compress_embeddings(
     Args:
         embeddings: (N, D) un-normalised embeddings of the training images.
         scores: (N,) human scores in [0, 1].
-        pca_dim: P; lowered to min(N, D) where that is less; 0 leaves the PCA out (embeddings are compared as they are).
+        pca_dim: P, at most min(N, D); 0 leaves the PCA out (embeddings are compared without it).
         bins: Number of equal-width bins over [0, 1].
-        prototypes: K; fewer come out where there are fewer images.
+        prototypes: K; fewer if there are fewer images.
         temperature: Initial softmax temperature tau; the paper's 0.07 unless given.
         seed: Seed of K-means.
-        unscored: (U, D) further embeddings that the PCA is made of too; they give no prototypes.
+        unscored: (U, D) further embeddings for the PCA; they give no prototypes.
 
     Raises:
         ValueError: Shapes or ranges do not fit, or there are more occupied bins than prototypes.
@@ -174,7 +174,7 @@ def _cluster_bins(
             inside = group[label == cluster]
             centre = points[inside].mean(axis=0)
             length = np.linalg.norm(centre)
-            # Members that cancel out have no direction in common: one of them stands for them.
+            # Members that cancel out have no common direction: one of them represents them.
             centroids.append(centre / length if length > 1e-9 else points[inside[0]])
             centroid_scores.append(scores[inside].mean())
     return np.stack(centroids), np.asarray(centroid_scores)

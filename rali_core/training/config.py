@@ -1,7 +1,7 @@
-"""The configuration of a training: a TOML file to dataclasses, checked before anything is begun.
+"""The configuration of a training: a TOML file to dataclasses, checked before anything is started.
 
 The docstrings of the classes here are the documentation of the settings; `tools/settings_table.py` makes the table in
-docs/training.md of them.
+docs/training.md from them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BackboneConfig:
             file (.safetensors), or DINOv2 ViT-S/14 as ONNX, alone or in its wheel.
         image_size: Side of the encoder's square input in pixels; a model file is used at this size too.
         patch_subset: Which patches the encoder sees: `"all"`, or `"checkerboard"`, every second one of an odd grid.
-        frozen_blocks: So many first blocks, and the patch embedding, stay as they are.
+        frozen_blocks: Number of first blocks that are not trained, together with the patch embedding.
     """
 
     file: str
@@ -50,18 +50,18 @@ class DataConfig:
         scores: `"absolute"`: the model learns these scores; several such sets must mean the same by 0 and 1.
             `"mapped"`: its order counts as much, and the head learns the scores after a straight line to the model's
             scale that is found on the way.
-            `"correlation"`: only which image of the set is better, and by how much, on a scale of the set's own.
+            `"correlation"`: only which image of the set is better, and by how much, on the set's own scale.
             `"none"`: only the descriptions.
         validation_fraction: Share of the training images that is held out; 0 for none.
-        content_column: Column that names what an image shows (prompt, scene): what is equal there is not split between
-            training and validation.
-        group_column: Column of groups, such as the generator: they are also measured by themselves, and every second
+        content_column: Column that names what an image shows (prompt, scene): images of one content are not split
+            between training and validation.
+        group_column: Column of groups, such as the generator: they are also measured separately, and every second
             step of tune takes the set's images from one of them.
-        exclude_groups: Groups whose training images are left out; their test images are measured all the same.
+        exclude_groups: Groups whose training images are left out; their test images are still measured.
         percentiles: The scores of the held-out images become the model's percentiles under this name, such as
             `"photographs"`.
         descriptions: File of descriptions of this set, for `source = "file"`.
-        scores_in_text: Whether the describer is told the human scores; by default it is told absolute ones.
+        scores_in_text: Whether the describer gets the human scores; by default it gets absolute ones.
     """
 
     name: str
@@ -83,14 +83,14 @@ class DescribeConfig:
     """Stage 1: descriptions of the images' quality.
 
     Attributes:
-        source: `"measured"`, what is measured on the image, in words; `"qinsight"`, a reasoning model; `"file"`, the
+        source: `"measured"`, measurements of the image, in words; `"qinsight"`, a reasoning model; `"file"`, the
             `descriptions` of each set; `"score"`, the quality word of the human score in a sentence.
         seeds: Descriptions of each image.
         model: Folder or hub name of the reasoning model, for `"qinsight"`.
         prompt_file: Text to ask it with, instead of the built-in question.
         dtype: Its arithmetic.
         max_new_tokens: Its longest answer.
-        attempts: Tries before an unreadable answer counts as a failure.
+        attempts: Attempts before an unreadable answer counts as a failure.
     """
 
     source: Literal["measured", "qinsight", "file", "score"] = "measured"
@@ -110,7 +110,7 @@ class DistortionsConfig:
         triplets: Images that are distorted at two known levels.
         pristine: Folders of undistorted images for them, searched recursively; good labelled images and synthetic
             graphics are used too.
-        blank: Rendered images without content, which are learned with the score 0.
+        blank: Rendered images without content, which are trained with the score 0.
     """
 
     triplets: int = 0
@@ -153,16 +153,17 @@ class TuneConfig(OptimiserConfig):
         steps: Optimiser steps; 0 leaves the stage out.
         batch_size: Labelled images per step. The sets share them in proportion to the square root of their sizes.
         plcc_weight: Weight of 1 - PLCC within the batch, for each absolute or mapped set.
-        correlation_weight: The same for each set whose scores count as a correlation.
+        correlation_weight: The same for each set with `scores = "correlation"`.
         triplets_per_batch: Distortion triplets per step, three images each.
         ranking_weight: Weight of the ranking of each triplet.
         range_weight: Weight of the term on pristine images that score low and severe distortions that score high.
-        consistency_images: Labelled images per step whose mirror images, saved as JPEG, shall score the same.
+        consistency_images: Labelled images per step in the consistency term: their mirror images, saved as JPEG, should
+            score the same.
         consistency_weight: Weight of that term.
         patch_dropout: Share of the visible patches that is left out at random in each step, in [0, 1).
-        ema_decay: Decay of the exponential moving average of the weights, which is what comes out.
-        validation_images: Held-out images of each set that are looked at on the way.
-        validate_every: Steps between two looks; 0 looks at the end only.
+        ema_decay: Decay of the exponential moving average (EMA) of the weights, which is the result.
+        validation_images: Held-out images of each set for the validations.
+        validate_every: Steps between two validations; 0 validates at the end only.
     """
 
     steps: int = 1000
@@ -186,11 +187,11 @@ class CompressConfig:
     """Stage 4: PCA and score-aware K-means.
 
     Attributes:
-        images: At most so many training images of each set, drawn at random, make the head in this stage and the next;
-            0 takes all.
+        images: At most so many training images of each set, drawn at random, for this stage and the next; 0 takes
+            all.
         pca_dim: Dimensions after PCA; 0 leaves the PCA out.
         bins: Equal-width score bins, K-means runs inside each; 1 for plain K-means.
-        prototypes: Prototypes at most.
+        prototypes: Maximum number of prototypes.
         temperature: Initial softmax temperature.
     """
 
@@ -206,14 +207,14 @@ class FitConfig:
     """Stage 5: prototypes, their scores and the temperature, end to end.
 
     Attributes:
-        epochs: Passes over the absolute sets; 0 leaves the head as it was compressed.
+        epochs: Passes over the absolute sets; 0 keeps the compressed head.
         batch_size: Images per step.
         learning_rate: Peak learning rate of a cosine.
-        correlation_weight: Weight of the mean of 1 - PLCC over the sets whose scores count as a correlation.
+        correlation_weight: Weight of the mean of 1 - PLCC over the sets with `scores = "correlation"`.
         ranking_weight: Weight of the ranking of distortion triplets.
-        consistency_weight: Weight of the term that asks for the same score of an image and of its mirror image, saved
-            as JPEG.
-        triplets: So many of the triplets are embedded for these two terms.
+        consistency_weight: Weight of the difference between the scores of an image and of its mirror image, saved as
+            JPEG.
+        triplets: Number of triplets that are embedded for these two terms.
         attribute_images: The undistorted images of so many triplets, each under 20 distortions, are embedded for the
             probes of image attributes; 0 leaves the probes out.
     """
@@ -235,12 +236,12 @@ class TrainConfig:
     Attributes:
         name: The model's name.
         output: Model file to write, .safetensors.
-        work_dir: Folder for what the stages make.
+        work_dir: Folder for the stages' outputs.
         licence: SPDX identifier of the weights' licence.
         seed: Seed of every random choice.
-        device: Where the encoder computes; `"auto"` takes a CUDA GPU where there is one, else the CPU.
+        device: Where the encoder computes; `"auto"` takes a CUDA GPU if there is one, else the CPU.
         workers: Processes that decode and augment images.
-        coverage: Which crops the model scores, unless it is told otherwise: `"center"`, `"tiles"` or `"full"`.
+        coverage: Which crops the model scores by default: `"center"`, `"tiles"` or `"full"`.
     """
 
     name: str
@@ -359,7 +360,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 
 
 def check(config: TrainConfig) -> None:
-    """Find contradictions before anything is begun.
+    """Find contradictions before anything is started.
 
     Raises:
         ValueError: There is one.
@@ -392,13 +393,13 @@ def check(config: TrainConfig) -> None:
         if config.describe.source == "file" and data.descriptions is None:
             raise ValueError(f'describe.source = "file" needs descriptions of the data set {data.name!r}')
     if config.data[0].validation_fraction == 0:
-        raise ValueError("the first [[data]] needs a validation_fraction: the model's percentiles are made of it")
+        raise ValueError("the first [[data]] needs a validation_fraction: the model's percentiles come from it")
     if config.describe.source == "qinsight" and config.describe.model is None:
         raise ValueError('describe.source = "qinsight" needs describe.model, a folder or a name on the hub')
 
 
 def to_json(config: object) -> Any:
-    """A configuration as plain JSON types; of paths only the names, for whose machine it was does not matter."""
+    """A configuration as plain JSON types; of paths only the names, because the machine does not matter."""
     values = _plain(asdict(config))  # type: ignore[call-overload]
     if isinstance(config, TrainConfig):
         values["backbone"]["file"] = Path(config.backbone.file).name

@@ -1,7 +1,7 @@
 """Distortion triplets: an image, a mild and a severe distortion of it, for learning an order without human scores.
 
-Source of the idea: ranking synthetically distorted images, Liu et al., "RankIQA", ICCV 2017. Types and levels are
-those of `distortions.py`. A model that saw photographs only takes a style for a flaw, so some of the images are
+After Liu et al., "RankIQA", ICCV 2017. Types and levels are
+those of `distortions.py`. A model that saw only photographs mistakes a style for a flaw, so some of the images are
 synthetic graphics: flat shapes, lines and gradients, clean by construction. Images without content are rendered here
 too.
 """
@@ -23,11 +23,11 @@ from .image_cache import ImageCache, cache_images
 GRAPHICS_SHARE, PRISTINE_SHARE = 0.10, 0.55
 """Shares of synthetic graphics and of pristine images in the triplets; the rest are good labelled images."""
 GOOD_SCORE = 0.62
-"""Labelled images above this are good enough to be distorted."""
+"""Labelled images above this score are good enough to be distorted."""
 DISTORTED_SIZE_LARGE = 640
 """Some images are distorted at this side and then reduced, as large images are before they are scored."""
 MILD_DISTORTIONS: frozenset[Distortion] = frozenset({"saturation_low", "colour_diffusion", "contrast_high", "warp"})
-"""Types whose mild levels hardly hurt, or may please: they are ordered with half the margin."""
+"""Types whose mild levels hardly hurt, or may be liked: they are ordered with half the margin."""
 OVERSAMPLING = 2
 """Graphics are rendered larger and reduced, so that edges are smooth."""
 

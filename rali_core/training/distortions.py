@@ -1,7 +1,7 @@
 """Synthetic distortions of known type and level, for ordered training pairs, for descriptions and for tests.
 
 The types follow KADID-10k (Lin et al., "KADID-10k: A large-scale artificially distorted IQA database", QoMEX 2019) and,
-beyond it, what generated pictures suffer from: upscaler and checkerboard artefacts, smeared detail, wavy shapes,
+beyond it, flaws of generated images: upscaler and checkerboard artefacts, smeared detail, wavy shapes,
 WebP. Strengths are our own, five levels each; 1 is the weakest.
 """
 
@@ -44,7 +44,7 @@ POISSON_PHOTONS = (120.0, 45.0, 18.0, 8.0, 3.0)
 IMPULSE_SHARE = (0.01, 0.03, 0.07, 0.14, 0.25)
 """Share of the pixels that turn black or white."""
 SPECKLE_SIGMA = (0.08, 0.15, 0.26, 0.42, 0.65)
-"""Standard deviation of the noise that multiplies the picture."""
+"""Standard deviation of the noise that multiplies the image."""
 JPEG_QUALITY = (40, 24, 14, 8, 4)
 """Quality setting of libjpeg."""
 JPEG2000_RATE = (40.0, 80.0, 150.0, 280.0, 500.0)
@@ -58,7 +58,7 @@ PIXELATE_FACTOR = (2, 3, 5, 8, 12)
 UPSCALER_FACTOR = (1.5, 2.0, 3.0, 4.5, 6.5)
 """Each side is divided by this, brought back with Lanczos and sharpened hard: halos and plastic detail."""
 CHECKERBOARD_AMPLITUDE = (5.0, 10.0, 18.0, 30.0, 48.0)
-"""Amplitude of a two-pixel checkerboard in the picture's detail, as transposed convolutions leave it."""
+"""Amplitude of a two-pixel checkerboard in the image's detail, as transposed convolutions leave it."""
 RINGING_CUTOFF = (0.55, 0.36, 0.24, 0.15, 0.09)
 """Frequencies above this share of Nyquist are cut sharply."""
 SHARPEN_PERCENT = (120, 250, 450, 800, 1400)

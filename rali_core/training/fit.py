@@ -1,8 +1,8 @@
 """Stage 5, fit: prototypes, their scores and the temperature are fine-tuned end to end on the human scores.
 
-Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.3: mean squared error; the PCA stays as it is. Beyond the
-paper: sets on scales of their own count as a correlation within each, and known distortions and mirror images, which
-nobody scored, keep their order and their score.
+Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.3: mean squared error; the PCA is not changed. Beyond the
+paper: sets on their own scales count as a correlation within each, and unscored distortions and mirror images keep
+their order and their score.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TripletEmbeddings:
 
 
 def make_head(initial: InitialHead) -> PrototypeHead:
-    """The trainable head of what `compress` made."""
+    """The trainable head from an initial head of `compress`."""
     pca_dim, embed_dim = initial.components.shape
     head = PrototypeHead(embed_dim, pca_dim, len(initial.prototypes))
     head.load_state_dict({
@@ -85,7 +85,7 @@ def fit_head(
     Args:
         head: From `make_head`.
         absolute: Images whose scores the head learns.
-        correlation: Further sets, each on a scale of its own: only which image is better, and by how much, counts.
+        correlation: Further sets, each on its own scale: only which image is better, and by how much, counts.
         triplets: For the ranking and the consistency; None leaves them out.
         config: How to train.
         seed: Seed of the order.

@@ -31,11 +31,11 @@ PROGRESS_EVERY = 500
 SMALLEST_CROP = 0.8
 """Random crops keep at least this share of the side; half of the steps see whole images."""
 JPEG_QUALITY = 95
-"""JPEG quality that should not move a score."""
+"""JPEG quality that should not change a score."""
 
 
 class ImageCache(Sequence[NDArray[np.uint8]]):
-    """Images in a `.npy` file, opened where they are used: another process gets the path, not the pixels."""
+    """Images in a `.npy` file, opened on use: another process gets the path, not the pixels."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,20 +95,20 @@ def cache_images(
     key: object,
     workers: int,
 ) -> ImageCache:
-    """Make all images once; what is on disk already is kept.
+    """Render all images once; a cache on disk is kept.
 
     Args:
-        render: From a number to the pixels of that image.
+        render: Function from a number to the pixels of that image.
         shape: (N, ..., S, S, 3).
-        path: `.npy` file to make; progress stands beside it as `.json`.
-        key: All that the pixels depend on, as plain JSON types; a file of another key is made again.
+        path: `.npy` file to write, with its progress beside it as `.json`.
+        key: Everything that the pixels depend on, as plain JSON types; a file of another key is rewritten.
         workers: Processes that render; 0 renders in this one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     array, done, finish = _open_partial(path, shape, np.uint8, key)
     rest = list(range(done, shape[0]))
     loader: DataLoader[NDArray[np.uint8]] = DataLoader(
-        _Rendered(render, shape[0]), batch_size=None, sampler=rest, num_workers=workers, collate_fn=as_it_is
+        _Rendered(render, shape[0]), batch_size=None, sampler=rest, num_workers=workers, collate_fn=identity_collate
     )
     for index, item in zip(rest, loader, strict=True):
         array[index] = item
@@ -118,15 +118,15 @@ def cache_images(
     return ImageCache(path)
 
 
-def as_it_is(item: Any) -> Any:
-    """For a `DataLoader` that shall not turn arrays into tensors."""
+def identity_collate(item: Any) -> Any:
+    """Collate function for a `DataLoader` that must not turn arrays into tensors."""
     return item
 
 
 def _open_partial(
     path: Path, shape: tuple[int, ...], dtype: Any, key: object
 ) -> tuple[NDArray[Any], int, Callable[[int], None]]:
-    """A writable `.npy` array, how many of its rows are done, and a function that notes how many are."""
+    """A writable `.npy` array, how many of its rows are done, and a function that records progress."""
     progress = path.with_suffix(".json")
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     wanted = {"key": digest, "shape": list(shape)}
@@ -148,7 +148,7 @@ def _open_partial(
 
 
 def augment(images: Sequence[NDArray[np.uint8]], random: np.random.Generator) -> list[NDArray[np.uint8]]:
-    """Mirror each at random; half of the time cut all to one random size, each at its own place."""
+    """Mirror each at random; half of the time crop all to one random size, each at its own position."""
     full = images[0].shape[0]
     side = full if random.random() < 0.5 else int(random.integers(int(SMALLEST_CROP * full), full))
     result = []
@@ -181,10 +181,10 @@ def embed_images(
     """Embeddings of square images, without gradient and in training's arithmetic.
 
     Args:
-        model: Its encoder is used, on the device where it is.
+        model: Its encoder is used, on its current device.
         images: N of (S, S, 3) uint8.
-        path: `.npy` file to keep them in: what is there already is not computed again. Progress stands beside it.
-        key: All that they depend on, as plain JSON types.
+        path: `.npy` file to keep them in, with its progress beside it: existing ones are not computed again.
+        key: Everything that they depend on, as plain JSON types.
 
     Returns:
         (N, D) float32 on the CPU.

@@ -34,7 +34,7 @@ def info_nce(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor,
         logit_scale: Inverse temperature.
 
     Returns:
-        () half the mean over images plus half the mean over texts. An anchor without a positive does not count.
+        () half the mean over images plus half the mean over texts. An anchor without a positive is ignored.
 
     Raises:
         ValueError: Shapes do not fit.
@@ -58,14 +58,14 @@ def _one_way(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def retrieval_recall(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor, *, k: int) -> float:
-    """Share of images with a description of their own among the k texts nearest to them.
+    """Share of images with one of their descriptions among the k texts nearest to them.
 
     Args:
         images: (B, E) image embeddings.
         texts: (T, E) text embeddings.
         image_ids: (B,) ids.
         text_ids: (T,) ids.
-        k: How many texts are looked at; at most T count.
+        k: How many nearest texts count, at most T.
     """
     similar = functional.normalize(images, dim=-1) @ functional.normalize(texts, dim=-1).T
     nearest = similar.topk(min(k, len(texts)), dim=-1).indices
@@ -82,13 +82,14 @@ def backward_in_chunks(
     """Gradients of a loss over a large batch with the memory of one chunk: gradient caching (Gao et al. 2021).
 
     Args:
-        encode: From a chunk of inputs to (n, E) embeddings. It runs twice, with torch's generator seeded alike.
-        chunks: The batch in pieces; a single one is run once, the plain way.
-        loss: From all (B, E) embeddings to ().
+        encode: Function from a chunk of inputs to (n, E) embeddings. It runs twice, with torch's generator seeded
+            alike.
+        chunks: The batch in pieces; a single one is run once, without caching.
+        loss: Function from all (B, E) embeddings to ().
         seed: Seed of the first chunk; each further one gets the next.
 
     Returns:
-        () the loss, detached. Gradients are accumulated in the encoder's parameters, and in whatever else `loss`
+        () the loss, detached. Gradients are accumulated in the encoder's parameters, and in everything else that `loss`
         uses, as `loss(encode(whole batch)).backward()` would.
     """
 
@@ -121,7 +122,7 @@ def plcc_loss(predicted: Tensor, human: Tensor) -> Tensor:
 def distortion_ranking_loss(scores: Tensor, triplets: Sequence[DistortionTriplet]) -> tuple[Tensor, Tensor]:
     """The two terms on distortions of known level, which need no human scores.
 
-    Source of the idea: Liu et al., "RankIQA", ICCV 2017.
+    After Liu et al., "RankIQA", ICCV 2017.
 
     Args:
         scores: (G, 3) scores of the undistorted image, the mild and the severe distortion.

@@ -1,8 +1,8 @@
 """The training loop: AdamW, layer-wise learning rates, warm-up and cosine, EMA, clipping, checkpoints, log and curves.
 
 timm has the parts: `param_groups_layer_decay` (after BEiT, Bao et al., ICLR 2022), `CosineLRScheduler` and
-`ModelEmaV3`. Every step's random choices depend on the seed and the number of the step alone, so a run that was stopped
-and resumed gives the weights and the log of one that was not.
+`ModelEmaV3`. Every step's random choices depend on the seed and the number of the step alone, so a resumed run
+gives the weights and the log of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..files import atomic_write
-from .image_cache import as_it_is
+from .image_cache import identity_collate
 
 logger = logging.getLogger("rali")
 
 GRADIENT_NORM = 1.0
 """Gradients are clipped to this norm."""
 LOG_EVERY = 10
-"""Steps that one line of the log is the mean of; checkpoints are written between two lines only."""
+"""Steps per line of the log, which holds their mean; checkpoints are written between two lines only."""
 CHECKPOINT_SECONDS = 60.0
-"""At least so much time lies between two checkpoints."""
+"""Minimum seconds between two checkpoints."""
 
 Batch = TypeVar("Batch")
 
@@ -42,12 +42,11 @@ class OptimiserConfig:
         steps: Optimiser steps.
         batch_size: Images per step.
         learning_rate: Peak learning rate of the encoder's last layer.
-        head_learning_rate: Peak learning rate of what is trained beside the encoder and thrown away afterwards.
+        head_learning_rate: Peak learning rate of the provisional head, which is discarded afterwards.
         layer_decay: Factor on the learning rate from each block to the one before it, in (0, 1].
         weight_decay: AdamW's weight decay, for matrices.
         warmup_steps: Steps of linear warm-up; a cosine to 0 follows.
-        schedule_steps: Steps that the cosine takes; more than `steps` stop the training before it has come to 0; 0 for
-            `steps`.
+        schedule_steps: Steps of the cosine; more than `steps` stops the training before it reaches 0; 0 for `steps`.
     """
 
     steps: int = 400
@@ -98,7 +97,7 @@ def make_optimiser(encoder: nn.Module, head: nn.Module, config: OptimiserConfig)
 
 
 class _Steps(Dataset[Any], Generic[Batch]):
-    """The batches of all steps as a data set, so that a `DataLoader` can draw them in other processes."""
+    """The batches of all steps as a data set, for a `DataLoader` with worker processes."""
 
     def __init__(self, draw: Callable[[int], Batch], steps: int) -> None:
         self.draw, self.steps = draw, steps
@@ -129,22 +128,22 @@ def optimise(
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     validate_every: int = 0,
 ) -> list[dict[str, float]]:
-    """Train a model in place; resumes from the folder's checkpoint where there is one.
+    """Train a model in place; resumes from the folder's checkpoint, if there is one.
 
     Args:
-        model: All that is trained; its EMA is what is validated and what it holds in the end.
-        optimiser: Over the model's parameters.
+        model: Everything that is trained; its EMA is validated, and is the result.
+        optimiser: Optimiser of the model's parameters.
         draw: The batch of a step, counted from 0; must depend on the step alone. Runs in `workers` processes.
         backward: Computes the loss of a batch with torch's generator seeded by the number that it gets, accumulates
-            the gradients and returns what shall be logged, as tensors of shape ().
+            the gradients and returns the values to log, as tensors of shape ().
         config: Steps, warm-up and clipping.
         folder: For `checkpoint.pt` and `log.jsonl`.
-        inputs: All else that the result depends on, as plain JSON types; a checkpoint of other inputs is refused.
+        inputs: All else that the result depends on, as plain JSON types; a checkpoint with other inputs is refused.
         seed: Seed of every random choice.
         ema_decay: Decay of the exponential moving average; the average warms up. 0 keeps the last weights.
         workers: Processes that draw batches ahead; 0 draws in this one.
-        validate: Figures of a model in evaluation mode.
-        validate_every: Steps between two validations; one follows the last step in any case.
+        validate: Function from a model in evaluation mode to figures.
+        validate_every: Steps between two validations; there is always one after the last step.
 
     Returns:
         The log: `step` and the means of what `backward` returned over ten steps, and what `validate` returned.
@@ -166,7 +165,7 @@ def optimise(
     first, log = checkpoint.restore(model, optimiser, ema)
     steps = _Steps(draw, config.steps)
     loader: DataLoader[Batch] = DataLoader(
-        steps, batch_size=None, sampler=range(first, config.steps), num_workers=workers, collate_fn=as_it_is,
+        steps, batch_size=None, sampler=range(first, config.steps), num_workers=workers, collate_fn=identity_collate,
         worker_init_fn=_one_thread if workers else None,
     )  # fmt: skip
     recent: list[dict[str, Tensor]] = []
@@ -239,7 +238,7 @@ class _Checkpoint:
 
 
 def draw_curves(log: Sequence[dict[str, float]], path: str | Path) -> None:
-    """Draw what was logged over the steps, as PNG: a panel per value.
+    """Draw the logged values over the steps, as PNG: a panel per value.
 
     Args:
         log: An entry per line, each with `step` and some values by name.

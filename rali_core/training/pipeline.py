@@ -1,8 +1,8 @@
 """A training from its configuration to the model file: describe, align, tune, compress, fit, in this order.
 
-Source: Zhao et al., ICLR 2026 (arXiv 2510.11369); what each stage does, and where it differs, stands in `align.py`,
-`tune.py`, `compress.py` and `fit.py`. Each stage here is a function that says what it reads and what it writes. The way
-of a labels row: `labels.read_labels`, `image_cache` (decoded once), `align` and `tune` (batches), `embed_images`,
+Source: Zhao et al., ICLR 2026 (arXiv 2510.11369); what each stage does, and where it differs, is in `align.py`,
+`tune.py`, `compress.py` and `fit.py`. Each stage here is a function that says what it reads and what it writes. The
+path of a labels row: `labels.read_labels`, `image_cache` (decoded once), `align` and `tune` (batches), `embed_images`,
 `compress`, `fit`, `publish.save`.
 """
 
@@ -134,7 +134,7 @@ def align(run: Run) -> None:
 
 
 class _Flat(Sequence[NDArray[np.uint8]]):
-    """(G, K, S, S, 3) images as G * K images one after the other."""
+    """(G, K, S, S, 3) images as a sequence of G * K images."""
 
     def __init__(self, images: ImageCache, each: int) -> None:
         self.images, self.each = images, each
@@ -211,7 +211,7 @@ def _groups(rows: Sequence[LabelledImage]) -> NDArray[np.str_] | None:
 
 
 def _save_encoder(model: RaliModel, path: Path) -> None:
-    """In 16 bits, as in the model file: the head is made for exactly the encoder that ships."""
+    """In 16 bits, as in the model file: the head is fitted to exactly the encoder that ships."""
     save_file({name: tensor.half().cpu().contiguous() for name, tensor in model.encoder.state_dict().items()}, path)
 
 
@@ -286,7 +286,7 @@ _OUTPUTS: dict[StageName, tuple[str, ...]] = {
 
 
 def _inputs(run: Run, stage: StageName) -> dict[str, Any]:
-    """All that a stage's outputs depend on, as plain JSON types; the stages before are finished."""
+    """Everything that a stage's outputs depend on, as plain JSON types; earlier stages are finished."""
     config = run.config
     inputs: dict[str, Any] = {"seed": config.seed, "data": {data.name: data.digest for data in run.data}}
     if stage != "describe":
@@ -294,7 +294,7 @@ def _inputs(run: Run, stage: StageName) -> dict[str, Any]:
         inputs["roles"] = {data.name: data.scores for data in config.data}
     inputs["distortions"] = [run.triplets_digest, config.distortions.blank]
     settings = to_json(getattr(config, stage))
-    for key in ("validation_images", "validate_every"):  # what is looked at on the way, not what comes out
+    for key in ("validation_images", "validate_every"):  # affects logging only, not the result
         settings.pop(key, None)
     inputs["settings"] = settings
     if stage == "describe":
@@ -311,7 +311,7 @@ def _inputs(run: Run, stage: StageName) -> dict[str, Any]:
 
 
 def read_record(run: Run, stage: StageName) -> dict[str, Any]:
-    """What `stage.json` says of a stage: inputs, and once it is finished outputs, seconds and commit; empty without."""
+    """The record `stage.json` of a stage: inputs, and once finished outputs, seconds and commit; empty without one."""
     path = run.path(stage, "stage.json")
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return record
@@ -324,20 +324,20 @@ def _hash_outputs(run: Run, stage: StageName) -> dict[str, str]:
 
 
 def is_finished(run: Run, stage: StageName) -> bool:
-    """Whether a stage's outputs are there, unchanged, and made from the present inputs."""
+    """Whether a stage's outputs exist, unchanged, and were made from the current inputs."""
     record = read_record(run, stage)
     outputs = record.get("outputs")
     return bool(outputs) and record["inputs"] == _inputs(run, stage) and _hash_outputs(run, stage) == outputs
 
 
 def run_stage(run: Run, stage: StageName) -> None:
-    """Run a stage unless it is finished; one that was stopped resumes, one whose inputs changed is run again.
+    """Run a stage unless it is finished; a stopped one resumes, one whose inputs changed is re-run.
 
     Raises:
         FileExistsError: The stage's folder holds files that no stage made.
     """
     if is_finished(run, stage):
-        logger.info("%s: finished already", stage)
+        logger.info("%s: already finished", stage)
         return
     folder, record, inputs = run.path(stage, ""), read_record(run, stage), _inputs(run, stage)
     if record and (record["inputs"] != inputs or "outputs" in record):
@@ -380,9 +380,9 @@ def train(config: TrainConfig, *, stages: Sequence[str] | None = None, limit: in
     if unknown:
         raise ValueError(f"there is no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
     run = Run(config, limit=limit)
-    logger.info("computing on %s", run.device)  # a device that is not there is found out now
-    run.model()  # and so is a backbone that cannot be used, not after days of describing
-    needed = [stage for stage in STAGES if stage != "describe" or config.align.steps]  # nothing else reads texts
+    logger.info("computing on %s", run.device)  # a missing device is found now
+    run.model()  # and so is an unusable backbone, not after days of describing
+    needed = [stage for stage in STAGES if stage != "describe" or config.align.steps]  # only this stage reads texts
     wanted = [stage for stage in needed if stages is None or stage in stages]
     for stage in needed:
         if stage in wanted:

@@ -1,4 +1,4 @@
-"""The model file: the finished stages put together, measured on every set, with what tells where it came from."""
+"""The model file: the finished stages combined, measured on every set, with their provenance."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def save(run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
 
     Args:
         run: The training.
-        records: What `stage.json` says of each stage.
+        records: The record `stage.json` of each stage.
     """
     config, source = run.config, run.backbone
     head = load_head(run.path("fit", "head.safetensors"))
@@ -134,7 +134,7 @@ def _provenance(run: Run, records: Mapping[str, Mapping[str, Any]], figures: dic
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, with `-dirty` where tracked files were changed; else None."""
+    """Commit of this code's checkout, with `-dirty` if tracked files were changed; None without one."""
     repository = Path(__file__).resolve().parents[2]
     if not (repository / ".git").exists():
         return None
@@ -146,7 +146,7 @@ def git_commit() -> str | None:
 
 
 def load_head(path: Path) -> PrototypeHead:
-    """A head from a stage's file."""
+    """Load a head from a stage's file."""
     state = load_file(path)
     pca_dim, embed_dim = state["components"].shape
     head = PrototypeHead(embed_dim, pca_dim, len(state["prototypes"]))

