@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .scorer import RaliScorer
     from .selection import at_least, rank, top_k
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "CheckpointError",

@@ -302,7 +302,8 @@ class RaliScorer:
         """
 
         def finish(pixels: Tensor) -> tuple[Tensor, Tensor, list[View]]:
-            places = locate_views(*pixels.shape[-2:], self.model.preprocess_config, coverage=self.coverage)
+            height, width = pixels.shape[-2:]
+            places = locate_views(height, width, self.model.preprocess_config, coverage=self.coverage)
             return *self._crops(pixels, coverage=self.coverage), places
 
         with without_gradient(self.device):

@@ -143,5 +143,9 @@ def test_links_between_the_documents_lead_somewhere() -> None:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_changelog_knows_this_version() -> None:
-    assert f"## {rali_core.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+def test_changelog_and_citation_know_this_version() -> None:
+    changes, citation = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("CHANGELOG.md", "CITATION.cff"))
+    released = re.findall(r"^## (\d[\d.]*)\n(.*?)(?=^## |\Z)", changes, re.MULTILINE | re.DOTALL)
+    assert released[0][0] == rali_core.__version__
+    assert all(1 <= len(re.findall("^- ", text, re.MULTILINE)) < 12 for _, text in released)
+    assert f"\nversion: {rali_core.__version__}\n" in citation

@@ -121,7 +121,7 @@ def test_invalid_settings_are_refused(tiny_scorer: RaliScorer) -> None:
         score_tiles(tiny_scorer, make_image(32, 32), tile=8)
     with pytest.raises(ValueError, match="at most 32:1, got 100 x 2: use tiles"):
         score_patches(tiny_scorer, make_image(2, 100))
-    with pytest.raises(ValueError, match="a share must lie in 0..1, got 2"):
+    with pytest.raises(ValueError, match="a fraction must lie in 0..1, got 2"):
         weak_regions(torch.zeros(2, 2), 2.0, "weakest share")
     with pytest.raises(ValueError, match="mode must be one of below score, weakest share, got 'x'"):
         weak_regions(torch.zeros(2, 2), 0.5, "x")  # type: ignore[arg-type]

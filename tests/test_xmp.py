@@ -365,7 +365,7 @@ def test_links_modes_and_times_of_files_are_kept(tmp_path: Path) -> None:
     path.chmod(0o444)
     before = path.read_bytes()
     for change in (lambda: tag_file(path, POOR), lambda: untag_file(path)):
-        with pytest.raises(PermissionError, match=r"a\.jpg is read-only, so it stays as it is"):
+        with pytest.raises(PermissionError, match=r"a\.jpg is read-only, so it is not changed"):
             change()
     assert path.read_bytes() == before
     assert tag_file(path, POOR, sidecar=True).sidecar
@@ -401,7 +401,7 @@ def test_a_sidecar_of_another_program_is_completed_and_a_damaged_one_is_left(tmp
     assert untag_file(path)
     assert beside.read_bytes() == theirs
     beside.write_bytes(b"no XML")
-    with pytest.raises(XmpError, match=r"a\.tif\.xmp stays as it is: its XMP is damaged"):
+    with pytest.raises(XmpError, match=r"a\.tif\.xmp is not changed: its XMP is damaged"):
         tag_file(path, TAG)
     assert beside.read_bytes() == b"no XML"
 
@@ -422,7 +422,7 @@ def test_the_command_tags_what_it_shows_and_takes_it_away(
     assert main([*command, "--json", "--tag", "--keep-times"]) == 1, "one file is no image"
     printed = capsys.readouterr()
     assert "tagged 5 of 7 images, 1 of them by .xmp sidecars (1: only JPEG, PNG and WebP take XMP here)" in printed.err
-    assert "1 of them keep the rating that a person gave" in printed.err
+    assert "1 of them keep a person's rating" in printed.err
     records = {Path(each["file"]).name: each for each in json.loads(printed.out)}
     for name in ("baseline.jpg", "comfy.png", "lossy.webp", "d.tif.xmp", "f.jpg"):
         tag, record = read_tag((folder / name).read_bytes()), records[name.removesuffix(".xmp")]
@@ -435,7 +435,7 @@ def test_the_command_tags_what_it_shows_and_takes_it_away(
             "found again, as two names of one file are"
         )
     assert main(["score", str(folder), "--untag"]) == 0
-    assert "took the tags of 5 of 7 images away" in capsys.readouterr().err
+    assert "removed the tags of 5 of 7 images" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert main([*command, "--tag", "--top-k", "1"]) == 1
     assert sum(map(bool, (read_tag(path.read_bytes()) for path in folder.iterdir()))) in (1, 2)
