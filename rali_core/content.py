@@ -51,6 +51,9 @@ WEAK, WEAK_SHARE = 2.0 / 255.0, 0.02
 STRONG, STRONG_COUNT = 16.0 / 255.0, 6
 """... or one by more than this in so many single pixels of those that are read."""
 
+GOLDEN_RATIO = 0.6180339887498949
+"""Its fractional part, whose multiples modulo 1 are a low-discrepancy sequence."""
+
 
 def has_content(pixels: Tensor) -> bool:
     """Whether one image holds content; see the module's docstring for the rules. Not differentiable, never raises on
@@ -136,7 +139,7 @@ def _choose_columns(width: int) -> NDArray[np.int64]:
 
 def _shifts(count: int) -> NDArray[np.float64]:
     """A low-discrepancy sequence in [0, 1): multiples of the golden ratio."""
-    shifts: NDArray[np.float64] = (np.arange(count, dtype=np.float64) * 0.6180339887498949) % 1.0
+    shifts: NDArray[np.float64] = (np.arange(count, dtype=np.float64) * GOLDEN_RATIO) % 1.0
     return shifts
 
 

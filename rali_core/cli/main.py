@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import average, bench, best, convert, dataset, describe, download, evaluate, info, score, train, verify
+from . import average, bench, best, convert, dataset, describe, download, evaluate, export, info, score, train, verify
 from ._console import lost_output, say, set_up_console, silence
 
-COMMANDS = (score, best, dataset, info, evaluate, train, average, describe, download, convert, verify, bench)
+COMMANDS = (score, best, dataset, info, evaluate, train, average, describe, download, convert, verify, export, bench)
 
 EXTRAS = {"pyarrow": "dataset", "fsspec": "dataset", "filelock": "dataset", "ray": "ray", "transformers": "bench"}
 """The extra that contains a missing package; otherwise it is `train`."""
