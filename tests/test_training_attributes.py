@@ -61,7 +61,7 @@ def test_probes_tell_unseen_images_what_is_wrong_and_what_cannot_be_told_is_left
     severe = [image[place] for image, level in zip(words, levels[:, place], strict=True) if level >= 3]
     assert np.mean(["noisy" in each for each in severe]) > 0.9
     flagged = dict(each.rsplit(" ", 1) for each in figures["flagged"]["noise"].split(", "))
-    assert float(flagged["noise"]) > 0.8 > 0.2 > float(flagged.get("blur", 0))
+    assert float(flagged["noise"]) > 0.7 > 0.2 > float(flagged.get("blur", 0))
 
 
 def test_probes_and_figures_come_back_from_their_file(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 The target of a probe is the distortion's level relative to the strongest one. Undistorted images, good labelled images
 and all other distortions are its negatives, so that it detects its own kind of flaw and not low quality. Figures and
 thresholds come from a cross-validation by source image; a probe that does not reach `MIN_AUC` there is left out.
+
+Embeddings are whitened first with their covariance within the kinds of distortion, as in linear discriminant analysis,
+because most of their variance is content and overall quality. Without it, on a tuned encoder and 40 images, the mean
+AUC was 0.80 instead of 0.97, and 3 attributes reached 0.9 instead of 16.
 """
 
 from __future__ import annotations
@@ -31,12 +35,14 @@ logger = logging.getLogger("rali")
 
 MIN_AUC = 0.9
 FOLDS = 5
-INVERSE_REGULARISATION = 0.01
-"""C of the logistic regressions, on standardised embeddings."""
+INVERSE_REGULARISATION = 0.1
+"""C of the logistic regressions, on whitened embeddings."""
 VISIBLE_LEVEL = 2
 """Figures are for distortions from this level on; level 1 is at the limit of visibility."""
 FALSE_ALARMS, CONFUSED = 0.01, 0.05
 """At most this share of the held-out undistorted images, and of those with other distortions, reaches a threshold."""
+MIN_THRESHOLD = 0.25
+"""Between the severities of levels 1 and 2: what is hardly visible gets no word."""
 GOOD_IMAGES = 1500
 """Good labelled images at most, drawn at random; the stage has their embeddings already."""
 
@@ -152,12 +158,16 @@ def fit_probes(
     from sklearn.model_selection import GroupKFold
 
     embeddings = torch.cat([distorted, good])
-    mean, std = embeddings.mean(dim=0), embeddings.std(dim=0).clamp_min(1e-6)
-    values = ((embeddings - mean) / std).numpy()
+    mean = embeddings.double().mean(dim=0).numpy()
+    values = embeddings.double().numpy() - mean
     kinds = np.array([*np.tile(["", *KINDS], len(sources)), *[""] * len(good)])
     level = np.concatenate([levels.ravel(), np.zeros(len(good), levels.dtype)])
     groups = [*np.repeat(np.array(sources), levels.shape[1]), *(f"good {number}" for number in range(len(good)))]
-    folds = list(GroupKFold(FOLDS).split(values, groups=groups))
+    folds = [
+        (train, test, values @ _whitening(values[train], kinds[train]))
+        for train, test in GroupKFold(FOLDS).split(values, groups=groups)
+    ]
+    whitening = _whitening(values, kinds)
     kept, weights, biases = [], [], []
     names = sorted({Path(source).name for source in sources})
     figures: dict[str, Any] = {"distorted": len(distorted), "good": len(good), "sources": names}
@@ -166,9 +176,9 @@ def fit_probes(
         own, used = np.isin(kinds, probed.kinds), ~np.isin(kinds, probed.alike)
         severity = np.where(own, level / LEVELS, 0.0)
         held_out = np.zeros(len(values))
-        for train, test in folds:
+        for train, test, white in folds:
             rows = train[used[train]]
-            held_out[test] = _fit(values[rows], severity[rows], level[rows]).predict_proba(values[test])[:, 1]
+            held_out[test] = _fit(white[rows], severity[rows], level[rows]).predict_proba(white[test])[:, 1]
         shown = own & (level >= VISIBLE_LEVEL)
         auc = float(roc_auc_score(shown[used & (shown | ~own)], held_out[used & (shown | ~own)]))
         logger.info("attributes: %s: AUC %.3f", name, auc)
@@ -176,7 +186,7 @@ def fit_probes(
             figures["left_out"][name] = round(auc, 4)
             continue
         clean, others = held_out[level == 0], held_out[used & ~own & (level > 0)]
-        threshold = max(np.quantile(clean, 1 - FALSE_ALARMS), np.quantile(others, 1 - CONFUSED))
+        threshold = max(MIN_THRESHOLD, np.quantile(clean, 1 - FALSE_ALARMS), np.quantile(others, 1 - CONFUSED))
         kept.append(Attribute(name, probed.word, round(min(float(threshold), 1.0), 4), round(auc, 4)))
         reached = held_out >= kept[-1].threshold
         shares = {
@@ -185,17 +195,28 @@ def fit_probes(
         }
         shown_shares = sorted((share, kind) for kind, share in shares.items() if share >= 0.01)
         figures["flagged"][name] = ", ".join(f"{kind} {share:.2f}" for share, kind in reversed(shown_shares))
-        fitted = _fit(values[used], severity[used], level[used])
-        weights.append(torch.from_numpy(fitted.coef_[0]).float() / std)
-        biases.append(float(fitted.intercept_[0]) - float(weights[-1] @ mean))
+        fitted = _fit(values[used] @ whitening, severity[used], level[used])
+        weights.append(whitening @ fitted.coef_[0])
+        biases.append(fitted.intercept_[0] - weights[-1] @ mean)
     if not kept:
         return None, figures
     probes = AttributeProbes(kept, embeddings.shape[1])
-    probes.load_state_dict({"weight": torch.stack(weights), "bias": torch.tensor(biases)})
+    state = {"weight": np.stack(weights), "bias": np.array(biases)}
+    probes.load_state_dict({name: torch.from_numpy(value).float() for name, value in state.items()})
     return probes, figures
 
 
-def _fit(values: NDArray[np.float32], severity: NDArray[np.float64], level: NDArray[np.int64]) -> Any:
+def _whitening(values: NDArray[np.float64], kinds: NDArray[np.str_]) -> NDArray[np.float64]:
+    """(D, D) matrix; values times it have unit covariance within each kind, by the estimate of Ledoit and Wolf."""
+    from sklearn.covariance import ledoit_wolf
+
+    groups = [values[kinds == kind] for kind in np.unique(kinds)]
+    variances, axes = np.linalg.eigh(ledoit_wolf(np.concatenate([each - each.mean(axis=0) for each in groups]))[0])
+    whitening: NDArray[np.float64] = axes / np.sqrt(np.maximum(variances, 1e-12))
+    return whitening
+
+
+def _fit(values: NDArray[np.float64], severity: NDArray[np.float64], level: NDArray[np.int64]) -> Any:
     """A logistic regression on soft labels: a row of severity s counts as positive with weight s and as negative with
     weight 1 - s.
 
