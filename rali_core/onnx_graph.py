@@ -29,6 +29,7 @@ def _double(value: float) -> Any:
 
 GOLDEN, ZERO, ONE, TWO = _double(content.GOLDEN_RATIO), _double(0.0), _double(1.0), _double(2.0)
 FULL_SIZE_FROM, FULL_SIZE_SHARE = _double(preprocess.FULL_SIZE_FROM), preprocess.FULL_SIZE_SHARE
+FULL_SIZE_RATIO = preprocess.FULL_SIZE_RATIO
 BORDER, MAX_ROWS, MAX_COLUMNS, BLOCK = content.BORDER, content.MAX_ROWS, content.MAX_COLUMNS, content.BLOCK
 MIN_SIDE, WEAK, WEAK_SHARE = content.MIN_SIDE, content.WEAK, content.WEAK_SHARE
 STRONG, STRONG_COUNT = content.STRONG, content.STRONG_COUNT - 0.5
@@ -244,9 +245,13 @@ def cut_full_size(
 
 
 @script(default_opset=op)
-def weigh_views(whole: INT64[...], crops: INT64[...]) -> FLOAT[...]:
+def weigh_views(
+    whole: INT64[...], crops: INT64[...], height: INT64[...], width: INT64[...], size: INT64[...]
+) -> FLOAT[...]:
     """What each view counts for: from the numbers of those of the whole image and of those at its own size."""
-    share = FULL_SIZE_SHARE * op.Cast(op.Min(crops, 1), to=FLOAT_TYPE)
+    ratio = op.Cast(op.Min(height, width), to=FLOAT_TYPE) / op.Cast(size, to=FLOAT_TYPE)
+    larger = op.Min((ratio - 1.0) / (FULL_SIZE_RATIO - 1.0), 1.0)
+    share = FULL_SIZE_SHARE * larger * op.Cast(op.Min(crops, 1), to=FLOAT_TYPE)
     of_whole = op.Expand((1.0 - share) / op.Cast(whole, to=FLOAT_TYPE), whole)
     of_crops = op.Expand(share / op.Cast(op.Max(crops, 1), to=FLOAT_TYPE), crops)
     return op.Concat(of_whole, of_crops, axis=0)
@@ -291,10 +296,10 @@ def make_preparation(config: PreprocessConfig, coverage: Coverage) -> onnx.Model
         views = resize_and_cut(pixels, op.Shape(pixels, start=0, end=1))
         crops = normalise(views)
         count = op.Shape(views, start=1, end=2)
-        shares = weigh_views(count, count * 0)
-        found = have_content(
-            pixels, op.Squeeze(op.Shape(pixels, start=1, end=2)), op.Squeeze(op.Shape(pixels, start=2, end=3))
-        )
+        height = op.Squeeze(op.Shape(pixels, start=1, end=2))
+        width = op.Squeeze(op.Shape(pixels, start=2, end=3))
+        shares = weigh_views(count, count * 0, height, width, op.Constant(value_int=size))
+        found = have_content(pixels, height, width)
         return crops, shares, found
 
     @script(default_opset=op)
@@ -308,7 +313,9 @@ def make_preparation(config: PreprocessConfig, coverage: Coverage) -> onnx.Model
             op.Constant(value=grid_rows), op.Constant(value=grid_columns),
         )  # fmt: skip
         crops = normalise(op.Concat(whole, own, axis=1))
-        shares = weigh_views(op.Shape(whole, start=1, end=2), op.Shape(own, start=1, end=2))
+        shares = weigh_views(
+            op.Shape(whole, start=1, end=2), op.Shape(own, start=1, end=2), height, width, op.Constant(value_int=size)
+        )
         found = have_content(pixels, height, width)
         return crops, shares, found
 
