@@ -141,13 +141,8 @@ def score_dataset(
         >>> score_dataset("photos/", "photos-scored/").done  # doctest: +SKIP
         100000
     """
-    _check_engine(engine, dtype, ray_options)
-    if shard_size < 1 or max_pixels < 1 or batch_size < 1:
-        raise ValueError(
-            f"shard_size, max_pixels and batch_size must be at least 1, got {shard_size}, {max_pixels}, {batch_size}"
-        )
-    if aggregate not in AGGREGATES:
-        raise ValueError(f"aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}")
+    _check_choices(engine, dtype, aggregate, ray_options)
+    _check_sizes(shard_size, max_pixels, batch_size)
     FrameSampling(fps, max_frames)  # checks them
     clips = ClipSettings(videos, animations, fps, max_frames, aggregate) if videos or animations else ClipSettings()
     if videos:
@@ -198,7 +193,16 @@ def score_dataset(
     return DatasetResult(folder, total, total - left, scored_now, run.errors, tuple(repaired), bool(left), added)
 
 
-def _check_engine(engine: str, dtype: str, ray_options: Mapping[str, Any]) -> None:
+def _check_sizes(shard_size: int, max_pixels: int, batch_size: int) -> None:
+    if shard_size < 1 or max_pixels < 1 or batch_size < 1:
+        raise ValueError(
+            f"shard_size, max_pixels and batch_size must be at least 1, got {shard_size}, {max_pixels}, {batch_size}"
+        )
+
+
+def _check_choices(engine: str, dtype: str, aggregate: str, ray_options: Mapping[str, Any]) -> None:
+    if aggregate not in AGGREGATES:
+        raise ValueError(f"aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}")
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be local or ray, got {engine!r}")
     if engine == "local" and ray_options:

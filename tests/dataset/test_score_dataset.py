@@ -100,7 +100,7 @@ def test_other_options_are_an_error_that_says_which(
     other = tmp_path / "other.safetensors"
     tiny_model.head.scores.data.mul_(0.5)
     save_model(other, tiny_model, ModelInfo("tiny", "Apache-2.0"))
-    with pytest.raises(ValueError, match=r"--model: tiny \(.{12}\) in the first run, tiny \(.{12}\) now\nGive"):
+    with pytest.raises(ValueError, match=r"--model: tiny \(.{12}\) in the first run, tiny \(.{12}\) now\nUse"):
         score(photos, model=other)
     with pytest.raises(ValueError, match="--coverage: center in the first run, tiles now\n  --shard-size: 5 .* 6 now"):
         score(photos, coverage="tiles", shard_size=6)
