@@ -23,13 +23,21 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "diffusers-pipelines.m
 RETURNED = re.compile(r"^\s+return (\w+Output)\(", re.MULTILINE)
 
 
+NEWEST = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42)
+"""The least numbers below are those of this version; older ones have fewer classes."""
+
+
+def files() -> list[Path]:
+    """The modules of pipelines, but for those of other frameworks."""
+    found = sorted(PIPELINES.rglob("pipeline_*.py"))
+    return [path for path in found if "flax" not in path.name and "onnx" not in path.name]
+
+
 @cache
 def classes() -> dict[str, type]:
     """By name, all classes that a `pipeline_*.py` defines with a call of their own; what cannot be imported is named."""
     found: dict[str, type] = {}
-    for path in sorted(PIPELINES.rglob("pipeline_*.py")):
-        if "flax" in path.name or "onnx" in path.name:  # other frameworks: no torch pipelines
-            continue
+    for path in files():
         name = ".".join(("diffusers", "pipelines", *path.relative_to(PIPELINES).with_suffix("").parts))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -60,12 +68,12 @@ def outcome(kind: type) -> tuple[str, str]:
 
 
 def test_no_class_is_left_out() -> None:
-    source = "\n".join(path.read_text(encoding="utf-8") for path in PIPELINES.rglob("pipeline_*.py"))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in files())
     written = set(re.findall(r"^class (\w+)\((?:\w*Pipeline)\b", source, re.MULTILINE))
-    # not imported: classes of other frameworks, of packages that are missing here, and those without a call of their own
+    # not imported: classes of packages that are missing here, and those without a call of their own
     missing = written - classes().keys()
-    assert len(missing) <= 0.08 * len(written), sorted(missing)
-    if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42):
+    assert len(missing) <= 0.1 * len(written), sorted(missing)
+    if NEWEST:
         assert len(list(with_callback())) > 190
 
 
@@ -94,9 +102,9 @@ def test_what_works_has_what_a_preview_needs() -> None:
         assert re.search(r"self\.(vae|movq)\.decode\(", source), name
         assert "self.scheduler.step(" in source, name
         assert "latents" in kind._callback_tensor_inputs, name
-    assert states["works"] > 90
-    assert states["refused"] > 5
-    assert states["works without pruning"] > 60
+    least = {"works": 90, "refused": 5, "works without pruning": 60} if NEWEST else {"works": 40}
+    for state, count in least.items():
+        assert states[state] > count
 
 
 def test_refusals_come_before_anything_is_generated(sd15: Any, contrast: Any) -> None:
