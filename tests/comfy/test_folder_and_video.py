@@ -142,7 +142,8 @@ def test_a_folder_is_ranked_and_its_best_saved_read_and_drawn(server: Any, photo
 
 
 def test_missing_inputs_are_reported_before_the_work(server: Any) -> None:
-    Image.effect_noise((60, 40), 60).convert("RGB").save(server.folder / "output" / "plain.png")
+    for folder in ("input", "output"):
+        Image.effect_noise((60, 40), 60).convert("RGB").save(server.folder / folder / "plain.png")
     for prompt, message in (
         (node("RALI_ScoreFolder", **{**FOLDER, "folder": "nowhere"}), "there is no such folder"),
         (node("RALI_ScoreFolder", **{**FOLDER, "include": "*.xyz", "folder": ""}), "include and exclude leave none"),
