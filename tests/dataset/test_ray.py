@@ -169,7 +169,7 @@ def test_the_batch_scorer_takes_every_kind_of_image_and_reports_errors(tiny_file
     ]  # fmt: skip
     scorer = RaliBatchScorer(tiny_file, image_column="photo", device="cpu", batch_size=3)
     made = scorer({"photo": images, "key": np.arange(7)})
-    assert list(made) == ["photo", "key", "score", "band", "percentile", "width", "height", "error"]
+    assert list(made) == ["photo", "key", "score", "band", "percentile", "width", "height", "error", "reason"]
     expected = float(RaliScorer.from_pretrained(tiny_file, device="cpu").score(make_image(3)).scores[0])
     assert made["score"][:4].tolist() == pytest.approx([expected] * 4, abs=1e-6)
     assert np.isnan(made["score"][4:]).all()
