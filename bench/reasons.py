@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, features
+from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -29,80 +27,12 @@ from rali_core.describe.measures import measure_image
 from rali_core.files import find_images
 from rali_core.images import to_rgb
 from rali_core.scorer import RaliScorer
-from rali_core.training.attributes import KINDS, PROBED, VISIBLE_LEVEL
-from rali_core.training.distortions import LEVELS, distort, recode
+from rali_core.training.attribute_distortions import distort_further
+from rali_core.training.attributes import KINDS, PROBED, UNSEEN, VISIBLE_LEVEL
+from rali_core.training.distortions import LEVELS
 
 LARGEST_SIDE = 768
 """Larger images are reduced to this before they are distorted."""
-
-Make = Callable[[Image.Image, int], Image.Image]
-"""An image and a level, 1 to 5."""
-
-
-def scale_saturation(image: Image.Image, level: int, factors: tuple[float, ...]) -> Image.Image:
-    """Saturation in HSV times a factor; the distortions of the probes mix with grey."""
-    hue, saturation, value = image.convert("HSV").split()
-    saturation = saturation.point(lambda each: min(255, round(each * factors[level - 1])))
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-
-
-def gain(image: Image.Image, level: int, factors: tuple[float, ...]) -> Image.Image:
-    """Exposure as a gain that clips; the distortions of the probes are gamma curves."""
-    return image.point(lambda each: min(255, round(each * factors[level - 1])))
-
-
-def s_curve(image: Image.Image, level: int) -> Image.Image:
-    """Contrast by a logistic curve; the probes know a straight line."""
-    steepness = (4.0, 7.0, 11.0, 17.0, 26.0)[level - 1]
-    ends = 1 / (1 + np.exp(steepness * np.array([0.5, -0.5])))
-    table = (1 / (1 + np.exp(-steepness * (np.arange(256) / 255 - 0.5))) - ends[0]) / (ends[1] - ends[0]) * 255
-    return image.point([round(float(each)) for each in table] * 3)
-
-
-def lateral_aberration(image: Image.Image, level: int) -> Image.Image:
-    """Red is enlarged and blue reduced about the centre; the probes know a shift."""
-    width, height = image.size
-    planes = []
-    for plane, sign in zip(image.split(), (1, 0, -1), strict=True):
-        scale = 1 + sign * (0.004, 0.008, 0.015, 0.025, 0.04)[level - 1]
-        offsets = width / 2 * (1 - 1 / scale), height / 2 * (1 - 1 / scale)
-        affine = (1 / scale, 0, offsets[0], 0, 1 / scale, offsets[1])
-        planes.append(plane.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC))
-    return Image.merge("RGB", planes)
-
-
-def enhance_edges(image: Image.Image, level: int) -> Image.Image:
-    """Pillow's edge filter, again and again; the probes know the unsharp mask."""
-    for _ in range(level):
-        image = image.filter(ImageFilter.EDGE_ENHANCE)
-    return image
-
-
-def fine_checkerboard(image: Image.Image, level: int) -> Image.Image:
-    """A checkerboard of three pixels all over the image; the probes know one of two pixels, in detail."""
-    y, x = np.mgrid[: image.height, : image.width]
-    board = (x // 3 + y // 3) % 2 * 2.0 - 1
-    values = np.asarray(image, dtype=np.float32) + (board * (4, 8, 14, 24, 38)[level - 1])[..., None]
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-
-
-OTHERS: dict[str, tuple[str, Make]] = {
-    "gain up": ("overexposure", partial(gain, factors=(1.3, 1.6, 2.0, 2.7, 3.6))),
-    "gain down": ("underexposure", partial(gain, factors=(0.75, 0.55, 0.4, 0.27, 0.16))),
-    "s-curve": ("high_contrast", s_curve),
-    "less HSV saturation": ("desaturation", partial(scale_saturation, factors=(0.7, 0.45, 0.25, 0.1, 0.0))),
-    "more HSV saturation": ("oversaturation", partial(scale_saturation, factors=(1.5, 2.0, 2.8, 4.0, 7.0))),
-    "lateral aberration": ("chromatic_aberration", lateral_aberration),
-    "edge filter": ("sharpening", enhance_edges),
-    "mode filter": ("smearing", lambda image, level: image.filter(ImageFilter.ModeFilter(2 * level + 1))),
-    "fine checkerboard": ("checkerboard", fine_checkerboard),
-    "adaptive palette": (
-        "posterisation", lambda image, level: image.quantize((48, 24, 12, 7, 4)[level - 1], dither=0).convert("RGB")
-    ),
-    **({"avif": ("compression", lambda image, level: recode(image, "AVIF", quality=(40, 25, 14, 7, 1)[level - 1]))}
-       if features.check("avif") else {}),
-}  # fmt: skip
-"""Distortions that are in no training, and the attribute that each causes."""
 
 MEASURES: dict[str, tuple[str, int]] = {
     "blur": ("blur", 1), "noise": ("noise", 1), "compression": ("blocking", 1), "upscaling": ("resolution", -1),
@@ -112,13 +42,11 @@ MEASURES: dict[str, tuple[str, int]] = {
 """Attribute to the classical measure of the same thing, and the sign of their correlation."""
 
 
-def distortions() -> dict[str, tuple[tuple[str, ...], bool, Make]]:
-    """Name to the attributes that it causes, whether a probe was trained on it, and the function that makes it."""
-    made: dict[str, tuple[tuple[str, ...], bool, Make]] = {}
-    for kind in dict.fromkeys([*KINDS, *(kind for probed in PROBED.values() for kind in probed.unseen)]):
-        names = tuple(name for name, probed in PROBED.items() if kind in probed.kinds + probed.unseen)
-        made[kind] = (names, kind in KINDS, lambda image, level, kind=kind: distort(image, kind, level, seed=level))
-    return made | {name: ((attribute,), False, make) for name, (attribute, make) in OTHERS.items()}
+CAUSES: dict[str, tuple[str, ...]] = {
+    kind: tuple(name for name, probed in PROBED.items() if kind in probed.kinds + probed.unseen)
+    for kind in KINDS + UNSEEN
+}
+"""Distortion to the attributes that it causes."""
 
 
 def judge(scorer: RaliScorer, path: Path, number: int) -> list[dict[str, Any]]:
@@ -127,9 +55,9 @@ def judge(scorer: RaliScorer, path: Path, number: int) -> list[dict[str, Any]]:
         image = to_rgb(file)
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BICUBIC)
     versions, rows = [image], [{"distortion": "none", "level": 0}]
-    for place, (name, (_, _, make)) in enumerate(distortions().items()):
+    for place, name in enumerate(CAUSES):
         level = (number + place) % LEVELS + 1
-        versions.append(make(image, level))
+        versions.append(distort_further(image, name, level, seed=level))
         rows.append({"distortion": name, "level": level})
     told = scorer.score(versions, attributes=True).attributes
     return [
@@ -141,11 +69,10 @@ def judge(scorer: RaliScorer, path: Path, number: int) -> list[dict[str, Any]]:
 
 def auc_of(rows: list[dict[str, Any]], attribute: str, *, known: bool) -> float | None:
     """Area under the ROC curve: the attribute's own distortions against undistorted images and all others'."""
-    kinds = distortions()
     positive, values = [], []
     for row in rows:
-        names, trained, _ = kinds.get(row["distortion"], ((), True, None))
-        own = attribute in names
+        trained = row["distortion"] not in UNSEEN
+        own = attribute in CAUSES.get(row["distortion"], ())
         if (own and (trained != known or row["level"] < VISIBLE_LEVEL)) or row["distortion"] in PROBED[attribute].alike:
             continue
         if not own and row["distortion"] != "none" and not trained:
@@ -217,10 +144,10 @@ def words_table(rows: list[dict[str, Any]], scorer: RaliScorer) -> list[list[str
 
 def srcc_table(rows: list[dict[str, Any]], names: list[str]) -> list[list[str]]:
     """Rank correlation of severities with classical measures, over the undistorted and the attribute's own images."""
-    kinds, table = distortions(), [["attribute", "measure", "SRCC"]]
+    table = [["attribute", "measure", "SRCC"]]
     for name, (measure, sign) in MEASURES.items():
         if name in names:
-            part = [row for row in rows if row["distortion"] == "none" or name in kinds[row["distortion"]][0]]
+            part = [row for row in rows if row["distortion"] == "none" or name in CAUSES[row["distortion"]]]
             values = [[row["values"][name], row["measures"][measure]] for row in part]
             table.append([name, measure, f"{sign * float(spearmanr(values).statistic):.3f}"])
     return table

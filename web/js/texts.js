@@ -60,10 +60,9 @@ const TEXTS = {
     bands: { bad: "很差", poor: "较差", fair: "一般", good: "良好", excellent: "优秀" },
     words: {
       blurred: "模糊", noisy: "噪点", blocky: "块状压缩", upscaled: "放大痕迹", oversharpened: "过度锐化",
-      smeared: "涂抹", overexposed: "过曝", underexposed: "欠曝", "low contrast": "对比度低",
+      overexposed: "过曝", underexposed: "欠曝", "low contrast": "对比度低",
       "harsh contrast": "对比过强", "pale colours": "色彩暗淡", oversaturated: "过饱和",
       "colour fringes": "彩边", posterised: "色阶断层", "checkerboard pattern": "棋盘格纹",
-      deformed: "变形",
     },
     populations: {
       photographs: "照片", "generated images": "生成图像", "generated pictures": "生成图像", "reference images": "参考图像",
@@ -111,10 +110,10 @@ const TEXTS = {
     bands: { bad: "非常に悪い", poor: "悪い", fair: "普通", good: "良い", excellent: "非常に良い" },
     words: {
       blurred: "ぼけ", noisy: "ノイズ", blocky: "ブロックノイズ", upscaled: "拡大の跡", oversharpened: "シャープ過剰",
-      smeared: "塗りつぶれ", overexposed: "露出オーバー", underexposed: "露出アンダー",
+      overexposed: "露出オーバー", underexposed: "露出アンダー",
       "low contrast": "低コントラスト", "harsh contrast": "コントラスト過剰", "pale colours": "色が薄い",
       oversaturated: "彩度過剰", "colour fringes": "色ずれ", posterised: "階調の段差",
-      "checkerboard pattern": "市松模様", deformed: "歪み",
+      "checkerboard pattern": "市松模様",
     },
     populations: {
       photographs: "写真", "generated images": "生成画像", "generated pictures": "生成画像", "reference images": "参照画像",
