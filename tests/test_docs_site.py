@@ -31,7 +31,7 @@ def site() -> ModuleType:
         ("README.md", "index.md", "docs/images/scored.jpg", "images/scored.jpg"),
         ("README.md", "index.md", "weights/README.md", "model-card.md"),
         ("README.md", "index.md", "LICENSE", f"{URL}/blob/main/LICENSE"),
-        ("README.md", "index.md", "docs/make_figures.py", f"{URL}/blob/main/docs/make_figures.py"),
+        ("README.md", "index.md", "tools/make_figures.py", f"{URL}/blob/main/tools/make_figures.py"),
         (
             "docs/training.md",
             "training.md",

@@ -1,7 +1,7 @@
 // The page: takes image files, has worker.js score them, and lists them, best first.
 
 const NO_MODEL =
-  "There is no model beside this page. `python docs/make_browser_page.py` puts page, model and runtime into one folder; " +
+  "There is no model beside this page. `python tools/make_browser_page.py` puts page, model and runtime into one folder; " +
   "open that folder over http, for example with `python -m http.server`.";
 
 const status = document.querySelector("#status");

@@ -40,7 +40,7 @@ DROP = """([name, data]) => {
 def maker() -> Any:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason="pip install '.[export]'")
-    spec = importlib.util.spec_from_file_location("make_browser_page", REPOSITORY / "docs" / "make_browser_page.py")
+    spec = importlib.util.spec_from_file_location("make_browser_page", REPOSITORY / "tools" / "make_browser_page.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -214,5 +214,5 @@ def test_without_a_model_beside_it_the_page_says_how_to_get_one(visit: Callable[
     with maker.make_server(REPOSITORY / "docs" / "try", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = visit(f"http://localhost:{server.server_address[1]}/")
-        page.get_by_text("There is no model beside this page. `python docs/make_browser_page.py`").wait_for()
+        page.get_by_text("There is no model beside this page. `python tools/make_browser_page.py`").wait_for()
         server.shutdown()

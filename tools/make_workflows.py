@@ -1,4 +1,4 @@
-"""Write `workflows/*.json`: python docs/make_workflows.py http://127.0.0.1:8188 (a ComfyUI with this pack)."""
+"""Write `workflows/*.json`: python tools/make_workflows.py http://127.0.0.1:8188 (a ComfyUI with this pack)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Make the figures of docs/diffusers.md with the examples.
 
-    python docs/make_diffusers_figures.py        # needs the extras `test` and `diffusers`
+    python tools/make_diffusers_figures.py        # needs the extras `test` and `diffusers`
 
 The photograph is scikit-image's cat (CC0).
 """

@@ -1,7 +1,7 @@
 """Photograph ComfyUI's page: the templates' thumbnails, the help pages' images and those of docs/comfyui.md.
 
     .ci/comfy_setup FOLDER                               once: ComfyUI, its environment and Chromium
-    python docs/make_screenshots.py FOLDER [PART ...]    needs playwright; PART: only images with it in their name
+    python tools/make_screenshots.py FOLDER [PART ...]    needs playwright; PART: only images with it in their name
 
 A separate ComfyUI is started, in a temporary folder, with a link to this checkout in custom_nodes: the
 image of the template browser, made last, shows the thumbnails that were made just before.

@@ -1,4 +1,4 @@
-"""Draw the registry's icon and banner: python docs/make_icons.py."""
+"""Draw the registry's icon and banner: python tools/make_icons.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-FOLDER = Path(__file__).resolve().parent / "images"
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
 BACKGROUND = (24, 28, 36)
 # The contact sheet's colours, from bad to excellent.
 COLOURS = ((178, 40, 48), (217, 106, 45), (214, 170, 40), (120, 165, 60), (38, 128, 74))

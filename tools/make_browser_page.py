@@ -1,11 +1,11 @@
 """Put the page of docs/try, a model and ONNX Runtime for browsers into one folder that works without a network.
 
     pip install ".[export]"
-    python docs/make_browser_page.py              # into build/try
-    python docs/make_browser_page.py --serve      # the same, and http://localhost:8000 shows it
+    python tools/make_browser_page.py              # into build/try
+    python tools/make_browser_page.py --serve      # the same, and http://localhost:8000 shows it
 
 onnxruntime-web comes from npm (`npm pack`), or out of a folder that holds its files (`--runtime DIR`). For the site of
-the documents: `mkdocs build`, then `python docs/make_browser_page.py -o site/try`.
+the documents: `mkdocs build`, then `python tools/make_browser_page.py -o site/try`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parent / "try"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "try"
 RUNTIME = "onnxruntime-web@1.30.0"
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 MODEL_FILE = "model.onnx"

@@ -1,8 +1,8 @@
 """Make the README's image: photographs of scikit-image and damaged copies of them, scored and sorted.
 
-    python docs/make_figures.py        # needs the extra `test`, for scikit-image
-    python docs/make_figures.py reasons  # six versions of one scene and what is wrong with each, for docs/reasons.md
-    python docs/make_figures.py video  # the image of docs/video.md: a clip with a damaged second, scored over time
+    python tools/make_figures.py        # needs the extra `test`, for scikit-image
+    python tools/make_figures.py reasons  # six versions of one scene and what is wrong with each, for docs/reasons.md
+    python tools/make_figures.py video  # the image of docs/video.md: a clip with a damaged second, scored over time
 
 The photographs are in the public domain or CC0 (astronaut: NASA; coffee, cat: CC0; rocket: SpaceX, CC0).
 """
@@ -19,7 +19,7 @@ from rali_core.scorer import RaliScorer
 from rali_core.sheet import draw_contact_sheet
 from rali_core.training.distortions import distort
 
-IMAGES = Path(__file__).resolve().parent / "images"
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 RUN = [sys.executable, "-c", "import sys; from rali_core.cli import main; sys.exit(main())"]
 FPS = 10
 DAMAGED = range(52, 63)
