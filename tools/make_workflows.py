@@ -26,15 +26,18 @@ DIFFUSION: Spec = {
 }
 SAMPLED = {"model": ("checkpoint", 0), "positive": ("positive", 0), "negative": ("negative", 0)}
 
+XY = ((4.0, 12), (8.0, 12), (4.0, 25), (8.0, 25))
+"""Guidance scale and steps of the XY plot."""
+
 WORKFLOWS: dict[str, Spec] = {
     "RALI - score an image": {
         "image": ("LoadImage", 0, {}, {}),
         "score": ("RALI_Score", 1, {}, {"images": ("image", 0)}),
     },
     "RALI - filter a batch": {
-        "one": ("LoadImage", 0, {}, {}),
-        "two": ("LoadImage", 0, {}, {}),
-        "batch": ("BatchImagesNode", 1, {}, {"images.image0": ("one", 0), "images.image1": ("two", 0)}),
+        "image": ("LoadImage", 0, {}, {}),
+        "blurred": ("ImageBlur", 0, {"blur_radius": 15, "sigma": 5.0}, {"image": ("image", 0)}),
+        "batch": ("BatchImagesNode", 1, {}, {"images.image0": ("image", 0), "images.image1": ("blurred", 0)}),
         "filter": ("RALI_Filter", 2, {}, {"images": ("batch", 0)}),
         "passed": ("PreviewImage", 3, {}, {"images": ("filter", 0)}),
         "rejected": ("PreviewImage", 3, {}, {"images": ("filter", 1)}),
@@ -66,19 +69,76 @@ WORKFLOWS: dict[str, Spec] = {
         "plot": ("PreviewImage", 3, {}, {"images": ("score", 3)}),
         "report": ("PreviewAny", 2, {}, {"source": ("score", 8)}),
     },
-    "RALI - gate before upscale and save": {
-        "image": ("LoadImage", 0, {}, {}),
-        "gate": ("RALI_Gate", 1, {"threshold": 0.5}, {"value": ("image", 0), "images": ("image", 0)}),
-        "upscale": ("ImageScaleBy", 2, {"upscale_method": "lanczos", "scale_by": 2.0}, {"image": ("gate", 0)}),
-        "save": ("SaveImage", 3, {"filename_prefix": "good"}, {"images": ("upscale", 0)}),
-    },
-    "RALI - best of a batch": {
+    "RALI - gate before hires fix": {
         **DIFFUSION,
-        "latent": ("EmptyLatentImage", 1, {"batch_size": 4}, {}),
+        "latent": ("EmptyLatentImage", 1, {}, {}),
+        "sample": ("KSampler", 2, {}, {**SAMPLED, "latent_image": ("latent", 0)}),
+        "decode": ("VAEDecode", 2, {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
+        "gate": ("RALI_Gate", 3, {"threshold": 0.5}, {"value": ("sample", 0), "images": ("decode", 0)}),
+        "larger": ("LatentUpscaleBy", 4, {"scale_by": 1.5}, {"samples": ("gate", 0)}),
+        "again": ("KSampler", 4, {"denoise": 0.5}, {**SAMPLED, "latent_image": ("larger", 0)}),
+        "refined": ("VAEDecode", 5, {}, {"samples": ("again", 0), "vae": ("checkpoint", 2)}),
+        "save": ("SaveImage", 5, {"filename_prefix": "good"}, {"images": ("refined", 0)}),
+    },
+    "RALI - generate 8, keep the best": {
+        **DIFFUSION,
+        "latent": ("EmptyLatentImage", 1, {"batch_size": 8}, {}),
         "sample": ("KSampler", 2, {}, {**SAMPLED, "latent_image": ("latent", 0)}),
         "decode": ("VAEDecode", 3, {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
         "best": ("RALI_BestOfN", 4, {"k": 1}, {"images": ("decode", 0), "latents": ("sample", 0)}),
         "save": ("RALI_SaveImage", 5, {}, {"images": ("best", 0), "scores": ("best", 1)}),
+    },
+    "RALI - XY plot with scores": {
+        **DIFFUSION,
+        "latent": ("EmptyLatentImage", 1, {}, {}),
+        **{
+            f"sample {number}": (
+                "KSampler",
+                2 + number // 2,
+                {"cfg": cfg, "steps": steps, "control_after_generate": "fixed"},
+                {**SAMPLED, "latent_image": ("latent", 0)},
+            )
+            for number, (cfg, steps) in enumerate(XY)
+        },
+        **{
+            f"decode {number}": ("VAEDecode", 4, {}, {"samples": (f"sample {number}", 0), "vae": ("checkpoint", 2)})
+            for number in range(len(XY))
+        },
+        "batch": (
+            "BatchImagesNode",
+            5,
+            {},
+            {f"images.image{number}": (f"decode {number}", 0) for number in range(len(XY))},
+        ),
+        "labels": (
+            "PrimitiveStringMultiline",
+            5,
+            {"value": "\n".join(f"cfg {cfg:g}, {steps} steps" for cfg, steps in XY)},
+            {},
+        ),
+        "sheet": (
+            "RALI_ContactSheet",
+            6,
+            {"columns": 2, "ranked": False},
+            {"images": ("batch", 0), "labels": ("labels", 0)},
+        ),
+        "shown": ("PreviewImage", 7, {}, {"images": ("sheet", 0)}),
+    },
+    "RALI - combine with another scorer": {
+        **DIFFUSION,
+        "latent": ("EmptyLatentImage", 1, {"batch_size": 4}, {}),
+        "sample": ("KSampler", 2, {}, {**SAMPLED, "latent_image": ("latent", 0)}),
+        "decode": ("VAEDecode", 3, {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
+        "quality": ("RALI_Score", 4, {}, {"images": ("decode", 0)}),
+        "other": ("RALI_Score", 4, {"coverage": "full"}, {"images": ("decode", 0)}),
+        "both": (
+            "RALI_CombineScores",
+            5,
+            {"normalisation": "rank"},
+            {"scores_a": ("quality", 2), "scores_b": ("other", 2)},
+        ),
+        "best": ("RALI_BestOfN", 6, {"k": 1}, {"images": ("decode", 0), "scores": ("both", 0)}),
+        "save": ("RALI_SaveImage", 7, {}, {"images": ("best", 0), "scores": ("best", 1)}),
     },
     "RALI - best-of-N sampler with early stop": {
         **DIFFUSION,
@@ -149,21 +209,80 @@ WORKFLOWS: dict[str, Spec] = {
     "RALI - inpaint the weak regions": {
         **DIFFUSION,
         "image": ("LoadImage", 0, {}, {}),
+        "before": ("RALI_Score", 1, {}, {"images": ("image", 0)}),
         "map": ("RALI_QualityMap", 1, {"weak_mode": "weakest share", "weak_limit": 0.2}, {"images": ("image", 0)}),
         "grow": ("GrowMask", 2, {"expand": 16}, {"mask": ("map", 2)}),
-        "latent": (
-            "VAEEncodeForInpaint",
-            2,
-            {},
-            {"pixels": ("image", 0), "vae": ("checkpoint", 2), "mask": ("grow", 0)},
-        ),
         "overlay": ("PreviewImage", 2, {}, {"images": ("map", 1)}),
-        "sample": ("KSampler", 3, {}, {**SAMPLED, "latent_image": ("latent", 0)}),
+        "encode": ("VAEEncode", 2, {}, {"pixels": ("image", 0), "vae": ("checkpoint", 2)}),
+        "masked": ("SetLatentNoiseMask", 3, {}, {"samples": ("encode", 0), "mask": ("grow", 0)}),
+        "sample": ("KSampler", 3, {"denoise": 0.4}, {**SAMPLED, "latent_image": ("masked", 0)}),
         "decode": ("VAEDecode", 4, {}, {"samples": ("sample", 0), "vae": ("checkpoint", 2)}),
-        "score": ("RALI_Score", 4, {}, {"images": ("decode", 0)}),
-        "preview": ("PreviewImage", 5, {}, {"images": ("score", 0)}),
+        "after": ("RALI_Score", 4, {}, {"images": ("decode", 0)}),
+        "preview": ("PreviewImage", 5, {}, {"images": ("after", 0)}),
     },
 }
+
+CHECKPOINT = "Choose a **checkpoint** that you have and write your own **prompt**."
+NOTES: dict[str, str] = {
+    "RALI - score an image": (
+        "Choose an **image** and run. The number is 0 (worst) to 1 (best); the word and the percentages say what it "
+        "means.\n\nThe image passes through, so the node fits anywhere: between VAE Decode and Save Image, for one."
+    ),
+    "RALI - filter a batch": (
+        "Wire **your own batch** in place of the two example images; the second is the first one blurred.\n\n"
+        "**threshold** decides: set it between the scores that the node shows. Masks, latents and prompts can follow."
+    ),
+    "RALI - compare two upscalers": (
+        "Put **your own two upscalers** in place of the two Upscale nodes: Load Upscale Model and Upscale Image (using "
+        "Model), for one.\n\n**coverage** full looks at the image's own pixels too, where upscalers differ."
+    ),
+    "RALI - rank a folder": (
+        "Set **folder** to one of yours and **k** to how many of the best you want. Their copies get rank and score "
+        "into their names; the sheet shows them all."
+    ),
+    "RALI - best frame of a video": (
+        "Choose a **video**. The best frame is saved as a thumbnail; the plot shows the score over time and the worst "
+        "passage in red."
+    ),
+    "RALI - gate before hires fix": CHECKPOINT
+    + (
+        "\n\nThe expensive second pass runs only if the first image reaches **threshold**; otherwise the nodes after "
+        "the gate are skipped. Queue many runs: only good ones are refined and saved."
+    ),
+    "RALI - generate 8, keep the best": CHECKPOINT
+    + ("\n\n**batch_size** is how many are made, **k** how many are kept. The file's name has the score."),
+    "RALI - XY plot with scores": CHECKPOINT
+    + (
+        "\n\nFour settings, one noise: the four KSamplers have the **same seed**. Change **cfg** and **steps** in "
+        "them, and the lines of the text below to match."
+    ),
+    "RALI - combine with another scorer": CHECKPOINT
+    + (
+        "\n\nPut a **prompt-aware scorer** of another pack (PickScore, ImageReward, CLIP score) in place of the second "
+        "RALI Score: any list of numbers fits. Ranks are averaged, so its scale does not matter; where less is "
+        "better name its list in **lower_is_better**."
+    ),
+    "RALI - best-of-N sampler with early stop": CHECKPOINT
+    + ("\n\nOne seed after the other, up to **n**, until an image reaches **threshold**. Only the best is kept."),
+    "RALI - custom sampling, best of 8": CHECKPOINT
+    + (
+        "\n\nFor models that take a GUIDER and SIGMAS (Flux, SD3, Qwen-Image): wire yours. **early_pruning** stops the "
+        "weaker half of the tries early."
+    ),
+    "RALI - until good, any sampler": CHECKPOINT
+    + (
+        "\n\nPut **any nodes** between Start and End. They run again with a new seed until the image reaches "
+        "**threshold**, at most **n** times; the best try comes out."
+    ),
+    "RALI - refine the best": CHECKPOINT
+    + ("\n\nSix drafts, the best **k** are sampled again at **denoise** 0.4, and the best of those is saved."),
+    "RALI - inpaint the weak regions": CHECKPOINT
+    + (
+        "\n\nThe lowest fifth (**weak_limit**) of the image is sampled again at **denoise** 0.4; less keeps more. "
+        "Compare the two scores, before and after."
+    ),
+}
+"""What to change, in a note beside the nodes."""
 
 GAP, TITLE, WIDTH = 60, 30, 300
 # What a node draws besides its slots and widgets: texts, images, our panel.
@@ -194,8 +313,8 @@ def height(kind: str, slots: int, widgets: int) -> int:
     return 60 + 22 * slots + 36 * widgets + EXTRA.get(kind, 0) + panel
 
 
-def build(spec: Spec, info: dict[str, Any]) -> dict[str, Any]:
-    """One workflow in the page's own format."""
+def build(spec: Spec, note: str, info: dict[str, Any]) -> dict[str, Any]:
+    """One workflow in the page's own format, with a note on its left."""
     numbers = {key: number for number, key in enumerate(spec, start=1)}
     links: list[list[Any]] = []
     nodes = []
@@ -214,7 +333,7 @@ def build(spec: Spec, info: dict[str, Any]) -> dict[str, Any]:
                 widgets.append(values.get(name, default_value(entry[0], options)))
                 slot["widget"] = {"name": name}
                 if options.get("control_after_generate"):
-                    widgets.append("randomize")
+                    widgets.append(values.get("control_after_generate", "randomize"))
                 for upload, example in (("image_upload", "example.png"), ("video_upload", "example.mp4")):
                     if options.get(upload):
                         widgets[-1] = example
@@ -245,6 +364,13 @@ def build(spec: Spec, info: dict[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
     for link in links:
         nodes[link[1] - 1]["outputs"][link[2]]["links"].append(link[0])
+    nodes.append(
+        {
+            "id": len(nodes) + 1, "type": "MarkdownNote", "pos": [20 - WIDTH - GAP, 40], "size": [WIDTH, 240],
+            "flags": {}, "order": len(nodes), "mode": 0, "inputs": [], "outputs": [], "title": "What to change",
+            "properties": {}, "widgets_values": [note],
+        }
+    )  # fmt: skip
     return {
         "last_node_id": len(nodes), "last_link_id": len(links), "nodes": nodes, "links": links, "groups": [],
         "config": {}, "extra": {}, "version": 0.4,
@@ -257,7 +383,7 @@ def main(url: str) -> None:
         info = json.load(reply)
     FOLDER.mkdir(exist_ok=True)
     for name, spec in WORKFLOWS.items():
-        text = json.dumps(build(spec, info), indent=1)
+        text = json.dumps(build(spec, NOTES[name], info), indent=1)
         (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 

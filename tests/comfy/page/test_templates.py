@@ -29,9 +29,9 @@ def test_a_template_opens_from_the_template_browser_and_runs(
     page.wait(f"{THUMBNAILS}.length >= {len(FILES)}")
     page.shot("templates")
     page.page.get_by_text("RALI - score an image").first.click()
-    page.wait("app.graph._nodes.length === 2")
+    page.wait("app.graph._nodes.length === 3")
     page.shot("template-opened")
-    assert page.kinds() == ["LoadImage", "RALI_Score"]
+    assert page.kinds() == ["LoadImage", "RALI_Score", "MarkdownNote"]
     page.run()
     assert len(page.numbers(1)) == 1
 
