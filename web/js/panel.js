@@ -52,16 +52,23 @@ function passedAt(result, index) {
   return result.passed?.[index] ?? (score !== null && score >= result.threshold);
 }
 
-function bar(score, passed, threshold) {
-  const within = (value) => `${Math.min(Math.max(value ?? 0, 0), 1) * 100}%`;
+// Where a value lies from 0 (worst) to 1 (best): on the result's scale, which scores beyond its ends make longer.
+function position(result, value) {
+  const all = [...(result.range ?? [0, 1]), ...result.scores, result.threshold].filter((each) => typeof each === "number");
+  const [low, high] = [Math.min(...all), Math.max(...all)];
+  return result.lower_is_better ? (high - value) / (high - low) : (value - low) / (high - low);
+}
+
+function bar(result, score, passed) {
+  const within = (value) => `${(value === null ? 0 : position(result, value)) * 100}%`;
   const track = element("div", {
     flex: "1", height: "8px", borderRadius: "4px", background: "rgba(128,128,128,0.3)", position: "relative",
     overflow: "hidden", minWidth: "30px",
   });
-  track.append(element("div", { width: within(score), height: "100%", background: colourOf(score, passed) }));
+  track.append(element("div", { width: within(score), height: "100%", background: colourOf(score, passed) }, undefined, "rali-bar"));
   if (passed !== null) {
     const mark = { position: "absolute", top: "0", height: "100%", width: "2px", background: "var(--input-text, #ddd)" };
-    track.append(element("div", { ...mark, left: within(threshold) }));
+    track.append(element("div", { ...mark, left: within(result.threshold) }));
   }
   return track;
 }
@@ -82,7 +89,7 @@ function row(result, index, place, alone) {
     const star = result.chosen?.includes(index) ? "★ " : "";
     line.append(element("span", { width: "32px", flex: "none", textAlign: "right" }, `${star}${index}`));
   }
-  line.append(bar(score, passed, result.threshold));
+  line.append(bar(result, score, passed));
   const text = { flex: "none", whiteSpace: "nowrap", fontWeight: "bold" };
   if (score === null || reason === "no content") {
     line.append(element("span", text, say(score === null ? "noScore" : "noContent")));

@@ -226,6 +226,48 @@ def test_a_searching_sampler_shows_its_tally_and_lists_the_winner_first(
     assert page.page.locator(f"{PANEL} .rali-row").first.inner_text().startswith("★")
 
 
+@pytest.mark.parametrize("kind", ["RALI_BestOfN", "RALI_Filter", "RALI_Gate"])
+def test_a_node_that_nothing_uses_says_so_before_and_after_a_run(
+    open_page: Callable[..., Any], images: dict[str, str], kind: str
+) -> None:
+    page = open_page()
+    image, node, preview = page.add("LoadImage", 60, 80, image=images["good"]), page.add(kind, 420, 80), None
+    page.wire(image, 0, node, "images")
+    if kind == "RALI_Gate":
+        page.wire(image, 0, node, "value")
+    preview = page.add("PreviewImage", 900, 400)  # ComfyUI refuses a workflow without any output
+    page.wire(image, 0, preview, "images")
+    unused = page.page.locator(PANEL, has_text="Nothing uses this node's outputs. Connect one, then run.")
+    unused.wait_for()
+    page.run()
+    unused.wait_for()
+    assert page.numbers(0) == []
+    page.wire(node, 0, preview, "images")
+    page.run()
+    page.state("current")
+    assert unused.count() == 0
+
+
+def test_bars_are_drawn_on_the_scale_of_the_scorer_and_fuller_is_better(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    noise, numbers = (
+        page.add("Test_Odd", 60, 80, kind="noise", count=3),
+        page.add("Test_Numbers", 60, 400, text="40,20,90"),
+    )
+    best = page.add("RALI_BestOfN", 420, 80, scores_direction="lower is better", scores_high=100.0, k=1)
+    preview = page.add("PreviewImage", 900, 80)
+    page.wire(noise, 0, best, "images")
+    page.wire(numbers, 1, best, "scores")
+    page.wire(best, 0, preview, "images")
+    page.run()
+    page.state("current")
+    assert page.seen("data-rali-index", 3) == ["1", "0", "2"]
+    bars = page.page.locator(f"{PANEL} .rali-bar:visible")
+    shares = [float(bars.nth(place).evaluate("bar => parseFloat(bar.style.width)")) for place in range(3)]
+    assert shares == pytest.approx([80, 60, 10])
+    page.shot("bars")
+
+
 @pytest.mark.parametrize(("language", "word"), [("en", "noisy"), ("zh", "噪点")])
 def test_what_is_wrong_with_an_image_stands_under_its_line(
     open_page: Callable[..., Any], images: dict[str, str], teller: str, language: str, word: str
