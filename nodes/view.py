@@ -265,6 +265,7 @@ class RaliContactSheet(io.ComfyNode):
             [scored.values[index] for index in ranking],
             names=[texts[index] for index in ranking],
             bands=[bands[index] for index in ranking],
+            notes=[", ".join(scored.words[index]) if scored.words else "" for index in ranking],
             columns=scalar(columns), cell=scalar(cell), ranked=by_score,
         )  # fmt: skip
         return io.NodeOutput(from_pil(sheet), ui=score_panel(scored, images=single))

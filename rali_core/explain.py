@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .attributes import ImageAttributes
 from .lazy import renamed_attribute
 from .preprocess import View
 
@@ -38,11 +39,13 @@ class ViewScore:
         view: Where it lies.
         score: Its own score.
         share: What it counts for; the shares of all parts sum to 1.
+        attributes: What is wrong with it; None for a model without probes.
     """
 
     view: View
     score: float
     share: float
+    attributes: ImageAttributes | None = None
 
 
 def share_score(weights: NDArray[np.float64], scores: NDArray[np.float64], *, top: int) -> tuple[PrototypeShare, ...]:

@@ -295,7 +295,8 @@ class RaliScorer:
             image: One image, as for `score`.
 
         Returns:
-            Each region with its position in the image; the sum of share * score is the score.
+            Each region with its position in the image and, if the model has probes, what is wrong there; the sum of
+            share * score is the score.
 
         Raises:
             TypeError, FileNotFoundError, ImageError: As for `score`.
@@ -308,8 +309,10 @@ class RaliScorer:
 
         with without_gradient(self.device):
             crops, shares, places = self._read(image, finish)
-            scores = self.model.head(self._embed(crops)).cpu().tolist()
-        return tuple(map(ViewScore, places, scores, shares.tolist()))
+            embedding, probes = self._embed(crops), self.model.probes
+            scores = self.model.head(embedding).cpu().tolist()
+            told = [None] * len(places) if probes is None else map(probes.describe, probes(embedding).cpu().tolist())
+        return tuple(map(ViewScore, places, scores, shares.tolist(), told))
 
     def cache_namespace(self, coverage: Coverage | None = None) -> str:
         """Everything besides the image that a score depends on: the model's contents, arithmetic, device, coverage.

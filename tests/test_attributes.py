@@ -56,6 +56,18 @@ def test_a_score_comes_with_severities_averaged_over_its_crops_as_it_is(
     assert len({tuple(told.values.values()) for told in together.attributes if told}) == 5
 
 
+def test_each_part_of_an_image_has_severities_of_its_own(probing_model: RaliModel, tiny_info: ModelInfo) -> None:
+    scorer = RaliScorer(probing_model, tiny_info, device="cpu", coverage="full", attributes=True)
+    image = torch.rand(3, 70, 150, generator=torch.Generator().manual_seed(4))
+    views = scorer.score_views(image)
+    told = scorer.score(image).attributes[0]
+    assert told is not None
+    for name, value in told.values.items():
+        parts = [(part.share, part.attributes.values[name]) for part in views if part.attributes is not None]
+        assert len({severity for _, severity in parts}) == len(views) > 2
+        assert sum(share * severity for share, severity in parts) == pytest.approx(value, abs=1e-6)
+
+
 def test_an_image_without_a_score_of_the_models_has_no_attributes(
     probing_model: RaliModel, tiny_info: ModelInfo
 ) -> None:

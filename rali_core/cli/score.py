@@ -241,7 +241,7 @@ def _print_explanations(scorer: RaliScorer, files: Sequence[Input], results: lis
 
 
 def _print_views(views: Sequence[ViewScore]) -> None:
-    """The parts of the image, and which is worst."""
+    """The parts of the image, which is worst, and what is wrong with each."""
     if len(views) == 1:
         return
     worst = min(views, key=lambda part: part.score)
@@ -249,6 +249,8 @@ def _print_views(views: Sequence[ViewScore]) -> None:
         place = part.view
         kind = "full size" if place.full_size else "resized"
         mark = "  lowest" if part is worst else ""
+        if part.attributes is not None and part.attributes.words:
+            mark += f"  {', '.join(part.attributes.words)}"
         emit(
             f"  {part.score:.4f} x {part.share:.3f}  {place.width} x {place.height} pixels from x={place.left}, "
             f"y={place.top}, {kind}{mark}"
