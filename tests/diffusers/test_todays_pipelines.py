@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rali_core.diffusers_hook import RaliStepCallback, SuccessiveHalving, best_of_n, latents_to_pixels
+from rali_core.diffusers_hook.step_callback import StepHook
 
 diffusers = pytest.importorskip("diffusers", minversion="0.42")
 WIDTH = 32
@@ -131,6 +132,40 @@ def test_latents_decode_to_what_the_pipeline_itself_gives(name: str, tiny: Any) 
     with torch.no_grad():
         pixels = latents_to_pixels(pipe, run("latent"), height=32, width=32)
     assert torch.allclose(pixels, run("pt").float(), atol=1e-5)
+
+
+class Previews(StepHook):
+    """Keeps the denoised preview of every step, as the scorer would see it."""
+
+    def on_step(self, pipe: Any, step: int, timestep: Any, latents: Any, predicted: Any) -> dict[str, Any]:  # noqa: ARG002
+        with torch.no_grad():
+            self.last = self.decode(pipe, predicted)
+        return {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_preview_of_the_last_step_is_the_image(name: str, tiny: Any) -> None:
+    pipe, call = build(name, tiny)
+    with Previews(pipe) as previews:
+        image = pipe(
+            **call, output_type="pt", callback_on_step_end=previews, generator=torch.Generator().manual_seed(0)
+        ).images
+    assert torch.allclose(previews.last, image.float(), atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_so_it_is_with_noise_and_v_prediction(prediction: str, tiny: Any, arguments: Any) -> None:
+    pipe = tiny.tiny_sd15()
+    pipe.scheduler = diffusers.DDIMScheduler(
+        prediction_type=prediction, set_alpha_to_one=True, clip_sample=False, rescale_betas_zero_snr=False
+    )
+    with Previews(pipe) as previews:
+        image = pipe(
+            **arguments("sd15", output_type="pt"),
+            callback_on_step_end=previews,
+            generator=torch.Generator().manual_seed(0),
+        ).images
+    assert torch.allclose(previews.last, image, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
