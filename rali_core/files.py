@@ -35,7 +35,9 @@ class _ImageSuffixes(Set[str]):
     """The endings of the image formats that Pillow knows now, including plugins that were registered later."""
 
     def __contains__(self, suffix: object) -> bool:
-        return suffix in self._known()
+        from PIL import Image
+
+        return _is_readable(Image.registered_extensions().get(suffix))  # type: ignore[call-overload,no-any-return]
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._known()))
@@ -46,8 +48,7 @@ class _ImageSuffixes(Set[str]):
     def _known(self) -> set[str]:
         from PIL import Image
 
-        formats = set(readable_formats())
-        return {suffix.lower() for suffix, name in Image.registered_extensions().items() if name in formats}
+        return {suffix.lower() for suffix, name in Image.registered_extensions().items() if _is_readable(name)}
 
 
 IMAGE_SUFFIXES = _ImageSuffixes()
@@ -60,7 +61,13 @@ def readable_formats() -> list[str]:
     from PIL import Image
 
     Image.init()
-    return [name for name in Image.ID if name in Image.OPEN and name not in NOT_RASTER]
+    return [name for name in Image.ID if _is_readable(name)]
+
+
+def _is_readable(name: str | None) -> bool:
+    from PIL import Image
+
+    return name in Image.OPEN and name not in NOT_RASTER
 
 
 def is_image_name(path: str | os.PathLike[str]) -> bool:
