@@ -215,7 +215,7 @@ class FitConfig:
         consistency_weight: Weight of the difference between the scores of an image and of its mirror image, saved as
             JPEG.
         triplets: Number of triplets that are embedded for these two terms.
-        attribute_images: The undistorted images of so many triplets, each under 20 distortions, are embedded for the
+        attribute_images: The undistorted images of so many triplets, each under 40 distortions, are embedded for the
             probes of image attributes; 0 leaves the probes out.
     """
 
