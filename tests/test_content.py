@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
+from rali_core import content
 from rali_core.checkpoint import ModelInfo
 from rali_core.constants import BAND_THRESHOLDS
 from rali_core.content import MAX_COLUMNS, MAX_ROWS, NO_CONTENT_SCORE, has_content, have_content, is_no_content
@@ -161,3 +162,18 @@ def test_crops_made_elsewhere_can_be_without_content(tiny_scorer: RaliScorer) ->
     crops = tiny_scorer.model.preprocess(torch.rand(1, 3, 50, 50))[0]
     model_score, blank = tiny_scorer.score_crops([crops, None])
     assert (model_score.reason, blank.reason, blank.score) == (None, "no content", NO_CONTENT_SCORE)
+
+
+def test_the_first_look_never_finds_content_that_the_second_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(5)
+    y, x = np.mgrid[:300, :420] / 420
+    images = []
+    for number in range(60):
+        waves = np.sin(2 * np.pi * (x * random.uniform(0, 40) + y * random.uniform(0, 40)))
+        noise = random.normal(0, random.uniform(0, 4) / 255, (3, 300, 420))
+        ramp = random.uniform(0.2, 0.8) + random.uniform(-0.3, 0.3) * x
+        images.append(torch.from_numpy((ramp + 10 ** random.uniform(-3, -1) * waves * (number % 2) + noise).clip(0, 1)))
+    quickly = have_content(torch.stack(images))
+    monkeypatch.setattr(content, "COARSE_SHARE", 2.0)
+    assert have_content(torch.stack(images)) == quickly
+    assert 10 < sum(quickly) < 50
