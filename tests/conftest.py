@@ -143,7 +143,7 @@ def dino_file(tiny_info: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             if name.endswith("gamma"):
                 parameter.fill_(0.5)
     path = tmp_path / "dino.safetensors"
-    save_model(path, model, tiny_info)
+    save_model(path, model, replace(tiny_info, source={"made": "by hand"}))
     return path
 
 

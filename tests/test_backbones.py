@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import zipfile
@@ -100,6 +101,8 @@ def test_a_model_file_is_trained_further_at_another_size(dino_file: Path) -> Non
     same = load_backbone(str(dino_file), image_size=42)
     model = load_model(dino_file).model
     assert all(torch.equal(same.state[name], tensor) for name, tensor in model.encoder.state_dict().items())
+    assert same.source["sha256"] == hashlib.sha256(dino_file.read_bytes()).hexdigest()
+    assert same.origin == load_model(dino_file).info.source
     larger = load_backbone(str(dino_file), image_size=70)
     assert larger.state["trunk.pos_embed"].shape == (1, 26, 96)
 

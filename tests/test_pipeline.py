@@ -220,8 +220,9 @@ def test_a_model_file_is_trained_further_without_aligning(config_file: Path, tmp
     )
     assert main(["train", str(config_file)]) == 0
     assert not (tmp_path / "work" / "describe").exists()
-    stages = read_metadata(tmp_path / "mine.safetensors")["training"]["stages"]
-    assert set(stages) == {"align", "tune", "compress", "fit"}
+    metadata = read_metadata(tmp_path / "mine.safetensors")
+    assert set(metadata["training"]["stages"]) == {"align", "tune", "compress", "fit"}
+    assert metadata["source"]["origin"] == {"made": "by hand"}
 
 
 def test_a_model_tells_attributes_where_images_suffice_and_a_tool_adds_them_later(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ class Backbone:
         preprocess: Size and normalisation of its input.
         state: State dict in the encoder's own names, float32.
         source: Where the weights came from, for the model file's metadata.
+        origin: Where those came from in turn, if they are a model file's.
     """
 
     encoder: EncoderConfig
     preprocess: PreprocessConfig
     state: dict[str, Tensor]
     source: dict[str, str]
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def load_backbone(file: str, *, image_size: int = 224, patch_subset: PatchPattern = "all") -> Backbone:
@@ -137,6 +139,7 @@ def _from_model_file(path: Path, image_size: int) -> Backbone:
         preprocess=model.preprocess_config,
         state={name: tensor.float() for name, tensor in model.encoder.state_dict().items()},
         source={"name": loaded.info.name, "licence": loaded.info.licence, "sha256": hash_file(path)},
+        origin=loaded.info.source,
     )
 
 

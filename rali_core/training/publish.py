@@ -62,7 +62,7 @@ def save(run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
         licence=config.licence,
         calibration=_calibrate(run, held_out),
         training=_provenance(run, records, figures) | {"attributes": attributes},
-        source=source.source,
+        source={**source.source, "origin": source.origin} if source.origin else source.source,
     )
     model.encoder.half()
     save_model(config.output, model, info)
