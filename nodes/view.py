@@ -19,6 +19,8 @@ from ._scoring import Scores, block_without_images, judge_pixels, progress_repor
 from .draw import split_labels
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..rali_core.quality_map import QualityMap
     from ..rali_core.scorer import RaliScorer
 
@@ -248,24 +250,33 @@ class RaliContactSheet(io.ComfyNode):
         ranked: list[bool] | None = None,
         labels: list[str] | None = None,
     ) -> io.NodeOutput:
-        from ..rali_core.sheet import draw_contact_sheet
-
         single = split_images(images)
         if not single:
             return block_without_images(cls)
         texts = split_labels(labels, len(single)) if labels else [f"image {index}" for index in range(len(single))]
         wired = check_numbers(scores, len(single), "scores")
         scored = judge_pixels(single, wired) if wired else score_images(single, scalar(model), scalar(coverage))
-        by_score, bands = scalar(ranked, True), scored.bands()
-        ranking = scored.ranking_of_scored() if by_score else sorted(scored.ranking_of_scored())
-        if not ranking:
-            raise ValueError(f"scores: there is no scored image to draw ({scored.remarks()})")
-        sheet = draw_contact_sheet(
-            [to_pil(single[index]) for index in ranking],
-            [scored.values[index] for index in ranking],
-            names=[texts[index] for index in ranking],
-            bands=[bands[index] for index in ranking],
-            notes=[", ".join(scored.words[index]) if scored.words else "" for index in ranking],
-            columns=scalar(columns), cell=scalar(cell), ranked=by_score,
-        )  # fmt: skip
+        sheet = _draw_sheet(single, scored, texts, scalar(ranked, True), columns=scalar(columns), cell=scalar(cell))
         return io.NodeOutput(from_pil(sheet), ui=score_panel(scored, images=single))
+
+
+def _draw_sheet(images: list[Tensor], scored: Scores, texts: list[str], ranked: bool, **size: int) -> Image.Image:
+    """The scored ones of the images on a sheet, with a text, the band and what is wrong for each.
+
+    Raises:
+        ValueError: None of them has a score.
+    """
+    from ..rali_core.sheet import draw_contact_sheet
+
+    ranking = scored.ranking_of_scored() if ranked else sorted(scored.ranking_of_scored())
+    if not ranking:
+        raise ValueError(f"scores: there is no scored image to draw ({scored.remarks()})")
+    bands = scored.bands()
+    return draw_contact_sheet(
+        [to_pil(images[index]) for index in ranking],
+        [scored.values[index] for index in ranking],
+        names=[texts[index] for index in ranking],
+        bands=[bands[index] for index in ranking],
+        notes=[", ".join(scored.words[index]) if scored.words else "" for index in ranking],
+        ranked=ranked, **size,
+    )  # fmt: skip

@@ -174,7 +174,7 @@ class Camera:
             "Comfy.Workflow.Persist": False, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": True,
             "Comfy.RightSidePanel.IsOpen": False, "Comfy.Graph.CanvasInfo": False,
         }  # fmt: skip
-        self.page = browser.new_context(viewport={"width": 2600, "height": 1700}, base_url=url).new_page()
+        self.page = browser.new_context(viewport={"width": 3400, "height": 1700}, base_url=url).new_page()
         self.page.set_default_timeout(600_000)
         self.page.request.post("/api/settings", data=settings)
         for name, image in images.items():

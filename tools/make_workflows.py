@@ -352,7 +352,7 @@ def build(spec: Spec, note: str, info: dict[str, Any]) -> dict[str, Any]:
         bottoms[column] = top + tall + TITLE + GAP
         nodes.append(
             {
-                "id": numbers[key], "type": kind, "pos": [20 + column * (WIDTH + GAP), top],
+                "id": numbers[key], "type": kind, "pos": [20 + (column + 1) * (WIDTH + GAP), top],
                 "size": [WIDTH, tall], "flags": {}, "order": numbers[key] - 1,
                 "mode": 0, "inputs": inputs,
                 "outputs": [
@@ -366,7 +366,7 @@ def build(spec: Spec, note: str, info: dict[str, Any]) -> dict[str, Any]:
         nodes[link[1] - 1]["outputs"][link[2]]["links"].append(link[0])
     nodes.append(
         {
-            "id": len(nodes) + 1, "type": "MarkdownNote", "pos": [20 - WIDTH - GAP, 40], "size": [WIDTH, 240],
+            "id": len(nodes) + 1, "type": "MarkdownNote", "pos": [20, 40], "size": [WIDTH, 240],
             "flags": {}, "order": len(nodes), "mode": 0, "inputs": [], "outputs": [], "title": "What to change",
             "properties": {}, "widgets_values": [note],
         }
