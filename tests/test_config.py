@@ -37,7 +37,20 @@ USER_OPTIONS = {
     "align.layer_decay": "other encoders",
     "align.schedule_steps": "a longer cosine, as tune's",
     "tune.layer_decay": "other encoders",
-    "tune.plcc_weight": "the mean squared error alone, as in the paper's stage 3",
+    **{
+        f"align.{key}": "a pretrained encoder instead of a model file, whose encoder is aligned already"
+        for key in (
+            "batch_size",
+            "chunk_size",
+            "learning_rate",
+            "patch_dropout",
+            "validate_every",
+            "validation_images",
+            "warmup_steps",
+        )
+    },
+    "tune.schedule_steps": "a training that is stopped early",
+    "compress.images": "a trial in minutes",
     "tune.correlation_weight": "a set that matters more",
     "tune.ranking_weight": "no known distortions",
     "tune.range_weight": "the same",
