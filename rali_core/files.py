@@ -37,7 +37,7 @@ class _ImageSuffixes(Set[str]):
     def __contains__(self, suffix: object) -> bool:
         from PIL import Image
 
-        return _is_readable(Image.registered_extensions().get(suffix))  # type: ignore[call-overload,no-any-return]
+        return _is_readable(Image.registered_extensions().get(suffix))  # type: ignore[call-overload]
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._known()))

@@ -57,7 +57,8 @@ def _s_curve(image: Image.Image, level: int) -> Image.Image:
 
     def logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
         low, high = 1 / (1 + np.exp(steepness * np.array([0.5, -0.5])))
-        return (1 / (1 + np.exp(-steepness * (values - 0.5))) - low) / (high - low)
+        curve: NDArray[np.float64] = (1 / (1 + np.exp(-steepness * (values - 0.5))) - low) / (high - low)
+        return curve
 
     return _curve(image, logistic)
 
@@ -108,6 +109,8 @@ FURTHER: dict[str, Callable[[Image.Image, int], Image.Image]] = {
     "lateral_aberration": _enlarge_colours,
     "edge_filter": _enhance_edges,
     "checkerboard_of_three": _checkerboard_of_three,
-    "adaptive_palette": lambda image, level: image.quantize((48, 24, 12, 7, 4)[level], dither=0).convert("RGB"),
+    "adaptive_palette": lambda image, level: image.quantize(
+        (48, 24, 12, 7, 4)[level], dither=Image.Dither.NONE
+    ).convert("RGB"),
 }
 """Kind to a function of an RGB image and a level from 0."""
