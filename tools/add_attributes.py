@@ -3,7 +3,7 @@
 python tools/add_attributes.py CONFIG.toml MODEL.safetensors [-o OUT.safetensors] [--images N]
 
 CONFIG is the training whose triplets and work_dir are used: embeddings are kept there, so an interrupted run resumes.
-N images of it are embedded 41 times each (default: the configuration's attribute_images).
+N images of it are embedded under every distortion of the probes (default: the configuration's attribute_images).
 """
 
 from __future__ import annotations

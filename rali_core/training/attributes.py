@@ -69,10 +69,10 @@ PROBED: dict[str, Probed] = {
     "blur": Probed(
         "blurred", ("blur", "motion_blur"), ("lens_blur", "low_resolution"), ("smear", "upscaler", "pixelate")
     ),
-    "noise": Probed("noisy", ("noise", "poisson_noise"), ("chroma_noise", "speckle_noise")),
+    "noise": Probed("noisy", ("noise", "poisson_noise"), ("chroma_noise", "impulse_noise", "speckle_noise")),
     "compression": Probed("blocky", ("jpeg", "webp"), ("jpeg2000",), ("pixelate",)),
     "upscaling": Probed("upscaled", ("pixelate", "upscaler"), ("low_resolution",), ("smear",)),
-    "sharpening": Probed("oversharpened", ("oversharpen",), ("edge_filter",), ("upscaler",)),
+    "sharpening": Probed("oversharpened", ("oversharpen",), ("edge_filter", "ringing"), ("upscaler",)),
     "overexposure": Probed("overexposed", ("brighten", "gain_up"), ("exposure_up",)),
     "underexposure": Probed("underexposed", ("darken", "gain_down"), ("exposure_down",)),
     "low_contrast": Probed("low contrast", ("contrast_low",), ("haze",), ("brighten", "gain_down", "darken")),
@@ -87,7 +87,7 @@ PROBED: dict[str, Probed] = {
         "oversaturated", ("saturation_high", "hsv_high"), ("vibrance",), ("contrast_high", "s_curve", "darken")
     ),
     "chromatic_aberration": Probed("colour fringes", ("colour_shift",), ("lateral_aberration",)),
-    "posterisation": Probed("posterised", ("banding",), ("adaptive_palette",), ("contrast_high", "s_curve")),
+    "posterisation": Probed("posterised", ("banding",), ("adaptive_palette", "dither"), ("contrast_high", "s_curve")),
     "checkerboard": Probed("checkerboard pattern", ("checkerboard",), ("checkerboard_of_three",)),
 }  # fmt: skip
 KINDS: tuple[str, ...] = (*(kind for probed in PROBED.values() for kind in probed.kinds), "smear", "warp")

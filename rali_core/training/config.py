@@ -218,8 +218,8 @@ class FitConfig:
         consistency_weight: Weight of the difference between the scores of an image and of its mirror image, saved as
             JPEG.
         triplets: Number of triplets that are embedded for these two terms.
-        attribute_images: The undistorted images of so many triplets, each under 40 distortions, are embedded for the
-            probes of image attributes; 0 leaves the probes out.
+        attribute_images: The undistorted images of so many triplets, each under every distortion of the probes, are
+            embedded for the probes of image attributes; 0 leaves the probes out.
     """
 
     epochs: int = 20
