@@ -118,6 +118,7 @@ class RaliScoreVideo(io.ComfyNode):
         clip: _Batch | _File = _open(video) if images is None else _Batch(images, fps)
         handle = ready_model(model)
         scored = clip.score(handle.scorer, FrameSampling(sample_fps, max_frames), chosen_coverage(coverage))
+        words = tuple(each.words if each is not None else () for each in scored.attributes)
         calibration = handle.scorer.info.calibration
         worst, score = scored.worst_passage(passage_seconds), scored.aggregate(aggregation)
         frames = [clip.frame(float(scored.times[index])) for index in (scored.best, scored.worst)]
@@ -125,7 +126,9 @@ class RaliScoreVideo(io.ComfyNode):
         return io.NodeOutput(
             score, *frames, plot, worst.start, worst.end, scores, scored.times.tolist(),
             scored.describe(passage=passage_seconds),
-            ui=score_panel(Scores(scores, list(scored.reasons), calibration), note=aggregation, headline=score),
+            ui=score_panel(
+                Scores(scores, list(scored.reasons), calibration, words=words), note=aggregation, headline=score
+            ),
         )  # fmt: skip
 
 
@@ -155,7 +158,9 @@ class _Batch:
         self._index_at = {time: index for index, times in taken for time in times}
         total = sum(len(times) for _, times in taken)
         frames = (Frame(times, to_core(self._images[index])) for index, times in taken)
-        scored = score_frames(scorer, frames, coverage=coverage, progress=progress_reporter(total))
+        scored = score_frames(
+            scorer, frames, coverage=coverage, attributes=_tells(scorer), progress=progress_reporter(total)
+        )
         if bool(torch.from_numpy(scored.scores).isnan().all()):
             raise VideoError(f"images: no frame could be scored: {scored.reasons[0]}")
         return replace(scored, duration=len(self._images) / self._fps)
@@ -181,13 +186,18 @@ class _File:
             return bool(report(done, None))
 
         return score_video(
-            scorer, self._source, sampling=sampling, coverage=coverage, progress=progress, **self._window
-        )
+            scorer, self._source, sampling=sampling, coverage=coverage, attributes=_tells(scorer), progress=progress,
+            **self._window,
+        )  # fmt: skip
 
     def frame(self, time: float) -> Tensor:
         from ..rali_core.frames import FrameReader
 
         return from_core(to_float(FrameReader(self._source, **self._window).at(time)))
+
+
+def _tells(scorer: Any) -> bool:
+    return scorer.model.probes is not None
 
 
 def _open(video: Any) -> _Batch | _File:

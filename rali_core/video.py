@@ -8,9 +8,10 @@ counts them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .attributes import ImageAttributes
 from .content import NO_CONTENT
 from .frames import EPSILON, Frame, FrameReader, FrameSampling, VideoError
 from .images import ReadLimits
@@ -67,6 +69,8 @@ class VideoScore:
         duration: Seconds; 0 for a still image.
         problem: What is wrong with the file, such as that it ends early; None if nothing is.
         stopped: The progress callback ended the run; N then counts only what was done.
+        attributes: What is wrong with each frame, if it was asked for, else empty; None for a frame without a score of
+            the model's.
     """
 
     times: NDArray[np.float64]
@@ -75,6 +79,7 @@ class VideoScore:
     duration: float
     problem: str | None = None
     stopped: bool = False
+    attributes: tuple[ImageAttributes | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -146,6 +151,14 @@ class VideoScore:
             return Passage(float(times[place]), max(self.duration, float(times[place])), float(scores[place]))
         return Passage(float(times[place]), min(float(times[place]) + seconds, self.duration), float(means[place]))
 
+    def worst_words(self, passage: float = PASSAGE_SECONDS) -> tuple[str, ...]:
+        """What is wrong with the worst passage: the words of at least half of its frames, the most frequent first."""
+        worst = self.worst_passage(passage)
+        inside = (self.times >= worst.start - EPSILON) & (self.times < max(worst.end, worst.start + EPSILON))
+        told = [each for each, here in zip(self.attributes, inside, strict=False) if here and each is not None]
+        counts = Counter(word for each in told for word in each.words)
+        return tuple(word for word, count in counts.most_common() if 2 * count >= len(told))
+
     def figures(self, *, passage: float = PASSAGE_SECONDS) -> dict[str, int | float | str | None]:
         """The figures by their names in tables: number of frames, times in seconds, scores, and the problem."""
         worst = self.worst_passage(passage)
@@ -165,10 +178,12 @@ class VideoScore:
         """The figures in a line or two."""
         worst = self.worst_passage(passage)
         best = self.best
+        words = self.worst_words(passage)
+        wrong = f" ({', '.join(words)})" if words else ""
         lines = [
             f"mean {self.mean:.3f}, worst tenth {self.worst_tenth:.3f}, minimum {self.minimum:.3f} "
             f"({len(self)} frames of {clock_text(self.duration)})",
-            f"worst passage {clock_text(worst.start)} to {clock_text(worst.end)}: {worst.score:.3f}; "
+            f"worst passage {clock_text(worst.start)} to {clock_text(worst.end)}: {worst.score:.3f}{wrong}; "
             f"best frame at {clock_text(float(self.times[best]))}: {self.scores[best]:.3f}",
         ]
         if self.blank:
@@ -205,6 +220,7 @@ def score_video(
     start: float = 0.0,
     length: float | None = None,
     limits: ReadLimits | None = None,
+    attributes: bool | None = None,
     progress: VideoProgress | None = None,
 ) -> VideoScore:
     """Score a video or an animation over time.
@@ -218,6 +234,7 @@ def score_video(
         start: Seconds of a video that are left out; times count from there.
         length: Seconds that are scored; by default all.
         limits: Limits for a frame; by default the scorer's.
+        attributes: Whether to tell what is wrong with each frame; by default as the scorer does.
         progress: Called after each frame with (done, approximate total); returning False stops.
 
     Raises:
@@ -236,14 +253,13 @@ def score_video(
         scorer,
         reader.frames(sampling),
         coverage=coverage,
+        attributes=attributes,
         progress=None if progress is None else lambda count, _: progress(count, reader.expected),
     )
     if not len(done.scores) or np.isnan(done.scores).all():
         raise VideoError(f"{reader.name}: no frame could be scored{f': {done.reasons[0]}' if done.reasons else ''}")
     last = float(done.times[-1])
-    return VideoScore(
-        done.times, done.scores, done.reasons, max(reader.end or reader.duration, last), reader.problem, done.stopped
-    )
+    return replace(done, duration=max(reader.end or reader.duration, last), problem=reader.problem)
 
 
 def score_frames(
@@ -251,6 +267,7 @@ def score_frames(
     frames: Iterable[Frame],
     *,
     coverage: Coverage | None = None,
+    attributes: bool | None = None,
     progress: VideoProgress | None = None,
 ) -> VideoScore:
     """Score frames as they come; the duration is the last one's time.
@@ -259,6 +276,7 @@ def score_frames(
         scorer: The scorer.
         frames: Each with its pixels and its sampling times; held a batch at a time.
         coverage: As for `RaliScorer.score`.
+        attributes: Whether to tell what is wrong with each frame; by default as the scorer does.
         progress: Called after each frame with (sampling times done, None); returning False stops.
     """
     pending: list[tuple[float, ...]] = []
@@ -271,23 +289,27 @@ def score_frames(
     times: list[float] = []
     scores: list[float] = []
     reasons: list[str | None] = []
+    told: list[ImageAttributes | None] = []
     stopped = False
-    with closing(scorer.stream(pixels(), coverage=coverage, on_error="record")) as results:  # type: ignore[type-var]
+    stream = scorer.stream(pixels(), coverage=coverage, on_error="record", attributes=attributes)
+    with closing(stream) as results:  # type: ignore[type-var]
         for result in results:
             at = pending[result.index]
             times += at
             scores += [result.score] * len(at)
             reasons += [result.error or result.reason] * len(at)
+            told += [result.attributes] * len(at)
             if progress is not None and progress(len(times), None) is False:
                 stopped = True
                 break
     return VideoScore(
-        np.array(times), np.array(scores, dtype=np.float32), tuple(reasons), max(times, default=0.0), stopped=stopped
-    )
+        np.array(times), np.array(scores, dtype=np.float32), tuple(reasons), max(times, default=0.0), stopped=stopped,
+        attributes=tuple(told) if any(told) else (),
+    )  # fmt: skip
 
 
 def as_image_score(video: VideoScore, scorer: RaliScorer, how: Aggregate = "mean", *, index: int = 0) -> ClipScore:
-    """A video's result in the form of an image's: the aggregate with its band and percentile.
+    """A video's result in the form of an image's: the aggregate with its band and percentile, and the mean attributes.
 
     Args:
         video: Its scores.
@@ -303,8 +325,17 @@ def as_image_score(video: VideoScore, scorer: RaliScorer, how: Aggregate = "mean
         calibration.bands([score])[0] if calibration else "",
         float(calibration.percentiles([score])[0]) if calibration else float("nan"),
         reason=NO_CONTENT if video.blank == len(video) else None,
+        attributes=_mean_attributes(video, scorer),
         video=video,
     )
+
+
+def _mean_attributes(video: VideoScore, scorer: RaliScorer) -> ImageAttributes | None:
+    """The mean severities over the frames, and the words for these."""
+    told = [list(each.values.values()) for each in video.attributes if each is not None]
+    if not told or scorer.model.probes is None:
+        return None
+    return scorer.model.probes.describe(np.mean(told, axis=0).tolist())
 
 
 def clock_text(seconds: float) -> str:

@@ -90,3 +90,23 @@ def test_scores_of_another_scale_are_mapped_onto_the_models() -> None:
     mapped = map_scores(embeddings[:200], scores[:200], embeddings[200:], human, name="other")
     assert np.abs(mapped - quality[200:].clip(0, 1)).max() < 0.02
     assert (np.argsort(mapped) == np.argsort(human)).all() or mapped.max() == 1.0
+
+
+def test_the_set_component_tells_sets_apart_and_gives_each_prototypes_of_its_own() -> None:
+    embeddings, scores = quality_embeddings(400, 12, 8)
+    sets = np.arange(400) % 2
+    apart = np.random.default_rng(5).normal(size=12)
+    embeddings = (embeddings + np.outer(sets - 0.5, apart) * 2).astype(np.float32)
+    options = {"pca_dim": 8, "bins": 1, "prototypes": 20, "seed": 0, "sets": sets}
+    head = compress_embeddings(embeddings, scores, set_scale=8.0, **options)
+    assert head.components.shape == (9, 12)
+    along = (embeddings - head.mean) / head.scale @ head.components[-1]
+    assert along.std() == pytest.approx(8, abs=0.01)
+    assert along[sets == 1].min() > along[sets == 0].max()
+    shares = [(np.sign(head.prototypes[:, -1]) == sign).mean() for sign in (-1, 1)]
+    assert min(shares) > 0.3
+    assert np.abs(head.prototypes[:, -1]).min() > 0.5, "no prototype lies between the sets"
+    plain = compress_embeddings(embeddings, scores, **options)
+    assert np.array_equal(head.components[:-1], plain.components)
+    alone = compress_embeddings(embeddings, scores, set_scale=8.0, **{**options, "sets": np.zeros(400, dtype=int)})
+    assert np.array_equal(alone.components, plain.components), "one set needs no such component"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from PIL import Image
 
 from rali_core import RaliScorer
+from rali_core.attributes import ImageAttributes
 from rali_core.cli import main
 from rali_core.content import NO_CONTENT
-from rali_core.frames import FrameSampling
+from rali_core.frames import FrameReader, FrameSampling
 from rali_core.plot import LINE, WORST, draw_time_plot, draw_time_plots
 from rali_core.training.distortions import distort
 from rali_core.video import AGGREGATES, VideoScore, as_image_score, clock_text, score_video
@@ -84,6 +86,40 @@ def test_frames_without_content_count_and_are_reported(
     assert as_image_score(result, tiny_scorer, "mean").reason is None
     black = score_video(tiny_scorer, write_clip(tmp_path / "black.mp4", frames[:5]))
     assert as_image_score(black, tiny_scorer).reason == NO_CONTENT
+
+
+def test_reasons_are_those_of_the_frames(
+    probing_file: Path, photographs: dict[str, Image.Image], tmp_path: Path, write_clip: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = write_clip(tmp_path / "clip.mp4", pan(photographs["rocket"], 30, range(15, 25)))
+    scorer = RaliScorer.from_pretrained(probing_file, device="cpu", attributes=True)
+    result = score_video(scorer, path)
+    frames = [frame.pixels for frame in FrameReader(path).frames(FrameSampling())]
+    assert result.attributes == scorer.score(frames).attributes
+    severities = [each.values for each in result.attributes if each is not None]
+    told = as_image_score(result, scorer).attributes
+    assert told is not None
+    assert told.values == pytest.approx({key: np.mean([each[key] for each in severities]) for key in severities[0]})
+    place = result.worst
+    worst = result.attributes[place]
+    assert worst is not None
+    assert set(result.worst_words(0.5)) == set(worst.words)
+    assert score_video(scorer, path, attributes=False).attributes == ()
+    assert main(["score", str(path), "--model", str(probing_file), "--device", "cpu", "--reasons", "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["attributes"] == pytest.approx(told.values, abs=1e-4)
+    assert record["words"] == list(told.words)
+
+
+def test_the_worst_passage_has_the_words_of_most_of_its_frames() -> None:
+    video = scores_over_time(0.5, 0.1, 0.1, 0.1, 0.1, 0.5)
+    words = [("noisy",), ("blurred", "noisy"), ("blurred",), ("blurred", "dark"), (), ("noisy",)]
+    told = replace(video, attributes=tuple(ImageAttributes({}, each) for each in words))
+    assert told.worst_words(2.0) == ("blurred",)
+    assert told.worst_words(1.0) == ("blurred", "noisy")
+    assert "worst passage 0.5 s to 2.5 s: 0.100 (blurred); " in told.describe(passage=2.0)
+    assert "(blurred" not in video.describe(passage=2.0)
 
 
 def test_memory_does_not_grow_with_the_length_and_a_run_can_be_stopped(

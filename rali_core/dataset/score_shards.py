@@ -29,6 +29,8 @@ from .tasks import ShardPosition, read_tasks
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ..attributes import ImageAttributes
+
 
 @dataclass(frozen=True)
 class ScoringJob:
@@ -153,11 +155,12 @@ def score_shards(
 
 
 class ScoredPart(NamedTuple):
-    """Scores at some of a video's sampling times, with the reason where there is none or no content."""
+    """Scores at some of a video's sampling times, with the reason where there is none or no content, and attributes."""
 
     times: list[float]
     scores: list[float]
     reasons: list[str | None]
+    attributes: list[ImageAttributes | None]
 
 
 def _score_part(scorer: RaliScorer, image: Decoded, part: ClipPart) -> ScoredPart:
@@ -165,11 +168,12 @@ def _score_part(scorer: RaliScorer, image: Decoded, part: ClipPart) -> ScoredPar
     results = scorer.score_crops(
         [next(crops) if count else None for count in part.tiles], [_size(image)] * len(part.tiles)
     )
-    made = ScoredPart([], [], [])
+    made = ScoredPart([], [], [], [])
     for times, result in zip(part.times, results, strict=True):
         made.times.extend(times)
         made.scores.extend([result.score] * len(times))
         made.reasons.extend([result.error or result.reason] * len(times))
+        made.attributes.extend([result.attributes] * len(times))
     return made
 
 
@@ -182,13 +186,16 @@ def _clip_row(scorer: RaliScorer, parts: list[ScoredPart], last: Decoded, aggreg
         return ScoredRow(
             None, None, None, last.width, last.height, reasons[0] if reasons else "no frame could be decoded"
         )
-    video = VideoScore(times, scores, reasons, max(last.clip.duration, float(times[-1])), last.clip.problem)
+    told = tuple(each for part in parts for each in part.attributes)
+    video = VideoScore(
+        times, scores, reasons, max(last.clip.duration, float(times[-1])), last.clip.problem, attributes=told
+    )
     result = as_image_score(video, scorer, aggregate)
     figures = video.figures()
     percentile = None if result.percentile != result.percentile else result.percentile
     return ScoredRow(
         result.score, result.band or None, percentile, last.width, last.height, None, result.reason,
-        tuple(figures[name] for name, _ in CLIP_FIELDS),
+        tuple(figures[name] for name, _ in CLIP_FIELDS), result.attributes,
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ cut into N equal-width bins; K-means runs inside every bin; the centroids of all
 with the mean score of its members. What the paper leaves open, and what is done here: every bin that is not empty
 gets one centroid, and the rest go, one at a time, to the bin with the largest sum of squared distances to its
 centroids; a bin never gets more centroids than it has distinct members. K-means runs on unit vectors, because the
-head compares by cosine. Empty bins get none. A single bin is plain K-means. scikit-learn does the work.
+head compares by cosine. Empty bins get none. A single bin is plain K-means. scikit-learn does the work. Beyond the
+paper: one more component may tell photographs and generated images apart, so that each kind has prototypes of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class InitialHead:
     Attributes:
         mean: (D,) mean of the embeddings.
         scale: (D,) standard deviation of each dimension.
-        components: (P, D) principal components of the standardised embeddings.
+        components: (P, D) principal components of the standardised embeddings; the last row may be the direction that
+            tells sets apart.
         prototypes: (K, P) unit vectors.
         scores: (K,) mean human score of each prototype's members.
         logit_scale: Initial inverse temperature.
@@ -88,6 +90,8 @@ def compress_embeddings(
     temperature: float = RALI_INITIAL_TEMPERATURE,
     seed: int,
     unscored: NDArray[np.float32] | None = None,
+    sets: NDArray[np.intp] | None = None,
+    set_scale: float = 0.0,
 ) -> InitialHead:
     """Run PCA and binned K-means.
 
@@ -100,6 +104,8 @@ def compress_embeddings(
         temperature: Initial softmax temperature tau; the paper's 0.07 unless given.
         seed: Seed of K-means.
         unscored: (U, D) further embeddings for the PCA; they give no prototypes.
+        sets: (N,) which set each image is of, 0 or 1.
+        set_scale: Standard deviation of one more component, along which these are told apart; 0, or one set, for none.
 
     Raises:
         ValueError: Shapes or ranges do not fit, or there are more occupied bins than prototypes.
@@ -114,6 +120,8 @@ def compress_embeddings(
     mean, scale, components = _principal_components(
         values if unscored is None else np.concatenate([values, unscored.astype(np.float64)]), pca_dim
     )
+    if set_scale and sets is not None and len(np.unique(sets)) > 1:
+        components = np.vstack([components, set_scale * _set_direction((values - mean) / scale, sets)])
     projected = (values - mean) / scale @ components.T
     projected /= np.linalg.norm(projected, axis=1, keepdims=True).clip(1e-12)
     members = [np.flatnonzero(np.minimum((scores * bins).astype(int), bins - 1) == index) for index in range(bins)]
@@ -142,6 +150,15 @@ def _principal_components(
     scale[scale < 1e-10] = 1.0
     pca = PCA(n_components=min(pca_dim, *values.shape), svd_solver="full").fit((values - mean) / scale)
     return mean, scale, pca.components_
+
+
+def _set_direction(standardised: NDArray[np.float64], sets: NDArray[np.intp]) -> NDArray[np.float64]:
+    """(D,) direction that tells the sets apart, by logistic regression; the values along it have unit variance."""
+    from sklearn.linear_model import LogisticRegression
+
+    regression = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000).fit(standardised, sets)
+    direction: NDArray[np.float64] = regression.coef_[0]
+    return direction / float((standardised @ direction).std())
 
 
 def _cluster_bins(

@@ -196,6 +196,8 @@ class CompressConfig:
         bins: Equal-width score bins, K-means runs inside each; 1 for plain K-means.
         prototypes: Maximum number of prototypes.
         temperature: Initial softmax temperature.
+        set_scale: Standard deviation of one more component, along which a logistic regression tells the absolute and
+            the mapped sets apart; those of the others are about 1 to 10. 0 leaves it out.
     """
 
     images: int = 0
@@ -203,6 +205,7 @@ class CompressConfig:
     bins: int = 240
     prototypes: int = 250
     temperature: float = 0.15
+    set_scale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -349,7 +352,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "tune.batch_size": (1, 10**6), "tune.triplets_per_batch": (0, 10**6), "tune.consistency_images": (0, 10**6),
     "tune.ema_decay": (0, 0.999999), "compress.images": (0, 10**9), "compress.pca_dim": (0, 10**5),
     "compress.bins": (1, 10**6), "compress.prototypes": (1, 10**6), "compress.temperature": (1e-6, 1e6),
-    "fit.epochs": (0, 10**6), "fit.batch_size": (1, 10**6), "fit.triplets": (0, 10**7),
+    "compress.set_scale": (0, 1e6), "fit.epochs": (0, 10**6), "fit.batch_size": (1, 10**6), "fit.triplets": (0, 10**7),
     "fit.attribute_images": (0, 10**7),
     **{f"{stage}.{key}": limits for stage in ("align", "tune") for key, limits in {
         "steps": (0, 10**9), "warmup_steps": (0, 10**9), "schedule_steps": (0, 10**9), "learning_rate": (1e-12, 10.0),

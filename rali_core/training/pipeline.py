@@ -218,20 +218,20 @@ def _save_encoder(model: RaliModel, path: Path) -> None:
 def compress(run: Run) -> None:
     """Stage 4. Reads `tune/encoder.safetensors` and images of each set; writes `head.safetensors`, not fitted yet."""
     model = run.model(run.path("tune", "encoder.safetensors"))
-    embeddings, scores = _absolute(run, model)
+    embeddings, scores, sets = _absolute(run, model)
     others = [run.embed_training(model, data)[0] for data in run.data if data.scores in ("correlation", "none")]
     settings = run.config.compress
     initial = compress_embeddings(
         embeddings.numpy(), scores, pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes,
         temperature=settings.temperature, seed=run.config.seed,
-        unscored=torch.cat(others).numpy() if others else None,
+        unscored=torch.cat(others).numpy() if others else None, sets=sets, set_scale=settings.set_scale,
     )  # fmt: skip
     logger.info("compress: %d dimensions, %d prototypes", len(initial.components), len(initial.prototypes))
     save_file(make_head(initial).state_dict(), run.path("compress", "head.safetensors"))
 
 
-def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64]]:
-    """Embeddings and scores of all images on the model's own scale, or mapped onto it."""
+def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64], NDArray[np.intp]]:
+    """Embeddings and scores of all images on the model's scale, and 0 for those on it, 1 for those mapped onto it."""
     parts = [run.embed_training(model, data) for data in run.data if data.scores == "absolute"]
     embeddings, scores = [part[0] for part in parts], [part[1] for part in parts]
     if run.config.distortions.blank:
@@ -244,13 +244,14 @@ def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64]]:
             others, human = run.embed_training(model, data)
             embeddings.append(others)
             scores.append(map_scores(*absolute, others.numpy(), human, name=data.name))
-    return torch.cat(embeddings), np.concatenate(scores)
+    joined = np.concatenate(scores)
+    return torch.cat(embeddings), joined, (np.arange(len(joined)) >= len(absolute[1])).astype(np.intp)
 
 
 def fit(run: Run) -> None:
     """Stage 5. Reads `compress/head.safetensors` and all scored sets; writes the model's head and its probes."""
     model = run.model(run.path("tune", "encoder.safetensors"))
-    embeddings, scores = _absolute(run, model)
+    embeddings, scores, _ = _absolute(run, model)
     parts = [run.embed_training(model, data) for data in run.data if data.scores == "correlation"]
     correlation = [ScoredEmbeddings(part, torch.from_numpy(human).float()) for part, human in parts]
     head = load_head(run.path("compress", "head.safetensors"))

@@ -17,7 +17,7 @@ from rali_core.cli import main
 from rali_core.dataset import DatasetResult
 from rali_core.dataset.summary import SHEET
 from rali_core.frames import FrameSampling
-from rali_core.video import score_video
+from rali_core.video import as_image_score, score_video
 
 from .conftest import make_image, read_rows
 
@@ -98,3 +98,16 @@ def test_videos_in_tars_and_the_command(
     assert row["score"] == row["worst_tenth"] < row["mean"]
     assert row["frames"] == 12
     assert (tmp_path / "out" / SHEET).stat().st_size > 1000
+
+
+def test_the_reasons_of_a_video_are_the_mean_of_its_frames(
+    score: Callable[..., DatasetResult], clips: Path, probing_file: Path, tmp_path: Path
+) -> None:
+    score(clips, model=probing_file, videos=True, reasons=True)
+    rows = read_rows(tmp_path / "out")
+    scorer = RaliScorer.from_pretrained(probing_file, device="cpu", attributes=True)
+    for name in ("long.mp4", "short.mp4"):
+        told = as_image_score(score_video(scorer, clips / name), scorer).attributes
+        assert told is not None
+        assert {key: rows[name][key] for key in told.values} == pytest.approx(told.values, abs=1e-5)
+        assert rows[name]["words"] == ", ".join(told.words)
