@@ -1,10 +1,11 @@
-"""What each part of a configured training is worth: the configuration with one section changed, trained and measured.
+"""What each part of a configured training is worth: the configuration with one part changed, trained and measured.
 
     python bench/ablation.py configs/rali-small.toml --limit 1500 --json ablation.json
+    python bench/ablation.py configs/rali-small.toml --encoder weights/rali-small.safetensors
 
-Every variant is a TOML overlay of a line or two. Stages that a variant does not change are copied from the full
-training. Figures are those of the held-out validation images, with
-95 % bootstrap intervals; no test split is used.
+With `--encoder` the encoder is that of a finished model, and only the head is made anew: minutes instead of hours, but
+what a part does for the encoder is not seen. Figures are those of the held-out validation images, with 95 % bootstrap
+intervals in the JSON file; no test split is used. Images and embeddings are shared with the training's work_dir.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 
 from rali_core.evaluation import measure_agreement, srcc_within_groups
 from rali_core.labels import scores_of
-from rali_core.training.config import TrainConfig, check, read_config
+from rali_core.training.config import TrainConfig, check, read_config, to_json
 from rali_core.training.pipeline import STAGES, Run, run_stage
 from rali_core.training.publish import load_head
 
@@ -33,6 +34,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "without tune": {"tune": {"steps": 0}},
     "without PCA": {"compress": {"pca_dim": 0}},
     "without bins": {"compress": {"bins": 1}},
+    "without the sets' component": {"compress": {"set_scale": 0.0}},
     "without fit": {"fit": {"epochs": 0}},
     "one description": {"describe": {"seeds": 1}},
     "score words only": {"describe": {"source": "score"}},
@@ -45,40 +47,48 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 def make_variants(config: TrainConfig) -> dict[str, TrainConfig]:
     """The configurations of all variants."""
+    idle = () if config.align.steps else ("describe", "align")  # these sections change nothing
     variants = {
         name: replace(
             config, **{section: replace(getattr(config, section), **keys) for section, keys in changes.items()}
         )
         for name, changes in VARIANTS.items()
+        if not any(section in idle for section in changes)
     }
     for data in config.data[1:]:
         rest = tuple(other for other in config.data if other is not data)
         variants[f"without {data.name}"] = replace(config, data=rest)
-        if data.scores != "none":
+        if data.scores != "none" and config.align.steps:
             text_only = tuple(replace(other, scores="none") if other is data else other for other in config.data)
             variants[f"{data.name} as text only"] = replace(config, data=text_only)
-        if data.scores == "absolute":
-            order = tuple(replace(other, scores="correlation") if other is data else other for other in config.data)
-            variants[f"{data.name} as a correlation"] = replace(config, data=order)
-    for variant in variants.values():
-        check(variant)
-    return variants
+        if data.scores in ("absolute", "mapped"):
+            for role in sorted({"absolute", "mapped", "correlation"} - {data.scores}):
+                sets = tuple(replace(other, scores=role) if other is data else other for other in config.data)  # type: ignore[arg-type]
+                variants[f"{data.name} as {role}"] = replace(config, data=sets)
+    settled = to_json(config)
+    return {name: variant for name, variant in variants.items() if name == "full" or to_json(variant) != settled}
 
 
 def run_variant(config: TrainConfig, base: Path | None, measured: TrainConfig, limit: int | None) -> dict[str, Any]:
     """Train a variant and measure it on the validation images of all sets of the full configuration."""
     run = Run(config, limit=limit)
-    if base is not None and not run.config.work_dir.exists():
+    folder, shared = run.config.work_dir, Run(measured, limit=limit).config.work_dir
+    for name in ("images", "embeddings"):
+        if not (folder / name).exists():
+            (shared / name).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to((shared / name).resolve(), target_is_directory=True)
+    if base is not None:
         for stage in STAGES:
-            if (base / stage).is_dir():
-                shutil.copytree(base / stage, run.config.work_dir / stage)
+            if (base / stage).is_dir() and not (folder / stage).exists():
+                shutil.copytree(base / stage, folder / stage)
     for stage in STAGES:
         if stage != "describe" or config.align.steps:
             run_stage(run, stage)
     model = run.model(run.path("tune", "encoder.safetensors"))
     head = load_head(run.path("fit", "head.safetensors"))
     figures: dict[str, Any] = {}
-    everything = Run(replace(measured, work_dir=config.work_dir), limit=limit)
+    everything = Run(measured, limit=limit)
     for data in everything.data:
         with torch.no_grad():
             scores = head(everything.embed_validation(model, data)).numpy()
@@ -94,12 +104,20 @@ def main() -> None:
     """Run all or some variants and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG.toml")
+    parser.add_argument("--encoder", metavar="MODEL.safetensors", help="make only the head anew, on this encoder")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each set and part")
     parser.add_argument("--only", action="append", metavar="NAME", help="a variant (may be given several times)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config = read_config(options.config)
+    config = replace(config, fit=replace(config.fit, attribute_images=0))
+    if options.encoder:
+        config = replace(
+            config, backbone=replace(config.backbone, file=str(Path(options.encoder).resolve())),
+            align=replace(config.align, steps=0), tune=replace(config.tune, steps=0),
+        )  # fmt: skip
+        check(config)
     root = config.work_dir.with_name(config.work_dir.name + "-ablation")
     variants, results, base = make_variants(config), {}, None
     for name in options.only or variants:
