@@ -248,6 +248,23 @@ def test_a_node_that_nothing_uses_says_so_before_and_after_a_run(
     assert unused.count() == 0
 
 
+def test_a_combination_that_nothing_uses_says_so_before_and_after_a_run(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    numbers, combine = page.add("Test_Numbers", 60, 80, text="0.4,0.2"), page.add("RALI_CombineScores", 420, 80)
+    other, shown = page.add("PreviewAny", 900, 80), page.add("PreviewAny", 900, 300)
+    page.wire(numbers, 1, combine, "scores_a")
+    page.wire(numbers, 1, other, "source")
+    unused = page.page.locator(PANEL, has_text="Nothing uses this node's outputs. Connect one, then run.")
+    unused.wait_for()
+    page.run()
+    unused.wait_for()
+    page.wire(combine, 0, shown, "source")
+    page.run()
+    page.state("current")
+    assert unused.count() == 0
+    assert page.numbers(2) == [0.4, 0.2]
+
+
 def test_bars_are_drawn_on_the_scale_of_the_scorer_and_fuller_is_better(open_page: Callable[..., Any]) -> None:
     page = open_page()
     noise, numbers = (
