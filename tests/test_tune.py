@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,19 +73,6 @@ def test_a_mapped_set_counts_as_a_correlation_with_the_weight_of_an_absolute_one
         for role in ("mapped", "correlation")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_sets_with_scales_of_their_own_are_told_apart(dino_file: Path, labels: Path, tmp_path: Path) -> None:
-    photographs, others = scored(labels), scored(labels, "mapped", name="negatives")
-    negatives = replace(others, images=[255 - image for image in others.images])
-    log, _ = tune(dino_file, tmp_path / "both", [photographs, negatives], replace(CONFIG, steps=30, set_weight=1.0))
-    assert log[-1]["set"] < 0.6 * np.log(2), "better than chance"
-    few = replace(CONFIG, steps=2)
-    alone = [
-        tune(dino_file, tmp_path / f"alone {weight}", [photographs], replace(few, set_weight=weight))[1]
-        for weight in (0.0, 1.0)
-    ]
-    assert all(torch.equal(alone[0][name], tensor) for name, tensor in alone[1].items())
 
 
 def test_two_tunings_with_patch_dropout_and_one_seed_are_equal(dino_file: Path, labels: Path, tmp_path: Path) -> None:

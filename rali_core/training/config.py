@@ -153,8 +153,6 @@ class TuneConfig(OptimiserConfig):
         steps: Optimiser steps; 0 leaves the stage out.
         batch_size: Labelled images per step. The sets share them in proportion to the square root of their sizes.
         plcc_weight: Weight of 1 - PLCC within the batch, for each absolute or mapped set.
-        set_weight: Weight of the cross-entropy of a classifier of the absolute and mapped sets: a head that serves
-            photographs and generated images needs to see which of them it has. 0 leaves it out.
         correlation_weight: The same for each set with `scores = "correlation"`.
         triplets_per_batch: Distortion triplets per step, three images each.
         ranking_weight: Weight of the ranking of each triplet.
@@ -172,7 +170,6 @@ class TuneConfig(OptimiserConfig):
     batch_size: int = 48
     learning_rate: float = 6e-5
     plcc_weight: float = 0.5
-    set_weight: float = 0.0
     correlation_weight: float = 0.25
     triplets_per_batch: int = 3
     ranking_weight: float = 1.0
@@ -358,7 +355,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
         "steps": (0, 10**9), "warmup_steps": (0, 10**9), "schedule_steps": (0, 10**9), "learning_rate": (1e-12, 10.0),
         "head_learning_rate": (1e-12, 10.0), "layer_decay": (1e-6, 1.0), "weight_decay": (0.0, 10.0),
         "patch_dropout": (0.0, 0.99), "validation_images": (1, 10**9), "validate_every": (0, 10**9)}.items()},
-    **{f"tune.{key}_weight": (0.0, 1e6) for key in ("plcc", "set", "correlation", "ranking", "range", "consistency")},
+    **{f"tune.{key}_weight": (0.0, 1e6) for key in ("plcc", "correlation", "ranking", "range", "consistency")},
     **{f"fit.{key}_weight": (0.0, 1e6) for key in ("correlation", "ranking", "consistency")},
     "fit.learning_rate": (1e-12, 10.0),
 }  # fmt: skip

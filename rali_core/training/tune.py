@@ -167,25 +167,18 @@ def _from_one_group(groups: NDArray[np.str_], count: int, random: np.random.Gene
 
 
 class LinearHead(nn.Module):
-    """The provisional head: a layer norm and a linear layer, initially constant; and a classifier of K sets."""
+    """The provisional head: a layer norm and a linear layer, initially constant."""
 
-    def __init__(self, embed_dim: int, mean_score: float, sets: int = 1) -> None:
+    def __init__(self, embed_dim: int, mean_score: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim)
         self.linear = nn.Linear(embed_dim, 1)
-        self.classifier = nn.Linear(embed_dim, sets)
-        for layer in (self.linear, self.classifier):
-            nn.init.zeros_(layer.weight)
-        nn.init.zeros_(self.classifier.bias)
+        nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, mean_score)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(B, D) to (B,)."""
         return self.linear(self.norm(embeddings.float())).squeeze(-1)  # type: ignore[no-any-return]
-
-    def classify(self, embeddings: Tensor) -> Tensor:
-        """(B, D) to (B, K) logits."""
-        return self.classifier(self.norm(embeddings.float()))  # type: ignore[no-any-return]
 
 
 def tune_encoder(
@@ -223,25 +216,18 @@ def tune_encoder(
     """
     device = device_of(model)
     mean = float(np.mean(np.concatenate([scored.scores for scored in sets if scored.role == "absolute"])))
-    own_scale = [number for number, scored in enumerate(sets) if scored.role in ("absolute", "mapped")]
-    head = LinearHead(model.encoder_config.embed_dim, mean, len(own_scale)).to(device)
+    head = LinearHead(model.encoder_config.embed_dim, mean).to(device)
     freeze_blocks(model.encoder, frozen_blocks)
     both = nn.ModuleDict({"encoder": model.encoder, "head": head})
     sampler = _Sampler(sets, triplets, config, seed)
 
     def backward(batch: _Batch, step_seed: int) -> dict[str, Tensor]:
         torch.manual_seed(step_seed)
-        arrays = [part for part in (batch.images, batch.copies, batch.triplet_images) if part is not None]
-        pixels = torch.cat([to_inputs(part, model.preprocess_config, device) for part in arrays])
+        parts = [part for part in (batch.images, batch.copies, batch.triplet_images) if part is not None]
+        pixels = torch.cat([to_inputs(part, model.preprocess_config, device) for part in parts])
         with training_autocast(device):
             embeddings = model.encoder(pixels)
         loss, terms = _loss(head(embeddings), batch, sets, sampler.counts, config)
-        if config.set_weight and len(own_scale) > 1:
-            parts = embeddings[: len(batch.images)].split(sampler.counts)
-            logits = head.classify(torch.cat([parts[number] for number in own_scale]))
-            labels = torch.arange(len(own_scale)).repeat_interleave(torch.tensor([len(parts[n]) for n in own_scale]))
-            terms["set"] = functional.cross_entropy(logits, labels.to(device))
-            loss = loss + config.set_weight * terms["set"]
         loss.backward()
         return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 
