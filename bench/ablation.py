@@ -5,7 +5,8 @@
 
 With `--encoder` the encoder is that of a finished model, and only the head is made anew: minutes instead of hours, but
 what a part does for the encoder is not seen. Figures are those of the held-out validation images, with 95 % bootstrap
-intervals in the JSON file; no test split is used. Images and embeddings are shared with the training's work_dir.
+intervals in the JSON file; no test split is used. Each variant has its own work_dir, which begins with the training's
+embeddings and decoded images, and is not deleted.
 """
 
 from __future__ import annotations
@@ -72,12 +73,13 @@ def make_variants(config: TrainConfig) -> dict[str, TrainConfig]:
 def run_variant(config: TrainConfig, base: Path | None, measured: TrainConfig, limit: int | None) -> dict[str, Any]:
     """Train a variant and measure it on the validation images of all sets of the full configuration."""
     run = Run(config, limit=limit)
-    folder, shared = run.config.work_dir, Run(measured, limit=limit).config.work_dir
-    for name in ("images", "embeddings"):
-        if not (folder / name).exists():
-            (shared / name).mkdir(parents=True, exist_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).symlink_to((shared / name).resolve(), target_is_directory=True)
+    folder, start = run.config.work_dir, base or Run(measured, limit=limit).config.work_dir
+    if (start / "embeddings").is_dir() and not (folder / "embeddings").exists():
+        shutil.copytree(start / "embeddings", folder / "embeddings")
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for path in [*(start / "images").glob("*-training.*"), *(start / "images").glob("*-validation.*")]:
+        if not (folder / "images" / path.name).exists():
+            (folder / "images" / path.name).symlink_to(path.resolve())
     if base is not None:
         for stage in STAGES:
             if (base / stage).is_dir() and not (folder / stage).exists():
@@ -88,7 +90,7 @@ def run_variant(config: TrainConfig, base: Path | None, measured: TrainConfig, l
     model = run.model(run.path("tune", "encoder.safetensors"))
     head = load_head(run.path("fit", "head.safetensors"))
     figures: dict[str, Any] = {}
-    everything = Run(measured, limit=limit)
+    everything = Run(replace(measured, work_dir=config.work_dir), limit=limit)
     for data in everything.data:
         with torch.no_grad():
             scores = head(everything.embed_validation(model, data)).numpy()
