@@ -118,18 +118,19 @@ class RaliScoreVideo(io.ComfyNode):
         clip: _Batch | _File = _open(video) if images is None else _Batch(images, fps)
         handle = ready_model(model)
         scored = clip.score(handle.scorer, FrameSampling(sample_fps, max_frames), chosen_coverage(coverage))
-        words = tuple(each.words if each is not None else () for each in scored.attributes)
         calibration = handle.scorer.info.calibration
         worst, score = scored.worst_passage(passage_seconds), scored.aggregate(aggregation)
         frames = [clip.frame(float(scored.times[index])) for index in (scored.best, scored.worst)]
-        plot, scores = _plot(scored, calibration, passage_seconds), scored.scores.tolist()
         return io.NodeOutput(
-            score, *frames, plot, worst.start, worst.end, scores, scored.times.tolist(),
-            scored.describe(passage=passage_seconds),
-            ui=score_panel(
-                Scores(scores, list(scored.reasons), calibration, words=words), note=aggregation, headline=score
-            ),
+            score, *frames, _plot(scored, calibration, passage_seconds), worst.start, worst.end,
+            scored.scores.tolist(), scored.times.tolist(), scored.describe(passage=passage_seconds),
+            ui=score_panel(_panel_scores(scored, calibration), note=aggregation, headline=score),
         )  # fmt: skip
+
+
+def _panel_scores(scored: VideoScore, calibration: Calibration | None) -> Scores:
+    words = tuple(each.words if each is not None else () for each in scored.attributes)
+    return Scores(scored.scores.tolist(), list(scored.reasons), calibration, words=words)
 
 
 def _plot(scored: VideoScore, calibration: Calibration | None, passage: float) -> Tensor:
