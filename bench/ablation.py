@@ -6,7 +6,7 @@
 With `--encoder` the encoder is that of a finished model, and only the head is made anew: minutes instead of hours, but
 what a part does for the encoder is not seen. Figures are those of the held-out validation images, with 95 % bootstrap
 intervals in the JSON file; no test split is used. Each variant has its own work_dir, which begins with the training's
-embeddings and decoded images, and is not deleted.
+embeddings and tokens, and is not deleted.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def run_variant(config: TrainConfig, base: Path | None, measured: TrainConfig, l
     folder, start = run.config.work_dir, base or Run(measured, limit=limit).config.work_dir
     if (start / "embeddings").is_dir() and not (folder / "embeddings").exists():
         shutil.copytree(start / "embeddings", folder / "embeddings")
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for path in [*(start / "images").glob("*-training.*"), *(start / "images").glob("*-validation.*")]:
-        if not (folder / "images" / path.name).exists():
-            (folder / "images" / path.name).symlink_to(path.resolve())
+    (folder / "tokens").mkdir(parents=True, exist_ok=True)
+    for path in [*(start / "tokens").glob("*-training.*"), *(start / "tokens").glob("*-validation.*")]:
+        if not (folder / "tokens" / path.name).exists():
+            (folder / "tokens" / path.name).symlink_to(path.resolve())
     if base is not None:
         for stage in STAGES:
             if (base / stage).is_dir() and not (folder / stage).exists():

@@ -285,11 +285,21 @@ class ClipEncoder(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, 3, S, S) normalised input to (B, D) embeddings, un-normalised."""
+        return self.forward_rest(self.forward_first(inputs, 0), 0)
+
+    def forward_first(self, inputs: Tensor, count: int) -> Tensor:
+        """(B, 3, S, S) normalised input to (B, N, W) tokens after the first `count` blocks; class token first."""
         patches = self.conv1(inputs).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(len(inputs), 1, -1)
-        tokens = self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding)
+        tokens: Tensor = self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding)
+        for block in self.transformer.resblocks[:count]:
+            tokens = block(tokens)
+        return tokens
+
+    def forward_rest(self, tokens: Tensor, count: int) -> Tensor | tuple[Tensor, Tensor]:
+        """Those tokens, or the class token and some of them, to what `forward` gives."""
         blocks = self.transformer.resblocks
-        for block in blocks[:-1]:
+        for block in blocks[count:-1]:
             tokens = block(tokens)
         tokens = self.ln_post(blocks[-1](tokens, class_token_only=not self.output_tokens))
         embedding: Tensor = tokens[:, 0] @ self.proj
@@ -377,7 +387,6 @@ class DinoTrunk(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.empty(1, shape.tokens, shape.width))
         self.patch_embed = PatchEmbedding(shape)
-        self.patch_drop = nn.Identity()
         self.norm_pre = nn.Identity()
         self.blocks = nn.Sequential(*(DinoBlock(shape) for _ in range(shape.layers)))
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
@@ -406,8 +415,18 @@ class DinoTrunk(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) normalised input to (B, W) embeddings."""
-        tokens = self.patch_drop(self.select_patches(self._pos_embed(self.patch_embed(inputs))))
-        for block in self.blocks[:-1]:
+        return self.forward_rest(self.forward_first(inputs, 0), 0)
+
+    def forward_first(self, inputs: Tensor, count: int) -> Tensor:
+        """(B, 3, S, S) normalised input to (B, N, W) tokens after the first `count` blocks; class token first."""
+        tokens = self.select_patches(self._pos_embed(self.patch_embed(inputs)))
+        for block in self.blocks[:count]:
+            tokens = block(tokens)
+        return tokens
+
+    def forward_rest(self, tokens: Tensor, count: int) -> Tensor:
+        """Those tokens, or the class token and some of them, to (B, W) embeddings."""
+        for block in self.blocks[count:-1]:
             tokens = block(tokens)
         last = cast(DinoBlock, self.blocks[-1])
         return self.forward_head(self.norm(last(tokens, class_token_only=True)))
@@ -436,4 +455,13 @@ class DinoEncoder(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) normalised input to (B, W) embeddings, un-normalised."""
         embedding: Tensor = self.head(self.trunk(inputs))
+        return embedding
+
+    def forward_first(self, inputs: Tensor, count: int) -> Tensor:
+        """See `DinoTrunk.forward_first`."""
+        return self.trunk.forward_first(inputs, count)
+
+    def forward_rest(self, tokens: Tensor, count: int) -> Tensor:
+        """See `DinoTrunk.forward_rest`."""
+        embedding: Tensor = self.head(self.trunk.forward_rest(tokens, count))
         return embedding

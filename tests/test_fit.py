@@ -30,10 +30,12 @@ def scored(embeddings: NDArray[np.float32], scores: NDArray[np.float64]) -> Scor
 def fitted(embeddings: NDArray[np.float32], scores: NDArray[np.float64], **settings: object) -> PrototypeHead:
     initial = compress_embeddings(embeddings, scores, pca_dim=16, bins=40, prototypes=60, temperature=0.07, seed=0)
     correlation = settings.pop("correlation", [])
-    triplets = settings.pop("triplet_embeddings", None)
+    triplets, copies = settings.pop("triplet_embeddings", None), settings.pop("copies", None)
     off = {"correlation_weight": 0.0, "ranking_weight": 0.0, "consistency_weight": 0.0}
     config = FitConfig(**{"epochs": 15, "batch_size": 64, "learning_rate": 3e-3, **off, **settings})  # type: ignore[arg-type]
-    return fit_head(make_head(initial), scored(embeddings, scores), correlation, triplets, config=config, seed=0)  # type: ignore[arg-type]
+    return fit_head(
+        make_head(initial), scored(embeddings, scores), correlation, triplets, copies, config=config, seed=0
+    )  # type: ignore[arg-type]
 
 
 def predict(head: PrototypeHead, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -81,7 +83,7 @@ def test_the_order_of_known_distortions_can_be_fitted_beside_the_scores() -> Non
     # triples of which the scores say that they get better, and the triplets that they get worse
     rising = np.argsort(scores)[:399].reshape(3, 133)[:, :40].T
     triples = torch.from_numpy(embeddings[rising])
-    triplets = TripletEmbeddings([TRIPLET] * 40, triples, triples[:, 0])
+    triplets = TripletEmbeddings([TRIPLET] * 40, triples)
     share = {}
     for weight in (0.0, 1.0):
         head = fitted(embeddings, scores, ranking_weight=weight, triplet_embeddings=triplets)
@@ -93,11 +95,10 @@ def test_the_order_of_known_distortions_can_be_fitted_beside_the_scores() -> Non
 
 def test_scores_of_mirrored_copies_are_held_together() -> None:
     embeddings, scores = quality_embeddings(400, 4)
-    triples = torch.from_numpy(embeddings[:120]).view(40, 3, 24)
-    copies = triples[:, 0] + 0.3 * torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
-    triplets = TripletEmbeddings([TRIPLET] * 40, triples, copies)
+    images = torch.from_numpy(embeddings[:40])
+    copies = images + 0.3 * torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
     moves = {}
     for weight in (0.0, 0.5):
-        head = fitted(embeddings, scores, consistency_weight=weight, triplet_embeddings=triplets)
-        moves[weight] = float(np.abs(predict(head, triples[:, 0].numpy()) - predict(head, copies.numpy())).mean())
+        head = fitted(embeddings, scores, consistency_weight=weight, copies=torch.stack([images, copies], dim=1))
+        moves[weight] = float(np.abs(predict(head, images.numpy()) - predict(head, copies.numpy())).mean())
     assert moves[0.5] < 0.6 * moves[0.0]

@@ -126,7 +126,8 @@ def test_earlier_blocks_learn_more_slowly_and_frozen_ones_not_at_all(dino_file: 
     optimiser = make_optimiser(encoder, nn.Linear(96, 1), config)
     assert sorted({group["lr"] for group in optimiser.param_groups}) == [0.25, 0.5, 1.0, 9.0]
     freeze_blocks(encoder, 0)
-    assert encoder.trunk.pos_embed.requires_grad
+    assert encoder.trunk.blocks[0].norm1.weight.requires_grad
+    assert not encoder.trunk.pos_embed.requires_grad, "tokens are computed before"
     with pytest.raises(ValueError, match=r"frozen_blocks must lie in 0\.\.11 for this encoder of 12 blocks, got 12"):
         freeze_blocks(encoder, 12)
     with pytest.raises(ValueError, match="training needs a plain vision transformer .* got Linear"):

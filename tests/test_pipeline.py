@@ -181,8 +181,8 @@ def interrupt_after(calls: int, function: Callable[..., object]) -> Callable[...
     ("where", "name", "calls"),
     [
         (measures, "measure_image", 40),  # in describe
-        (align, "to_inputs", 7),
-        (tune, "to_inputs", 20),
+        (align, "encode", 7),
+        (tune, "encode", 7),
         (pipeline, "fit_head", 0),
     ],
 )

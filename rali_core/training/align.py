@@ -18,13 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..devices import device_of, training_autocast
+from ..devices import device_of
 from ..model import RaliModel
 from .config import AlignConfig
-from .image_cache import augment, embed_images, to_inputs
 from .losses import backward_in_chunks, info_nce, retrieval_recall
 from .optimise import freeze_blocks, make_optimiser, optimise
-from .tune import patch_dropout
+from .token_cache import drop_patches, embed_images, encode
 
 RECALL_AT = (1, 5, 10)
 LARGEST_SCALE = 100.0
@@ -36,12 +35,12 @@ class DescribedImages:
     """Images of one set with their embedded descriptions.
 
     Attributes:
-        images: N of (S, S, 3) uint8.
+        images: N of (T, W) float16 tokens after the frozen blocks.
         texts: (T, E) float32 embeddings of the descriptions.
         text_images: (T,) index of the image that each of them describes.
     """
 
-    images: Sequence[NDArray[np.uint8]]
+    images: Sequence[NDArray[np.float16]]
     texts: Tensor
     text_images: NDArray[np.int64]
 
@@ -72,7 +71,7 @@ class TextProjection(nn.Module):
 
 @dataclass(frozen=True)
 class _Batch:
-    images: NDArray[np.uint8]
+    images: NDArray[np.float16]
     image_ids: Tensor
     texts: Tensor
     text_ids: Tensor
@@ -104,7 +103,8 @@ class _Sampler:
             drawn = random.permutation(descriptions)[: self.config.texts_per_image]
             texts.append(self.sets[number].texts[drawn])
             text_ids += [index] * len(drawn)
-        return _Batch(np.stack(augment(images, random)), torch.tensor(chosen), torch.cat(texts), torch.tensor(text_ids))
+        kept = drop_patches(images, self.config.patch_dropout, random)
+        return _Batch(kept, torch.tensor(chosen), torch.cat(texts), torch.tensor(text_ids))
 
 
 def align_encoder(
@@ -126,7 +126,7 @@ def align_encoder(
         sets: Described images. Images of different sets are negatives of each other, like those of one set.
         validation: Held-out images and texts for the recall.
         config: How to train.
-        frozen_blocks: First blocks that are not trained.
+        frozen_blocks: First blocks that are not trained, after which the tokens were taken.
         folder: For checkpoint and log.
         inputs: Everything else that the result depends on; see `optimise`.
         seed: Seed of every random choice.
@@ -145,39 +145,39 @@ def align_encoder(
     both = nn.ModuleDict({"encoder": model.encoder, "projection": projection})
     device = device_of(model)
 
-    def encode(inputs: Tensor) -> Tensor:
-        with training_autocast(device):
-            embeddings: Tensor = model.encoder(inputs)
-        return embeddings.float()
+    def embed(chunk: Tensor) -> Tensor:
+        return encode(model, chunk.numpy(), frozen_blocks, device)
 
     def backward(batch: _Batch, step_seed: int) -> dict[str, Tensor]:
-        pixels = to_inputs(batch.images, model.preprocess_config, device)
         ids, texts, text_ids = (part.to(device) for part in (batch.image_ids, batch.texts, batch.text_ids))
 
         def compare(embeddings: Tensor) -> Tensor:
             return info_nce(projection(embeddings), texts, ids, text_ids, projection.logit_scale)
 
-        loss = backward_in_chunks(encode, pixels.split(config.chunk_size), compare, seed=step_seed)
+        loss = backward_in_chunks(
+            embed, torch.from_numpy(batch.images).split(config.chunk_size), compare, seed=step_seed
+        )
         return {"loss": loss, "temperature": 1 / projection.logit_scale.detach()}
 
     def validate(averaged: nn.Module) -> dict[str, float]:
         assert isinstance(averaged, nn.ModuleDict)
         model.eval()
-        return measure_recall(model, averaged["projection"], validation)
+        return measure_recall(model, averaged["projection"], validation, frozen_blocks)
 
-    with patch_dropout(model.encoder, config.patch_dropout):
-        log = optimise(
-            both, make_optimiser(model.encoder, projection, config), _Sampler(sets, config, seed), backward,
-            config=config, folder=folder, inputs=inputs, seed=seed, workers=workers,
-            validate=validate if validation else None, validate_every=config.validate_every,
-        )  # fmt: skip
+    log = optimise(
+        both, make_optimiser(model.encoder, projection, config), _Sampler(sets, config, seed), backward,
+        config=config, folder=folder, inputs=inputs, seed=seed, workers=workers,
+        validate=validate if validation else None, validate_every=config.validate_every,
+    )  # fmt: skip
     model.encoder.requires_grad_(True).eval()
     return log
 
 
-def measure_recall(model: RaliModel, projection: nn.Module, sets: Sequence[DescribedImages]) -> dict[str, float]:
+def measure_recall(
+    model: RaliModel, projection: nn.Module, sets: Sequence[DescribedImages], frozen_blocks: int
+) -> dict[str, float]:
     """Share of images with one of their descriptions among the 1, 5 and 10 nearest of all sets' descriptions."""
-    embeddings = torch.cat([embed_images(model, described.images) for described in sets])
+    embeddings = torch.cat([embed_images(model, described.images, frozen_blocks) for described in sets])
     with torch.no_grad():
         projected = projection(embeddings.to(device_of(projection))).cpu()
     offsets = np.cumsum([0, *(len(described.images) for described in sets)])

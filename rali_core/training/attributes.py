@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from ..attributes import Attribute, AttributeProbes, from_metadata, to_metadata
 from ..model import RaliModel
 from .attribute_distortions import distort_further
-from .distortion_triplets import GOOD_SCORE
+from .distortion_triplets import GOOD_SCORE, TripletRenderer
 from .distortions import LEVELS
 from .run import Run
 
@@ -139,8 +140,8 @@ def fit_attributes(run: Run, model: RaliModel) -> tuple[AttributeProbes | None, 
     if len(set(sources)) < 2 * FOLDS:
         logger.info("attributes: left out, with %d images; at least %d are needed", len(set(sources)), 2 * FOLDS)
         return None, {}
-    cache = run.triplet_images()
-    images = DistortedImages(lambda number: np.array(cache.array[number, 0]), count)
+    render = TripletRenderer(run.triplets, run.size)
+    images = DistortedImages(lru_cache(maxsize=1)(lambda number: render(number)[0]), count)
     digest = repr((run.triplets_digest, count, KINDS, UNSEEN))
     embedded = run.embeddings(model, "attributes", images, digest)
     scored = [run.embed_training(model, data) for data in run.data if data.scores in ("absolute", "mapped")]

@@ -8,7 +8,7 @@ too.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw
 from ..images import to_rgb
 from ..labels import LabelledImage
 from .distortions import DISTORTIONS, Distortion, distort
-from .image_cache import ImageCache, cache_images
 
 GRAPHICS_SHARE, PRISTINE_SHARE = 0.10, 0.55
 """Shares of synthetic graphics and of pristine images in the triplets; the rest are good labelled images."""
@@ -119,13 +118,6 @@ class TripletRenderer:
     def __call__(self, index: int) -> NDArray[np.uint8]:
         """(3, S, S, 3) uint8."""
         return render_triplet(self.triplets[index], self.size)
-
-
-def cache_triplets(triplets: list[DistortionTriplet], path: Path, *, size: int, workers: int) -> ImageCache:
-    """Render all triplets once into a memory-mapped file of (G, 3, S, S, 3) uint8; see `cache_images`."""
-    shape = (len(triplets), 3, size, size, 3)
-    key = [asdict(triplet) for triplet in triplets]
-    return cache_images(TripletRenderer(triplets, size), shape, path, key=key, workers=workers)
 
 
 def render_blank(seed: int, *, size: int) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ from .losses import consistency_loss, distortion_ranking_loss, plcc_loss
 logger = logging.getLogger("rali")
 
 WEIGHT_DECAY = 1e-4
-TRIPLETS_PER_STEP = 48
+TRIPLETS_PER_STEP = PAIRS_PER_STEP = 48
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,10 @@ class TripletEmbeddings:
     Attributes:
         triplets: G triplets.
         embeddings: (G, 3, D): undistorted, mild, severe.
-        copies: (G, D) of the undistorted images, mirrored and saved as JPEG.
     """
 
     triplets: list[DistortionTriplet]
     embeddings: Tensor
-    copies: Tensor
 
 
 def make_head(initial: InitialHead) -> PrototypeHead:
@@ -76,6 +74,7 @@ def fit_head(
     absolute: ScoredEmbeddings,
     correlation: Sequence[ScoredEmbeddings],
     triplets: TripletEmbeddings | None,
+    copies: Tensor | None,
     *,
     config: FitConfig,
     seed: int,
@@ -86,7 +85,9 @@ def fit_head(
         head: From `make_head`.
         absolute: Images whose scores the head learns.
         correlation: Further sets, each on its own scale: only which image is better, and by how much, counts.
-        triplets: For the ranking and the consistency; None leaves them out.
+        triplets: For the ranking; None leaves it out.
+        copies: (P, 2, D) embeddings of images and of their copies that should have the same score; None leaves them
+            out.
         config: How to train.
         seed: Seed of the order.
 
@@ -108,8 +109,10 @@ def fit_head(
             errors.append(float(error.detach()))
             loss = error + config.correlation_weight * _correlation(head, correlation, config.batch_size, generator)
             if triplets is not None:
-                ranking, consistency = _distortions(head, triplets, generator)
-                loss = loss + config.ranking_weight * ranking + config.consistency_weight * consistency
+                loss = loss + config.ranking_weight * _ranking(head, triplets, generator)
+            if copies is not None:
+                pairs = copies[torch.randperm(len(copies), generator=generator)[:PAIRS_PER_STEP]]
+                loss = loss + config.consistency_weight * consistency_loss(head(pairs[:, 0]), head(pairs[:, 1]))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -133,8 +136,7 @@ def _correlation(
     return torch.stack(terms).mean() if terms else 0.0
 
 
-def _distortions(head: PrototypeHead, triplets: TripletEmbeddings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _ranking(head: PrototypeHead, triplets: TripletEmbeddings, generator: torch.Generator) -> Tensor:
     index = torch.randperm(len(triplets.triplets), generator=generator)[:TRIPLETS_PER_STEP]
     scores = head(triplets.embeddings[index].flatten(0, 1)).view(-1, 3)
-    ranking, _ = distortion_ranking_loss(scores, [triplets.triplets[number] for number in index.tolist()])
-    return ranking, consistency_loss(scores[:, 0], head(triplets.copies[index]))
+    return distortion_ranking_loss(scores, [triplets.triplets[number] for number in index.tolist()])[0]

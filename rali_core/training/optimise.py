@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..files import atomic_write
-from .image_cache import identity_collate
+from .token_cache import identity_collate
 
 logger = logging.getLogger("rali")
 
@@ -60,7 +60,7 @@ class OptimiserConfig:
 
 
 def freeze_blocks(encoder: nn.Module, blocks: int) -> None:
-    """Make an encoder's first blocks, and the patch embedding before them, untrainable; 0 leaves all trainable.
+    """Make an encoder's patch embedding and its first blocks untrainable.
 
     Raises:
         ValueError: There are not that many blocks.
@@ -72,7 +72,7 @@ def freeze_blocks(encoder: nn.Module, blocks: int) -> None:
     if not 0 <= blocks < depth:
         raise ValueError(f"frozen_blocks must lie in 0..{depth - 1} for this encoder of {depth} blocks, got {blocks}")
     for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(blocks == 0 or layers[name] > blocks)
+        parameter.requires_grad_(layers[name] > blocks)
 
 
 def _group_matcher(encoder: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369); what each stage does, and where it differs, is in `align.py`,
 `tune.py`, `compress.py` and `fit.py`. Each stage here is a function that says what it reads and what it writes. The
-path of a labels row: `labels.read_labels`, `image_cache` (decoded once), `align` and `tune` (batches), `embed_images`,
+path of a labels row: `labels.read_labels`, `token_cache` (read once), `align` and `tune` (batches), `embed_images`,
 `compress`, `fit`, `publish.save`.
 """
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ..describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
 from ..describe.records import image_name, read_descriptions
@@ -34,12 +35,13 @@ from .align import DescribedImages, align_encoder
 from .attributes import fit_attributes, save_probes
 from .compress import compress_embeddings, map_scores
 from .config import TrainConfig, to_json
+from .distortion_triplets import TripletRenderer
 from .fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
-from .image_cache import ImageCache, flip_and_recompress
-from .optimise import draw_curves
+from .optimise import draw_curves, freeze_blocks
 from .publish import git_commit, load_head, save
 from .run import STAGES, TRIPLETS, DataSet, Part, Run, StageName, read_data_set
 from .text import TextEncoder, embed_texts, load_text_encoder
+from .token_cache import TokenCache
 from .tune import ScoredImages, TripletImages, tune_encoder
 
 __all__ = [
@@ -74,11 +76,11 @@ def describe(run: Run) -> None:
         )  # fmt: skip
         _describe(run, requests, describer, data.name)
     if run.triplets:
-        images = run.triplet_images()
+        render = TripletRenderer(run.triplets, run.size)
         requests = [
             DescriptionRequest(
                 _triplet_name(number, place),
-                partial(_triplet_image, images, number, place),
+                partial(_triplet_image, render, number, place),
                 distortion=triplet.distortion if place else None,
                 level=(0, triplet.mild, triplet.severe)[place],
             )
@@ -92,8 +94,8 @@ def _triplet_name(number: int, place: int) -> str:
     return f"{number:06d}-{place}"
 
 
-def _triplet_image(images: ImageCache, number: int, place: int) -> Image.Image:
-    return Image.fromarray(images[number][place])
+def _triplet_image(render: TripletRenderer, number: int, place: int) -> Image.Image:
+    return Image.fromarray(render(number)[place])
 
 
 def _describe(run: Run, requests: list[DescriptionRequest], describer: Describer, name: str) -> None:
@@ -123,7 +125,7 @@ def align(run: Run) -> None:
         ]
         if run.triplets:
             names = [_triplet_name(number, place) for number in range(len(run.triplets)) for place in range(3)]
-            images = _Flat(run.triplet_images(), 3)
+            images = _Flat(run.triplet_tokens(), 3)
             sets.append(_with_texts(run, TRIPLETS, names, images, text_encoder, folder / f"{TRIPLETS}.safetensors"))
         log = align_encoder(
             model, sets, held_out, config=settings, frozen_blocks=run.config.backbone.frozen_blocks, folder=folder,
@@ -133,10 +135,10 @@ def align(run: Run) -> None:
     _save_encoder(model, folder / "encoder.safetensors")
 
 
-class _Flat(Sequence[NDArray[np.uint8]]):
-    """(G, K, S, S, 3) images as a sequence of G * K images."""
+class _Flat(Sequence[NDArray[np.float16]]):
+    """The tokens of G times K images as a sequence of G * K."""
 
-    def __init__(self, images: ImageCache, each: int) -> None:
+    def __init__(self, images: TokenCache, each: int) -> None:
         self.images, self.each = images, each
 
     def __len__(self) -> int:
@@ -149,14 +151,14 @@ class _Flat(Sequence[NDArray[np.uint8]]):
 def _described(run: Run, data: DataSet, part: Part, text_encoder: TextEncoder) -> DescribedImages:
     names = [image_name(row.path, data.root) for row in data.rows(part)]
     path = run.path("align", f"{data.name}-{part}.safetensors")
-    return _with_texts(run, data.name, names, run.images(data, part), text_encoder, path)
+    return _with_texts(run, data.name, names, run.tokens(data, part), text_encoder, path)
 
 
 def _with_texts(
     run: Run,
     name: str,
     images: list[str],
-    pixels: Sequence[NDArray[np.uint8]],
+    tokens: Sequence[NDArray[np.float16]],
     text_encoder: TextEncoder,
     path: Path,
 ) -> DescribedImages:
@@ -164,7 +166,7 @@ def _with_texts(
     records = read_descriptions(run.path("describe", f"{name}.jsonl"))
     used = [record for record in records if record.image in numbers]
     texts = embed_texts(text_encoder, [record.description for record in used], path)
-    return DescribedImages(pixels, texts, np.array([numbers[record.image] for record in used]))
+    return DescribedImages(tokens, texts, np.array([numbers[record.image] for record in used]))
 
 
 def _first(described: DescribedImages, count: int) -> DescribedImages:
@@ -183,22 +185,23 @@ def tune(run: Run) -> None:
         scored = [data for data in run.data if data.scores != "none"]
         sets = [
             ScoredImages(
-                data.name, run.images(data, "training"), scores_of(data.training), data.scores, _groups(data.training)
+                data.name, run.tokens(data, "training"), scores_of(data.training), data.scores, _groups(data.training)
             )
             for data in scored
         ]
         if run.config.distortions.blank:
-            blank = run.blank_images()
+            blank = run.blank_tokens()
             sets.append(ScoredImages("blank", blank, np.zeros(len(blank)), "absolute"))
         held_out = []
         for data in scored:
-            images, rows = run.images(data, "validation"), data.validation[: settings.validation_images]
+            tokens, rows = run.tokens(data, "validation"), data.validation[: settings.validation_images]
             if len(rows) > 2:
-                pixels = [images[index] for index in range(len(rows))]
-                held_out.append(ScoredImages(data.name, pixels, scores_of(rows), data.scores))
-        triplets = TripletImages(run.triplets, run.triplet_images()) if run.triplets else None
+                first = [tokens[index] for index in range(len(rows))]
+                held_out.append(ScoredImages(data.name, first, scores_of(rows), data.scores))
+        triplets = TripletImages(run.triplets, run.triplet_tokens()) if run.triplets else None
+        copies = run.copy_tokens() if settings.consistency_images and run.config.distortions.copies else []
         log = tune_encoder(
-            model, sets, triplets, held_out, config=settings, frozen_blocks=run.config.backbone.frozen_blocks,
+            model, sets, triplets, copies, held_out, config=settings, frozen_blocks=run.config.backbone.frozen_blocks,
             folder=folder, inputs=_inputs(run, "tune"), seed=run.config.seed, workers=run.config.workers,
         )  # fmt: skip
         draw_curves(log, folder / "curves.png")
@@ -235,7 +238,7 @@ def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64], 
     parts = [run.embed_training(model, data) for data in run.data if data.scores == "absolute"]
     embeddings, scores = [part[0] for part in parts], [part[1] for part in parts]
     if run.config.distortions.blank:
-        blank = run.blank_images()
+        blank = run.blank_tokens()
         embeddings.append(run.embeddings(model, "blank", blank, f"blank-{len(blank)}"))
         scores.append(np.zeros(len(blank)))
     absolute = torch.cat(embeddings).numpy(), np.concatenate(scores)
@@ -257,6 +260,7 @@ def fit(run: Run) -> None:
     head = load_head(run.path("compress", "head.safetensors"))
     fit_head(
         head, ScoredEmbeddings(embeddings, torch.from_numpy(scores).float()), correlation, _triplets(run, model),
+        _copies(run, model),
         config=run.config.fit, seed=run.config.seed,
     )  # fmt: skip
     save_probes(run.path("fit", "attributes.safetensors"), *fit_attributes(run, model))
@@ -266,13 +270,19 @@ def fit(run: Run) -> None:
 def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
     settings = run.config.fit
     count = min(settings.triplets, len(run.triplets))
-    if not count or not (settings.ranking_weight or settings.consistency_weight):
+    if not count or not settings.ranking_weight:
         return None
-    cache, digest = run.triplet_images(), f"{run.triplets_digest}-{count}"
-    images = [image for number in range(count) for image in cache[number]]
-    embeddings = run.embeddings(model, TRIPLETS, images, digest).view(count, 3, -1)
-    copies = [flip_and_recompress(image) for image in images[::3]]
-    return TripletEmbeddings(run.triplets[:count], embeddings, run.embeddings(model, "copies", copies, digest))
+    tokens: Any = Subset(_Flat(run.triplet_tokens(), 3), range(3 * count))  # type: ignore[arg-type]
+    embeddings = run.embeddings(model, TRIPLETS, tokens, f"{run.triplets_digest}-{count}")
+    return TripletEmbeddings(run.triplets[:count], embeddings.view(count, 3, -1))
+
+
+def _copies(run: Run, model: RaliModel) -> Tensor | None:
+    if not run.config.fit.consistency_weight or not run.config.distortions.copies:
+        return None
+    tokens = run.copy_tokens()
+    digest = f"copies-{len(tokens)}-{[data.digest for data in run.data]}"
+    return run.embeddings(model, "copies", _Flat(tokens, 2), digest).view(len(tokens), 2, -1)
 
 
 # --------------------------------------------------------------------------------------------------- running the stages
@@ -293,7 +303,7 @@ def _inputs(run: Run, stage: StageName) -> dict[str, Any]:
     if stage != "describe":
         inputs["backbone"] = {**run.backbone.source, **to_json(replace(config.backbone, file=""))}
         inputs["roles"] = {data.name: data.scores for data in config.data}
-    inputs["distortions"] = [run.triplets_digest, config.distortions.blank]
+    inputs["distortions"] = [run.triplets_digest, config.distortions.blank, config.distortions.copies]
     settings = to_json(getattr(config, stage))
     for key in ("validation_images", "validate_every"):  # affects logging only, not the result
         settings.pop(key, None)
@@ -382,7 +392,7 @@ def train(config: TrainConfig, *, stages: Sequence[str] | None = None, limit: in
         raise ValueError(f"there is no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
     run = Run(config, limit=limit)
     logger.info("computing on %s", run.device)  # a missing device is found now
-    run.model()  # and so is an unusable backbone, not after days of describing
+    freeze_blocks(run.model().encoder, config.backbone.frozen_blocks)  # and so is a backbone that cannot be trained
     needed = [stage for stage in STAGES if stage != "describe" or config.align.steps]  # only this stage reads texts
     wanted = [stage for stage in needed if stages is None or stage in stages]
     for stage in needed:

@@ -1,10 +1,10 @@
-"""The data of a configured training: its data sets, the images decoded once, the models of its stages."""
+"""The data of a configured training: its data sets, their images as tokens, the models of its stages."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,9 @@ from ..labels import LabelledImage, read_labels, scores_of, split_validation
 from ..model import RaliModel
 from .backbones import Backbone, load_backbone
 from .config import DataConfig, ScoreRole, TrainConfig
-from .distortion_triplets import BlankRenderer, DistortionTriplet, cache_triplets, plan_triplets
-from .image_cache import ImageCache, SquareReader, cache_images, embed_images, hash_weights
+from .distortion_triplets import BlankRenderer, DistortionTriplet, TripletRenderer, plan_triplets
+from .optimise import freeze_blocks
+from .token_cache import CopyReader, SquareReader, TokenCache, cache_tokens, embed_images, hash_weights
 
 logger = logging.getLogger("rali")
 
@@ -167,25 +168,45 @@ class Run:
         """Side of the encoder's input in pixels."""
         return self.backbone.preprocess.image_size
 
-    def images(self, data: DataSet, part: Part) -> ImageCache:
-        """The decoded middle squares of a part of a set."""
+    @cached_property
+    def _frozen(self) -> tuple[RaliModel, str]:
+        """The backbone, and a digest of what its tokens depend on."""
+        model = self.model()
+        freeze_blocks(model.encoder, self.config.backbone.frozen_blocks)
+        frozen = {name: value for name, value in model.encoder.named_parameters() if not value.requires_grad}
+        return model, f"{hash_weights(frozen)} {self.config.backbone.patch_subset}"
+
+    def _cache(
+        self, name: str, render: Callable[[int], NDArray[np.uint8]], shape: tuple[int, ...], key: object
+    ) -> TokenCache:
+        model, digest = self._frozen
+        return cache_tokens(
+            model, self.config.backbone.frozen_blocks, render, shape,
+            self.config.work_dir / "tokens" / f"{name}.npy", key=[digest, key], workers=self.config.workers,
+        )  # fmt: skip
+
+    def tokens(self, data: DataSet, part: Part) -> TokenCache:
+        """The middle squares of a part of a set."""
         paths = [row.path for row in data.rows(part)]
-        path = self.config.work_dir / "images" / f"{data.name}-{part}.npy"
-        shape = (len(paths), self.size, self.size, 3)
-        return cache_images(
-            SquareReader(paths, self.size), shape, path, key=[data.digest, part], workers=self.config.workers
-        )
+        return self._cache(f"{data.name}-{part}", SquareReader(paths, self.size), (len(paths),), [data.digest, part])
 
-    def triplet_images(self) -> ImageCache:
-        """The rendered triplets."""
-        path = self.config.work_dir / "images" / f"{TRIPLETS}.npy"
-        return cache_triplets(self.triplets, path, size=self.size, workers=self.config.workers)
+    def triplet_tokens(self) -> TokenCache:
+        """The distortion triplets, three images each."""
+        render = TripletRenderer(self.triplets, self.size)
+        return self._cache(TRIPLETS, render, (len(self.triplets), 3), self.triplets_digest)
 
-    def blank_images(self) -> ImageCache:
-        """The rendered images without content."""
-        path, count = self.config.work_dir / "images" / "blank.npy", self.config.distortions.blank
-        shape = (count, self.size, self.size, 3)
-        return cache_images(BlankRenderer(self.size), shape, path, key=["blank", count], workers=self.config.workers)
+    def blank_tokens(self) -> TokenCache:
+        """The images without content."""
+        count = self.config.distortions.blank
+        return self._cache("blank", BlankRenderer(self.size), (count,), count)
+
+    def copy_tokens(self) -> TokenCache:
+        """Pairs of a labelled image and its copy, see `CopyReader`."""
+        on_scale = [data for data in self.data if data.scores in ("absolute", "mapped")]
+        paths = [row.path for data in on_scale for row in data.training]
+        chosen = np.random.default_rng(self.config.seed).permutation(len(paths))[: self.config.distortions.copies]
+        render = CopyReader([paths[index] for index in chosen], self.size)
+        return self._cache("copies", render, (len(chosen), 2), [data.digest for data in on_scale])
 
     def model(self, encoder: Path | None = None) -> RaliModel:
         """The backbone, or the encoder of a stage, with an empty head."""
@@ -195,15 +216,18 @@ class Run:
         model.encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()})
         return model.eval().to(self.device)
 
-    def embeddings(self, model: RaliModel, name: str, images: Sequence[NDArray[np.uint8]], digest: str) -> Tensor:
-        """(N, D) embeddings of a set's images, kept in the work_dir."""
-        path = self.config.work_dir / "embeddings" / f"{name}.npy"
-        return embed_images(model, images, path, key=[hash_weights(model.encoder), digest])
+    def embeddings(self, model: RaliModel, name: str, images: Sequence[NDArray[Any]], digest: str) -> Tensor:
+        """(N, D) embeddings of a set's tokens or images, kept in the work_dir."""
+        path, key = (
+            self.config.work_dir / "embeddings" / f"{name}.npy",
+            [hash_weights(model.encoder.state_dict()), digest],
+        )
+        return embed_images(model, images, self.config.backbone.frozen_blocks, path, key=key)
 
     def embed_validation(self, model: RaliModel, data: DataSet) -> Tensor:
         """(N, D) embeddings of a set's validation images."""
         name = f"{data.name}-validation"
-        return self.embeddings(model, name, self.images(data, "validation"), f"{data.digest}-validation")
+        return self.embeddings(model, name, self.tokens(data, "validation"), f"{data.digest}-validation")
 
     def embed_training(self, model: RaliModel, data: DataSet) -> tuple[Tensor, NDArray[np.float64]]:
         """(N, D) embeddings and (N,) scores of the training images of a set, for the head."""
@@ -211,6 +235,6 @@ class Run:
         chosen = np.arange(len(data.training))
         if 0 < count < len(chosen):
             chosen = np.sort(np.random.default_rng(self.config.seed).permutation(len(chosen))[:count])
-        images: Any = Subset(self.images(data, "training"), chosen.tolist())  # type: ignore[arg-type]
+        images: Any = Subset(self.tokens(data, "training"), chosen.tolist())  # type: ignore[arg-type]
         embeddings = self.embeddings(model, f"{data.name}-training", images, f"{data.digest}-training-{len(chosen)}")
         return embeddings, scores_of(data.training)[chosen]

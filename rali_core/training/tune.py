@@ -4,16 +4,14 @@ RALI's paper (Zhao et al., ICLR 2026, arXiv 2510.11369) tunes the head alone aft
 last blocks are tuned before the head is made, with a linear head that is discarded afterwards: smooth L1 and 1 - PLCC
 on absolute scores, only 1 - PLCC, which is invariant to scale, within sets on their own scales. Without human
 scores: a ranking of known distortions (after Liu et al., "RankIQA", ICCV 2017) and the same score for an image and for
-its mirror image, saved as JPEG. Leaving out random patches makes a step cheaper (PatchDropout, Liu et al., WACV 2023).
+its mirror image, saved as JPEG.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..devices import device_of, training_autocast
+from ..devices import device_of
 from ..evaluation import measure_agreement
 from ..model import RaliModel
 from .config import ScoreRole, TuneConfig
 from .distortion_triplets import DistortionTriplet
-from .image_cache import augment, embed_images, flip_and_recompress, to_inputs
 from .losses import SMOOTH_L1_BETA, consistency_loss, distortion_ranking_loss, plcc_loss
 from .optimise import freeze_blocks, make_optimiser, optimise
+from .token_cache import drop_patches, embed_images, encode
 
 SMALLEST_SHARE = 4
 """Minimum images of each set per step: a correlation needs some."""
@@ -40,7 +38,7 @@ class ScoredImages:
 
     Attributes:
         name: The set's name.
-        images: N of (S, S, 3) uint8.
+        images: N of (T, W) float16 tokens after the frozen blocks.
         scores: (N,) in [0, 1].
         role: How its scores are used.
         groups: The group of each image, such as its generator; every second step takes this set's images from one
@@ -48,7 +46,7 @@ class ScoredImages:
     """
 
     name: str
-    images: Sequence[NDArray[np.uint8]]
+    images: Sequence[NDArray[np.float16]]
     scores: NDArray[np.float64]
     role: ScoreRole
     groups: NDArray[np.str_] | None = None
@@ -56,38 +54,15 @@ class ScoredImages:
 
 @dataclass(frozen=True)
 class TripletImages:
-    """Distortion triplets with their pixels.
+    """Distortion triplets with their tokens.
 
     Attributes:
         triplets: G triplets.
-        images: G of (3, S, S, 3) uint8, see `render_triplet`.
+        images: G of (3, T, W) float16, see `render_triplet`.
     """
 
     triplets: list[DistortionTriplet]
-    images: Sequence[NDArray[np.uint8]]
-
-
-@contextmanager
-def patch_dropout(encoder: nn.Module, share: float) -> Iterator[None]:
-    """Leave out a random share of the visible patches while the encoder is in training mode; timm's `PatchDropout`.
-
-    Raises:
-        ValueError: The encoder does not support it, and `share` is not 0.
-    """
-    trunk: Any = getattr(encoder, "trunk", None)
-    if not share:
-        yield
-        return
-    if trunk is None or not hasattr(trunk, "patch_drop"):
-        raise ValueError("patch_dropout needs a DINOv2 encoder; set it to 0")
-    from timm.layers import PatchDropout
-
-    before = trunk.patch_drop
-    trunk.patch_drop = PatchDropout(share, num_prefix_tokens=trunk.num_prefix_tokens)
-    try:
-        yield
-    finally:
-        trunk.patch_drop = before
+    images: Sequence[NDArray[np.float16]]
 
 
 def share_batch(sizes: Sequence[int], batch_size: int) -> list[int]:
@@ -106,22 +81,25 @@ def share_batch(sizes: Sequence[int], batch_size: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """B labelled images, set by set, copies of some of them, and the images of G triplets in sequence."""
+    """Tokens of B labelled images, set by set, then of P pairs of an image and its copy, then of G triplets."""
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.float16]
     scores: list[Tensor]
-    copied: list[int]
-    copies: NDArray[np.uint8] | None
     triplets: list[DistortionTriplet]
-    triplet_images: NDArray[np.uint8] | None
 
 
 class _Sampler:
     def __init__(
-        self, sets: Sequence[ScoredImages], triplets: TripletImages | None, config: TuneConfig, seed: int
+        self,
+        sets: Sequence[ScoredImages],
+        triplets: TripletImages | None,
+        copies: Sequence[NDArray[np.float16]],
+        config: TuneConfig,
+        seed: int,
     ) -> None:
-        self.sets, self.triplets, self.config, self.seed = sets, triplets, config, seed
+        self.sets, self.triplets, self.copies, self.config, self.seed = sets, triplets, copies, config, seed
         self.counts = share_batch([len(scored.images) for scored in sets], config.batch_size)
+        self.pairs = min(config.consistency_images, len(copies))
 
     def __call__(self, step: int) -> _Batch:
         random = np.random.default_rng([self.seed, step])
@@ -133,30 +111,21 @@ class _Sampler:
                 chosen = [self._nth(number, len(scored.images), step * count + place) for place in range(count)]
             images += [scored.images[index] for index in chosen]
             scores.append(torch.from_numpy(scored.scores[chosen]).float())
-        images = augment(images, random)
-        copied = random.permutation(len(images))[: self.config.consistency_images].tolist()
+        for place in range(self.pairs):
+            images += list(self.copies[self._nth(-2, len(self.copies), step * self.pairs + place)])
         triplets: list[DistortionTriplet] = []
-        rendered: list[NDArray[np.uint8]] = []
         if self.triplets is not None:
             count = min(self.config.triplets_per_batch, len(self.triplets.triplets))
             for place in range(count):
                 index = self._nth(-1, len(self.triplets.triplets), step * count + place)
                 triplets.append(self.triplets.triplets[index])
-                images_of_it, flipped = self.triplets.images[index], random.random() < 0.5
-                rendered += [np.ascontiguousarray(image[:, ::-1] if flipped else image) for image in images_of_it]
-        return _Batch(
-            images=np.stack(images),
-            scores=scores,
-            copied=copied,
-            copies=np.stack([flip_and_recompress(images[index]) for index in copied]) if copied else None,
-            triplets=triplets,
-            triplet_images=np.stack(rendered) if rendered else None,
-        )
+                images += list(self.triplets.images[index])
+        return _Batch(drop_patches(images, self.config.patch_dropout, random), scores, triplets)
 
     def _nth(self, number: int, size: int, place: int) -> int:
         """The image at a position of an endless sequence of shuffled passes over a set."""
         epoch, index = divmod(place, size)
-        return int(np.random.default_rng([self.seed, 7, number + 1, epoch]).permutation(size)[index])
+        return int(np.random.default_rng([self.seed, 7, number + 2, epoch]).permutation(size)[index])
 
 
 def _from_one_group(groups: NDArray[np.str_], count: int, random: np.random.Generator) -> list[int]:
@@ -185,6 +154,7 @@ def tune_encoder(
     model: RaliModel,
     sets: Sequence[ScoredImages],
     triplets: TripletImages | None,
+    copies: Sequence[NDArray[np.float16]],
     validation: Sequence[ScoredImages],
     *,
     config: TuneConfig,
@@ -200,9 +170,10 @@ def tune_encoder(
         model: Its encoder is trained, on its current device.
         sets: Labelled images; without sets whose scores are unused.
         triplets: Distortions of known level; None leaves out their terms.
+        copies: P of (2, T, W) float16, tokens of images and of their copies that should have the same score.
         validation: Held-out images for validations with the provisional head.
         config: How to train.
-        frozen_blocks: First blocks that are not trained.
+        frozen_blocks: First blocks that are not trained, after which the tokens were taken.
         folder: For checkpoint and log.
         inputs: Everything else that the result depends on; see `optimise`.
         seed: Seed of every random choice.
@@ -219,28 +190,23 @@ def tune_encoder(
     head = LinearHead(model.encoder_config.embed_dim, mean).to(device)
     freeze_blocks(model.encoder, frozen_blocks)
     both = nn.ModuleDict({"encoder": model.encoder, "head": head})
-    sampler = _Sampler(sets, triplets, config, seed)
+    sampler = _Sampler(sets, triplets, copies, config, seed)
 
-    def backward(batch: _Batch, step_seed: int) -> dict[str, Tensor]:
-        torch.manual_seed(step_seed)
-        parts = [part for part in (batch.images, batch.copies, batch.triplet_images) if part is not None]
-        pixels = torch.cat([to_inputs(part, model.preprocess_config, device) for part in parts])
-        with training_autocast(device):
-            embeddings = model.encoder(pixels)
-        loss, terms = _loss(head(embeddings), batch, sets, sampler.counts, config)
+    def backward(batch: _Batch, _: int) -> dict[str, Tensor]:
+        predicted = head(encode(model, batch.images, frozen_blocks, device))
+        loss, terms = _loss(predicted, batch, sets, sampler.counts, config)
         loss.backward()
         return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 
     def validate(averaged: nn.Module) -> dict[str, float]:
         assert isinstance(averaged, nn.ModuleDict)
-        return validate_linear(model, averaged["encoder"], averaged["head"], validation)
+        return validate_linear(model, averaged["encoder"], averaged["head"], validation, frozen_blocks)
 
-    with patch_dropout(model.encoder, config.patch_dropout):
-        log = optimise(
-            both, make_optimiser(model.encoder, head, config), sampler, backward,
-            config=config, folder=folder, inputs=inputs, seed=seed, ema_decay=config.ema_decay, workers=workers,
-            validate=validate if validation else None, validate_every=config.validate_every,
-        )  # fmt: skip
+    log = optimise(
+        both, make_optimiser(model.encoder, head, config), sampler, backward,
+        config=config, folder=folder, inputs=inputs, seed=seed, ema_decay=config.ema_decay, workers=workers,
+        validate=validate if validation else None, validate_every=config.validate_every,
+    )  # fmt: skip
     model.encoder.requires_grad_(True).eval()
     return log
 
@@ -248,9 +214,8 @@ def tune_encoder(
 def _loss(
     predicted: Tensor, batch: _Batch, sets: Sequence[ScoredImages], counts: list[int], config: TuneConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    labelled, copies, ordered = predicted.split(
-        [len(batch.images), len(batch.copied), len(predicted) - len(batch.images) - len(batch.copied)]
-    )
+    ordered = 3 * len(batch.triplets)
+    labelled, pairs, distorted = predicted.split([sum(counts), len(predicted) - sum(counts) - ordered, ordered])
     absolute: list[tuple[Tensor, Tensor]] = []
     correlations: list[Tensor] = []
     weights: list[float] = []
@@ -267,17 +232,17 @@ def _loss(
     if correlations:
         terms["1 - PLCC"] = torch.stack(correlations).mean()
         loss = loss + sum(weight * term for weight, term in zip(weights, correlations, strict=True))
-    if batch.copied:
-        terms["consistency"] = consistency_loss(labelled[batch.copied], copies)
+    if len(pairs):
+        terms["consistency"] = consistency_loss(pairs[::2], pairs[1::2])
         loss = loss + config.consistency_weight * terms["consistency"]
     if batch.triplets:
-        terms["ranking"], terms["range"] = distortion_ranking_loss(ordered.view(-1, 3), batch.triplets)
+        terms["ranking"], terms["range"] = distortion_ranking_loss(distorted.view(-1, 3), batch.triplets)
         loss = loss + config.ranking_weight * terms["ranking"] + config.range_weight * terms["range"]
     return loss, terms
 
 
 def validate_linear(
-    model: RaliModel, encoder: nn.Module, head: nn.Module, validation: Sequence[ScoredImages]
+    model: RaliModel, encoder: nn.Module, head: nn.Module, validation: Sequence[ScoredImages], frozen_blocks: int
 ) -> dict[str, float]:
     """SRCC and PLCC of an encoder with its provisional head on each held-out set."""
     figures: dict[str, float] = {}
@@ -286,7 +251,7 @@ def validate_linear(
     try:
         for scored in validation:
             with torch.no_grad():
-                predicted = head(embed_images(model, scored.images).to(device_of(model))).cpu().numpy()
+                predicted = head(embed_images(model, scored.images, frozen_blocks).to(device_of(model))).cpu().numpy()
             agreement = measure_agreement(predicted, scored.scores)
             figures |= {f"SRCC {scored.name}": agreement.srcc, f"PLCC {scored.name}": agreement.plcc}
     finally:

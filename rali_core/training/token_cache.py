@@ -1,11 +1,16 @@
-"""Square images, decoded once into a memory-mapped file; augmentation, and embeddings of all of them."""
+"""Images, read once, as tokens after the encoder's frozen blocks, in a memory-mapped file; embeddings of all of them.
+
+A training repeats only the blocks that it trains, on a random share of these tokens. The share is what varies an image
+from step to step (PatchDropout, Liu et al., WACV 2023), and since every token has seen the whole image in the frozen
+blocks, a few are enough.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,25 +33,23 @@ logger = logging.getLogger("rali")
 
 PROGRESS_EVERY = 500
 """Images between two writes of a cache's progress."""
-SMALLEST_CROP = 0.8
-"""Random crops keep at least this share of the side; half of the steps see whole images."""
 JPEG_QUALITY = 95
 """JPEG quality that should not change a score."""
 
 
-class ImageCache(Sequence[NDArray[np.uint8]]):
-    """Images in a `.npy` file, opened on use: another process gets the path, not the pixels."""
+class TokenCache(Sequence[NDArray[np.float16]]):
+    """Tokens in a `.npy` file, opened on use: another process gets the path, not the numbers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._array: NDArray[np.uint8] | None = None
+        self._array: NDArray[np.float16] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_array": None}
 
     @property
-    def array(self) -> NDArray[np.uint8]:
-        """(N, ..., S, S, 3), read-only."""
+    def array(self) -> NDArray[np.float16]:
+        """(N, ..., T, W), read-only."""
         if self._array is None:
             self._array = np.load(self.path, mmap_mode="r")
         return self._array
@@ -87,35 +90,69 @@ class SquareReader:
         return np.asarray(image)
 
 
-def cache_images(
+class CopyReader(SquareReader):
+    """Reads pairs: the middle square, and its copy that should have the same score, see `flip_and_recompress`."""
+
+    def __call__(self, index: int) -> NDArray[np.uint8]:
+        """(2, S, S, 3) uint8."""
+        image = super().__call__(index)
+        return np.stack([image, flip_and_recompress(image)])
+
+
+def flip_and_recompress(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mirror image of an (H, W, 3) image, saved as JPEG at quality 95: it should have the same score."""
+    mirrored = Image.fromarray(np.ascontiguousarray(image[:, ::-1]))
+    return np.array(recode(mirrored, "JPEG", quality=JPEG_QUALITY))
+
+
+def cache_tokens(
+    model: RaliModel,
+    frozen_blocks: int,
     render: Callable[[int], NDArray[np.uint8]],
     shape: tuple[int, ...],
     path: Path,
     *,
     key: object,
     workers: int,
-) -> ImageCache:
-    """Render all images once; a cache on disk is kept.
+) -> TokenCache:
+    """Compute the tokens of all images once; a cache on disk is kept, an unfinished one resumed.
 
     Args:
-        render: Function from a number to the pixels of that image.
-        shape: (N, ..., S, S, 3).
+        model: Its encoder's first blocks are used, on its current device.
+        frozen_blocks: How many.
+        render: Function from a number to pixels, (S, S, 3) uint8 or several such images.
+        shape: (N,), or (N, K) where `render` gives K images.
         path: `.npy` file to write, with its progress beside it as `.json`.
-        key: Everything that the pixels depend on, as plain JSON types; a file of another key is rewritten.
+        key: Everything that the tokens depend on, as plain JSON types; a file of another key is rewritten.
         workers: Processes that render; 0 renders in this one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    array, done, finish = _open_partial(path, shape, np.uint8, key)
-    rest = list(range(done, shape[0]))
+    size, device = model.preprocess_config.image_size, device_of(model)
+    encoder: Any = model.encoder
+    with torch.no_grad():
+        tokens = encoder.forward_first(torch.zeros(1, 3, size, size, device=device), frozen_blocks).shape[1:]
+    array, done, finish = _open_partial(path, (*shape, *tokens), np.float16, key)
     loader: DataLoader[NDArray[np.uint8]] = DataLoader(
-        _Rendered(render, shape[0]), batch_size=None, sampler=rest, num_workers=workers, collate_fn=identity_collate
-    )
-    for index, item in zip(rest, loader, strict=True):
-        array[index] = item
-        if (index + 1) % PROGRESS_EVERY == 0 or index + 1 == shape[0]:
-            finish(index + 1)
-            logger.info("%s: %d of %d images decoded", path.stem, index + 1, shape[0])
-    return ImageCache(path)
+        _Rendered(render, shape[0]), batch_size=_max_batch(model, device), sampler=range(done, shape[0]),
+        num_workers=workers, collate_fn=np.stack,
+    )  # fmt: skip
+    for items in loader:
+        images = items.reshape(-1, *items.shape[-3:])
+        with torch.no_grad(), training_autocast(device):
+            computed = encoder.forward_first(to_inputs(images, model.preprocess_config, device), frozen_blocks)
+        start, done = done, done + len(items)
+        array[start:done] = computed.half().cpu().numpy().reshape(-1, *array.shape[1:])
+        if done == shape[0] or done // PROGRESS_EVERY != start // PROGRESS_EVERY:
+            finish(done)
+            logger.info("%s: %d of %d images read", path.stem, done, shape[0])
+    return TokenCache(path)
+
+
+def _max_batch(model: RaliModel, device: torch.device) -> int:
+    """Images per pass; see `ViTConfig.max_batch`."""
+    encoder: Any = model.encoder
+    batch: int = encoder.shape.max_batch(4) if device.type == "cpu" else 64
+    return batch
 
 
 def identity_collate(item: Any) -> Any:
@@ -147,22 +184,25 @@ def _open_partial(
     return array, done, finish
 
 
-def augment(images: Sequence[NDArray[np.uint8]], random: np.random.Generator) -> list[NDArray[np.uint8]]:
-    """Mirror each at random; half of the time crop all to one random size, each at its own position."""
-    full = images[0].shape[0]
-    side = full if random.random() < 0.5 else int(random.integers(int(SMALLEST_CROP * full), full))
-    result = []
-    for image in images:
-        top, left = random.integers(full - side + 1, size=2)
-        cut = image[top : top + side, left : left + side]
-        result.append(np.ascontiguousarray(cut[:, ::-1] if random.random() < 0.5 else cut))
-    return result
+def drop_patches(
+    images: Sequence[NDArray[np.float16]], share: float, random: np.random.Generator
+) -> NDArray[np.float16]:
+    """Leave out a random share of each image's patches.
 
+    Args:
+        images: B of (T, W) tokens, the class token first.
+        share: In [0, 1).
+        random: Source of the choice.
 
-def flip_and_recompress(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The mirror image of an (H, W, 3) image, saved as JPEG at quality 95: it should have the same score."""
-    mirrored = Image.fromarray(np.ascontiguousarray(image[:, ::-1]))
-    return np.array(recode(mirrored, "JPEG", quality=JPEG_QUALITY))
+    Returns:
+        (B, T', W), the class token still first.
+    """
+    patches = len(images[0]) - 1
+    kept = max(1, round(patches * (1 - share)))
+    if kept == patches:
+        return np.stack(images)
+    chosen = [np.sort(random.permutation(patches)[:kept]) for _ in images]
+    return np.stack([image[np.concatenate([[0], 1 + rows])] for image, rows in zip(images, chosen, strict=True)])
 
 
 def to_inputs(images: NDArray[np.uint8], config: PreprocessConfig, device: torch.device) -> Tensor:
@@ -175,32 +215,49 @@ def to_inputs(images: NDArray[np.uint8], config: PreprocessConfig, device: torch
     return (pixels - mean) / std
 
 
+def encode(model: RaliModel, images: NDArray[Any], frozen_blocks: int, device: torch.device) -> Tensor:
+    """(B, T, W) float16 tokens, or (B, S, S, 3) uint8 images, to (B, D) embeddings in training's arithmetic."""
+    encoder: Any = model.encoder
+    with training_autocast(device):
+        if images.dtype == np.uint8:
+            embeddings: Tensor = encoder(to_inputs(images, model.preprocess_config, device))
+        else:
+            embeddings = encoder.forward_rest(torch.from_numpy(images).to(device).float(), frozen_blocks)
+    return embeddings.float()
+
+
 def embed_images(
-    model: RaliModel, images: Sequence[NDArray[np.uint8]], path: Path | None = None, *, key: object = None
+    model: RaliModel,
+    images: Sequence[NDArray[Any]],
+    frozen_blocks: int = 0,
+    path: Path | None = None,
+    *,
+    key: object = None,
 ) -> Tensor:
-    """Embeddings of square images, without gradient and in training's arithmetic.
+    """Embeddings of images, without gradient and in training's arithmetic.
 
     Args:
         model: Its encoder is used, on its current device.
-        images: N of (S, S, 3) uint8.
+        images: N of (T, W) float16 tokens or of (S, S, 3) uint8.
+        frozen_blocks: Number of blocks after which tokens were taken.
         path: `.npy` file to keep them in, with its progress beside it: existing ones are not computed again.
         key: Everything that they depend on, as plain JSON types.
 
     Returns:
         (N, D) float32 on the CPU.
     """
-    shape, batch = (len(images), model.encoder_config.embed_dim), 16
+    shape, device = (len(images), model.encoder_config.embed_dim), device_of(model)
+    batch = _max_batch(model, device)
     array: NDArray[np.float32] = np.empty(shape if path is None else 0, np.float32)
     done, finish = 0, _note_nothing
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         array, done, finish = _open_partial(path, shape, np.float32, key)
-    device = device_of(model)
     for start in range(done, len(images), batch):
         stop = min(start + batch, len(images))
-        inputs = to_inputs(np.stack([images[index] for index in range(start, stop)]), model.preprocess_config, device)
-        with torch.no_grad(), training_autocast(device):
-            array[start:stop] = model.embed(inputs).float().cpu().numpy()
+        with torch.no_grad():
+            part = np.stack([images[index] for index in range(start, stop)])
+            array[start:stop] = encode(model, part, frozen_blocks, device).cpu().numpy()
         if stop == len(images) or stop // PROGRESS_EVERY != start // PROGRESS_EVERY:
             finish(stop)
             if path is not None:
@@ -211,9 +268,9 @@ def embed_images(
 _note_nothing: Callable[[int], None] = lambda _: None  # noqa: E731 - its type is that of _open_partial's function
 
 
-def hash_weights(module: nn.Module) -> str:
-    """SHA-256 over the names and values of a module's state."""
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names and values of a state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
