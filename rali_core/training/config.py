@@ -28,6 +28,8 @@ class BackboneConfig:
             file (.safetensors), or DINOv2 ViT-S/14 as ONNX, alone or in its wheel.
         image_size: Side of the encoder's square input in pixels; a model file is used at this size too.
         patch_subset: Which patches the encoder sees: `"all"`, or `"checkerboard"`, every second one of an odd grid.
+        intermediate_block: The class token after so many blocks is appended to the embedding, which keeps what the
+            pretrained encoder sees in an image; at least `frozen_blocks`, 0 for none. By default that of a model file.
         frozen_blocks: Number of first blocks that are not trained. What they make of each image is computed once and
             kept in the work_dir, 0.5 MB for an image of 686 tokens. The patch embedding is never trained.
     """
@@ -35,6 +37,7 @@ class BackboneConfig:
     file: str
     image_size: int = 224
     patch_subset: PatchPattern = "all"
+    intermediate_block: int | None = None
     frozen_blocks: int = 0
 
 

@@ -135,7 +135,14 @@ class Run:
     def backbone(self) -> Backbone:
         """The pretrained encoder."""
         settings = self.config.backbone
-        return load_backbone(settings.file, image_size=settings.image_size, patch_subset=settings.patch_subset)
+        backbone = load_backbone(
+            settings.file, image_size=settings.image_size, patch_subset=settings.patch_subset,
+            intermediate_block=settings.intermediate_block,
+        )  # fmt: skip
+        between = backbone.encoder.vision_cfg.get("intermediate_block", 0)
+        if 0 < between < settings.frozen_blocks:
+            raise ValueError(f"intermediate_block {between} must not lie before frozen_blocks {settings.frozen_blocks}")
+        return backbone
 
     @cached_property
     def data(self) -> list[DataSet]:
