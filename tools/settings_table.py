@@ -44,8 +44,11 @@ def default_of(field: Field[Any]) -> str:
     return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-def rows(kind: type[Any] = TrainConfig, section: str = "") -> list[str]:
-    """Lines of the table: one per setting, sections after one another."""
+Row = tuple[str, str, str, str]
+
+
+def rows(kind: type[Any] = TrainConfig, section: str = "") -> list[Row]:
+    """Section, setting, default and meaning of each setting, sections after one another."""
     hints, texts = get_type_hints(kind), descriptions(kind)
     lines, inner = [], []
     for field in fields(kind):
@@ -55,13 +58,20 @@ def rows(kind: type[Any] = TrainConfig, section: str = "") -> list[str]:
             name = f"[[{field.name}]]" if get_args(hint) else f"[{field.name}]"
             inner += rows(part, name)  # type: ignore[arg-type]
         else:
-            lines.append(f"| {section} | `{field.name}` | {default_of(field)} | {texts[field.name]} |")
+            lines.append((section, f"`{field.name}`", default_of(field), texts[field.name]))
     return lines + inner
 
 
 def make_table() -> str:
-    """The table in Markdown."""
-    return "\n".join(["| section | setting | default | meaning |", "|---|---|---|---|", *rows()])
+    """The table in Markdown; a setting that several sections have has one line."""
+    merged: dict[tuple[str, str], list[Row]] = {}
+    for row in rows():
+        merged.setdefault((row[1], row[3]), []).append(row)
+    lines = ["| section | setting | default | meaning |", "|---|---|---|---|"]
+    for (setting, meaning), same in merged.items():
+        sections, defaults = ((list(dict.fromkeys(row[place] for row in same))) for place in (0, 2))
+        lines.append(f"| {', '.join(sections)} | {setting} | {', '.join(defaults)} | {meaning} |")
+    return "\n".join(lines)
 
 
 def main() -> int:

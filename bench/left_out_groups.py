@@ -1,0 +1,104 @@
+"""How well a head ranks the images of a generator that it never saw: each group of a set is left out in turn.
+
+    python bench/left_out_groups.py configs/rali-small.toml agiqa-3k --encoder weights/rali-small.safetensors
+
+Cheaper than whole trainings, and to be named beside the figures: the encoder is that of a finished model, and only the
+head is made anew, without distortions and copies, from the training images of all sets but those of the group. If the
+encoder was tuned on the group's images, it has seen them; give one that was not for a figure without. Scores are those
+of the group's training and held-out images; no test split is used. A last line leaves out the whole set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rali_core.evaluation import measure_agreement
+from rali_core.labels import scores_of
+from rali_core.training.compress import compress_embeddings, map_scores
+from rali_core.training.config import TrainConfig, read_config
+from rali_core.training.fit import ScoredEmbeddings, fit_head, make_head
+from rali_core.training.run import Run
+
+Embedded = tuple[NDArray[np.float32], NDArray[np.float64]]
+
+
+def make_scores(
+    config: TrainConfig, scale: Embedded, mapped: Embedded | None, correlated: list[Embedded], images: torch.Tensor
+) -> NDArray[np.float32]:
+    """Make a head of absolute and mapped images as the stages do, and score images with it."""
+    embeddings, scores = scale
+    if mapped is not None:
+        scores = np.concatenate([scores, map_scores(*scale, *mapped, name="the rest")])
+        embeddings = np.concatenate([embeddings, mapped[0]])
+    settings = config.compress
+    initial = compress_embeddings(
+        embeddings, scores, pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes,
+        temperature=settings.temperature, seed=config.seed, set_scale=settings.set_scale,
+        unscored=np.concatenate([part for part, _ in correlated]) if correlated else None,
+        sets=(np.arange(len(scores)) >= len(scale[1])).astype(np.intp),
+    )  # fmt: skip
+    sets = [ScoredEmbeddings(torch.from_numpy(part), torch.from_numpy(human).float()) for part, human in correlated]
+    absolute = ScoredEmbeddings(torch.from_numpy(embeddings), torch.from_numpy(scores).float())
+    head = fit_head(make_head(initial), absolute, sets, None, None, config=config.fit, seed=config.seed)
+    with torch.no_grad():
+        predicted: NDArray[np.float32] = head(images).numpy()
+    return predicted
+
+
+def main() -> None:
+    """Leave out each group and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG.toml")
+    parser.add_argument("name", metavar="SET", help='a set with scores = "mapped" and a group_column')
+    parser.add_argument("--encoder", metavar="MODEL.safetensors", required=True)
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each set and part")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config = read_config(options.config)
+    encoder = Path(options.encoder).resolve()
+    config = replace(
+        config, backbone=replace(config.backbone, file=str(encoder)),
+        work_dir=config.work_dir.with_name(f"{config.work_dir.name}-{encoder.stem}"),
+    )  # fmt: skip
+    run = Run(config, limit=options.limit)
+    model = run.model()
+    by_role: dict[str, list[Embedded]] = {"absolute": [], "correlation": []}
+    for data in run.data:
+        if data.scores in by_role:
+            embeddings, scores = run.embed_training(model, data)
+            by_role[data.scores].append((embeddings.numpy(), scores))
+    scale = (
+        np.concatenate([part for part, _ in by_role["absolute"]]),
+        np.concatenate([scores for _, scores in by_role["absolute"]]),
+    )
+    chosen = next((data for data in run.data if data.name == options.name and data.scores == "mapped"), None)
+    if chosen is None or None in {row.group for row in chosen.training}:
+        parser.error(f'{options.name} is no set with scores = "mapped" and a group_column')
+    embeddings, scores = run.embed_training(model, chosen)
+    images = torch.cat([embeddings, run.embed_validation(model, chosen)])
+    human = np.concatenate([scores, scores_of(chosen.validation)])
+    groups = np.array([row.group for row in (*chosen.training, *chosen.validation)])
+    print(f"| left out of {chosen.name} | images | SRCC within | PLCC within |\n|---|---|---|---|")
+    within = []
+    for group in np.unique(groups):
+        kept, rows = groups[: len(scores)] != group, groups == group
+        mapped = embeddings.numpy()[kept], scores[kept]
+        predicted = make_scores(config, scale, mapped, by_role["correlation"], images[torch.from_numpy(rows)])
+        agreement = measure_agreement(predicted, human[rows])
+        within.append((agreement.srcc, agreement.plcc))
+        print(f"| {group} | {rows.sum()} | {agreement.srcc:.3f} | {agreement.plcc:.3f} |", flush=True)
+    print("| mean | | {:.3f} | {:.3f} |".format(*np.mean(within, axis=0)))
+    agreement = measure_agreement(make_scores(config, scale, None, by_role["correlation"], images), human)
+    print(f"| all of it: SRCC and PLCC over the set | {len(human)} | {agreement.srcc:.3f} | {agreement.plcc:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
