@@ -43,7 +43,6 @@ USER_OPTIONS = {
             "batch_size",
             "chunk_size",
             "learning_rate",
-            "patch_dropout",
             "validate_every",
             "validation_images",
             "warmup_steps",
