@@ -11,6 +11,7 @@ arithmetic is the same: `tests/test_vision_transformer.py` compares values and g
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -388,6 +389,22 @@ class PatchEmbedding(nn.Module):
         tokens: Tensor = self.proj(inputs).flatten(2).transpose(1, 2)
         return tokens
 
+    def embed_checkerboard(self, inputs: Tensor) -> Tensor:
+        """Every second patch only, in the order of `split_checkerboard`; two convolutions with twice the stride."""
+        side, stride = self.proj.kernel_size[0], [2 * step for step in self.proj.kernel_size]
+        parts = [
+            functional.conv2d(part, self.proj.weight, self.proj.bias, stride=stride).flatten(2)
+            for part in (inputs, inputs[:, :, side:, side:])
+        ]
+        return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def split_checkerboard(patches: Tensor) -> Tensor:
+    """(B, g * g, W) of an odd g to every second: those of even rows, then those of odd rows."""
+    side = math.isqrt(patches.shape[1])
+    grid = patches.unflatten(1, (side, side))
+    return torch.cat([grid[:, ::2, ::2].flatten(1, 2), grid[:, 1::2, 1::2].flatten(1, 2)], dim=1)
+
 
 class DinoTrunk(nn.Module):
     """DINOv2's vision transformer with timm's names of parameters and methods."""
@@ -416,7 +433,14 @@ class DinoTrunk(nn.Module):
         """(B, N, W) tokens with the class token first to the visible ones."""
         if self.pattern == "all":
             return tokens
-        return torch.cat([tokens[:, :1], tokens[:, 1::2]], dim=1)  # every second of an odd grid is a checkerboard
+        return torch.cat([tokens[:, :1], split_checkerboard(tokens[:, 1:])], dim=1)
+
+    def _embed_visible(self, inputs: Tensor) -> Tensor:
+        if self.pattern == "all":
+            return self._pos_embed(self.patch_embed(inputs))
+        first = self.cls_token.expand(len(inputs), -1, -1)
+        patches = self.patch_embed.embed_checkerboard(inputs)
+        return torch.cat([first, patches], dim=1) + self.select_patches(self.pos_embed)
 
     def forward_features(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) normalised input to (B, N, D) embeddings of the class token and of all patches."""
@@ -434,7 +458,7 @@ class DinoTrunk(nn.Module):
 
     def forward_first(self, inputs: Tensor, count: int) -> Tensor:
         """(B, 3, S, S) normalised input to (B, N, W) tokens after the first `count` blocks; class token first."""
-        tokens = self.select_patches(self._pos_embed(self.patch_embed(inputs)))
+        tokens = self._embed_visible(inputs)
         for block in self.blocks[:count]:
             tokens = block(tokens)
         return tokens
