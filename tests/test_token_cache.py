@@ -58,7 +58,7 @@ def test_tokens_are_computed_once_and_again_for_another_key(dino_file: Path, tmp
 
 def test_a_stopped_cache_resumes(dino_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_cache, "PROGRESS_EVERY", 20)
-    monkeypatch.setattr(token_cache, "_max_batch", lambda *_: 3)
+    monkeypatch.setattr(token_cache, "images_per_pass", lambda *_: 3)
     model = load_model(dino_file).model
     with pytest.raises(KeyboardInterrupt):
         cache(model, Counting(fail_at=50), 60, tmp_path / "a.npy")

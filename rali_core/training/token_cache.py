@@ -133,7 +133,7 @@ def cache_tokens(
         tokens = encoder.forward_first(torch.zeros(1, 3, size, size, device=device), frozen_blocks).shape[1:]
     array, done, finish = _open_partial(path, (*shape, *tokens), np.float16, key)
     loader: DataLoader[NDArray[np.uint8]] = DataLoader(
-        _Rendered(render, shape[0]), batch_size=_max_batch(model, device), sampler=range(done, shape[0]),
+        _Rendered(render, shape[0]), batch_size=images_per_pass(model, device), sampler=range(done, shape[0]),
         num_workers=workers, collate_fn=np.stack,
     )  # fmt: skip
     for items in loader:
@@ -148,7 +148,7 @@ def cache_tokens(
     return TokenCache(path)
 
 
-def _max_batch(model: RaliModel, device: torch.device) -> int:
+def images_per_pass(model: RaliModel, device: torch.device) -> int:
     """Images per pass; see `ViTConfig.max_batch`."""
     encoder: Any = model.encoder
     batch: int = encoder.shape.max_batch(4) if device.type == "cpu" else 64
@@ -247,7 +247,7 @@ def embed_images(
         (N, D) float32 on the CPU.
     """
     shape, device = (len(images), model.encoder_config.embed_dim), device_of(model)
-    batch = _max_batch(model, device)
+    batch = images_per_pass(model, device)
     array: NDArray[np.float32] = np.empty(shape if path is None else 0, np.float32)
     done, finish = 0, _note_nothing
     if path is not None:
