@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..rali_core.quality_map import QualityMap
     from ..rali_core.scorer import RaliScorer
 
-MAP_MODES = ["tiles", "patch tokens"]
+MAP_MODES = ["tiles", "patch tokens", "full"]
 WEAK_MODES = ["weakest share", "below score"]
 OVERLAY_SHARE = 0.45
 PROGRESS_PER_IMAGE = 1000
@@ -53,7 +53,10 @@ class RaliQualityMap(io.ComfyNode):
                     "mode",
                     options=MAP_MODES,
                     default=MAP_MODES[0],
-                    tooltip="tiles: squares of tile_size, each scored alone. patch tokens: one pass, finer.",
+                    tooltip=(
+                        "tiles: squares of tile_size, each scored alone. patch tokens: one pass, finer. full: tiles "
+                        "that are not resized, like the crops of coverage full."
+                    ),
                 ),
                 io.Int.Input(
                     "tile_size", default=256, min=32, max=4096, step=8, tooltip="Side of a tile in pixels, for tiles."
@@ -120,8 +123,8 @@ class RaliQualityMap(io.ComfyNode):
         for number, image in enumerate(single):
             try:
                 pixels = to_pixels(to_core(image)).cpu()
-                tile = scalar(tile_size) if scalar(mode) == MAP_MODES[0] else None
-                drawn = _score_regions(handle.scorer, pixels, tile, partial(report_tiles, number))
+                chosen = scalar(mode), scalar(tile_size)
+                drawn = _score_regions(handle.scorer, pixels, *chosen, partial(report_tiles, number))
             except ValueError as error:  # an error of one image does not affect the others' maps
                 maps.add_failed(image, error)
             else:
@@ -130,13 +133,13 @@ class RaliQualityMap(io.ComfyNode):
         return maps.output()
 
 
-def _score_regions(scorer: RaliScorer, pixels: Tensor, tile: int | None, progress: Any) -> QualityMap:
-    """The map of one image: of tiles, or with `tile=None` of patch tokens."""
+def _score_regions(scorer: RaliScorer, pixels: Tensor, mode: str, tile: int, progress: Any) -> QualityMap:
+    """The map of one image, in one of `MAP_MODES`."""
     from ..rali_core.quality_map import score_patches, score_tiles
 
-    if tile is None:
+    if mode == "patch tokens":
         return score_patches(scorer, pixels)
-    drawn = score_tiles(scorer, pixels, tile=tile, progress=progress)
+    drawn = score_tiles(scorer, pixels, tile=None if mode == "full" else tile, progress=progress)
     assert drawn is not None  # an interrupt is an exception
     return drawn
 

@@ -42,7 +42,7 @@ class QualityMap:
 
 
 def score_tiles(
-    scorer: RaliScorer, image: Tensor, *, tile: int = 256, progress: ProgressCallback | None = None
+    scorer: RaliScorer, image: Tensor, *, tile: int | None = 256, progress: ProgressCallback | None = None
 ) -> QualityMap | None:
     """Score squares of an image, evenly spread so that they cover it.
 
@@ -52,7 +52,8 @@ def score_tiles(
     Args:
         scorer: The scorer.
         image: (C, H, W) as `RaliScorer.score` takes it.
-        tile: Side of a square in pixels, at least 16; at most the image's shorter side.
+        tile: Side of a square in pixels, at least 16; at most the image's shorter side. None takes the encoder's input
+            size: nothing is resized, and the squares are like the crops of `coverage="full"`.
         progress: As for `RaliScorer.score`.
 
     Returns:
@@ -62,6 +63,7 @@ def score_tiles(
         ValueError: `tile` is less than 16.
         ImageError: The image cannot be used.
     """
+    tile = scorer.model.preprocess_config.image_size if tile is None else tile
     if tile < 16:
         raise ValueError(f"tile must be at least 16 pixels, got {tile}")
     pixels = to_pixels(image)

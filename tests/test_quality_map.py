@@ -6,6 +6,7 @@ import torch
 from rali_core.checkpoint import load_model
 from rali_core.images import ImageError
 from rali_core.patch_tokens import embed_patches
+from rali_core.preprocess import full_size_boxes
 from rali_core.quality_map import colour_scores, score_patches, score_tiles, weak_regions
 from rali_core.scorer import RaliScorer
 
@@ -22,6 +23,18 @@ def test_a_tiles_score_is_that_of_the_tile_alone(tiny_scorer: RaliScorer) -> Non
     alone = tiny_scorer.score(image[:, 64:, 32:]).scores[0]
     assert float(drawn.regions[2, 1]) == pytest.approx(float(alone), abs=1e-6)
     assert drawn.pixels[64:, 32:].unique().tolist() == pytest.approx([float(alone)], abs=1e-6)
+
+
+def test_tiles_of_the_encoders_size_are_those_of_full_coverage(tiny_scorer: RaliScorer) -> None:
+    config = tiny_scorer.model.preprocess_config
+    side = config.image_size
+    image = make_image(2 * side, 2 * side)
+    drawn = score_tiles(tiny_scorer, image, tile=None)
+    assert drawn is not None
+    assert drawn.regions.shape == (2, 2)
+    boxes = full_size_boxes(2 * side, 2 * side, config)
+    crops = [image[:, top : top + side, left : left + side] for top, left in boxes]
+    assert drawn.regions.flatten().tolist() == pytest.approx(tiny_scorer.score(crops).scores.tolist(), abs=1e-5)
 
 
 def test_a_plain_tile_is_no_weak_one(tiny_scorer: RaliScorer) -> None:
