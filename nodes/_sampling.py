@@ -187,7 +187,7 @@ def prepare_samples(patcher: Any, latent: dict[str, Any]) -> Tensor:
     if len(samples) != 1:
         raise ValueError(
             f"latent_image: expected one latent, got {len(samples)}; the sampler makes its own "
-            "tries: set the batch size to 1, and n (or batch_per_try) to what you want"
+            "tries: set the batch size to 1, and n to what you want"
         )
     fix = comfy.sample.fix_empty_latent_channels
     # Newer versions of ComfyUI adapt an empty latent's size to the model as well.

@@ -75,7 +75,7 @@ class Options:
         """
         if early_pruning and batch_per_try > 1:
             raise ValueError(
-                f"early_pruning samples one seed at a time, got batch_per_try = {batch_per_try}: set it to 1, or turn "
+                f"early_pruning samples one seed at a time, got a batch size of {batch_per_try}: set it to 1, or turn "
                 "early_pruning off"
             )
         halving = SuccessiveHalving(at=parse_fractions(prune_at)) if early_pruning else None

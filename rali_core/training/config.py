@@ -65,7 +65,7 @@ class DataConfig:
         percentiles: The scores of the held-out images become the model's percentiles under this name, such as
             `"photographs"`.
         descriptions: File of descriptions of this set, for `source = "file"`.
-        scores_in_text: Whether the describer gets the human scores; by default it gets absolute ones.
+        scores_in_text: Whether the describer gets the human scores; by default it gets absolute and mapped ones.
     """
 
     name: str
@@ -199,7 +199,7 @@ class CompressConfig:
         prototypes: Maximum number of prototypes.
         temperature: Initial softmax temperature.
         set_scale: Standard deviation of one more component, along which a logistic regression tells the absolute and
-            the mapped sets apart; those of the others are about 1 to 10. 0 leaves it out.
+            the mapped sets apart; the other components have about 1 to 10. 0 leaves it out.
     """
 
     images: int = 0
@@ -215,7 +215,7 @@ class FitConfig:
     """Stage 5: prototypes, their scores and the temperature, end to end.
 
     Attributes:
-        epochs: Passes over the absolute sets; 0 keeps the compressed head.
+        epochs: Passes over the absolute and mapped sets; 0 keeps the compressed head.
         batch_size: Images per step.
         learning_rate: Peak learning rate of a cosine.
         correlation_weight: Weight of the mean of 1 - PLCC over the sets with `scores = "correlation"`.

@@ -171,7 +171,7 @@ def test_pruning_halves_the_work_and_its_winner_is_what_its_seed_makes(server: A
 
 def test_pruning_says_what_it_cannot_do(server: Any, judge: str) -> None:
     batched = server.run(ksampler(judge, early_pruning=True, batch_per_try=2))
-    assert "early_pruning samples one seed at a time, got batch_per_try = 2" in batched.error
+    assert "early_pruning samples one seed at a time, got a batch size of 2" in batched.error
     for text, message in (("0.2; 0.4", "expected fractions of the steps"), ("0.5, 0.4", "ascending fractions")):
         assert message in server.run(ksampler(judge, early_pruning=True, prune_at=text)).error
 
