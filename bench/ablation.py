@@ -77,7 +77,7 @@ def run_variant(config: TrainConfig, base: Path | None, measured: TrainConfig, l
     if (start / "embeddings").is_dir() and not (folder / "embeddings").exists():
         shutil.copytree(start / "embeddings", folder / "embeddings")
     (folder / "tokens").mkdir(parents=True, exist_ok=True)
-    for path in [*(start / "tokens").glob("*-training.*"), *(start / "tokens").glob("*-validation.*")]:
+    for path in (start / "tokens").glob("*"):
         if not (folder / "tokens" / path.name).exists():
             (folder / "tokens" / path.name).symlink_to(path.resolve())
     if base is not None:
@@ -115,8 +115,9 @@ def main() -> None:
     config = read_config(options.config)
     config = replace(config, fit=replace(config.fit, attribute_images=0))
     if options.encoder:
+        file = str(Path(options.encoder).resolve())
         config = replace(
-            config, backbone=replace(config.backbone, file=str(Path(options.encoder).resolve())),
+            config, backbone=replace(config.backbone, file=file, intermediate_block=None),
             align=replace(config.align, steps=0), tune=replace(config.tune, steps=0),
         )  # fmt: skip
         check(config)

@@ -3,7 +3,8 @@
     python bench/left_out_groups.py configs/rali-small.toml agiqa-3k --encoder weights/rali-small.safetensors
 
 Cheaper than whole trainings, and to be named beside the figures: the encoder is that of a finished model, and only the
-head is made anew, without distortions and copies, from the training images of all sets but those of the group. If the
+head is made anew, without blank images, distortions and copies, from the training images of the absolute and
+correlated sets and of the other groups. If the
 encoder was tuned on the group's images, it has seen them; give one that was not for a figure without. Scores are those
 of the group's training and held-out images; no test split is used. A last line leaves out the whole set.
 """
@@ -33,7 +34,7 @@ Embedded = tuple[NDArray[np.float32], NDArray[np.float64]]
 def make_scores(
     config: TrainConfig, scale: Embedded, mapped: Embedded | None, correlated: list[Embedded], images: torch.Tensor
 ) -> NDArray[np.float32]:
-    """Make a head of absolute and mapped images as the stages do, and score images with it."""
+    """Make a head of absolute, mapped and correlated images, and score images with it."""
     embeddings, scores = scale
     if mapped is not None:
         scores = np.concatenate([scores, map_scores(*scale, *mapped, name="the rest")])
@@ -65,10 +66,13 @@ def main() -> None:
     config = read_config(options.config)
     encoder = Path(options.encoder).resolve()
     config = replace(
-        config, backbone=replace(config.backbone, file=str(encoder)),
+        config, backbone=replace(config.backbone, file=str(encoder), intermediate_block=None),
         work_dir=config.work_dir.with_name(f"{config.work_dir.name}-{encoder.stem}"),
     )  # fmt: skip
     run = Run(config, limit=options.limit)
+    chosen = next((data for data in run.data if data.name == options.name and data.scores == "mapped"), None)
+    if chosen is None or None in {row.group for row in chosen.training}:
+        parser.error(f'{options.name} is no set with scores = "mapped" and a group_column')
     model = run.model()
     by_role: dict[str, list[Embedded]] = {"absolute": [], "correlation": []}
     for data in run.data:
@@ -79,9 +83,6 @@ def main() -> None:
         np.concatenate([part for part, _ in by_role["absolute"]]),
         np.concatenate([scores for _, scores in by_role["absolute"]]),
     )
-    chosen = next((data for data in run.data if data.name == options.name and data.scores == "mapped"), None)
-    if chosen is None or None in {row.group for row in chosen.training}:
-        parser.error(f'{options.name} is no set with scores = "mapped" and a group_column')
     embeddings, scores = run.embed_training(model, chosen)
     images = torch.cat([embeddings, run.embed_validation(model, chosen)])
     human = np.concatenate([scores, scores_of(chosen.validation)])

@@ -53,7 +53,7 @@ def score_tiles(
         scorer: The scorer.
         image: (C, H, W) as `RaliScorer.score` takes it.
         tile: Side of a square in pixels, at least 16; at most the image's shorter side. None takes the encoder's input
-            size: nothing is resized, and the squares are like the crops of `coverage="full"`.
+            size: a larger image is not resized, as in the crops of `coverage="full"`.
         progress: As for `RaliScorer.score`.
 
     Returns:

@@ -73,7 +73,9 @@ class ViTConfig:
         if self.pattern not in get_args(PatchPattern):
             raise ValueError(f"patch_pattern must be one of {', '.join(get_args(PatchPattern))}, got {self.pattern!r}")
         grid = self.image_size // self.patch
-        if self.pattern == "checkerboard" and grid % 2 == 0:  # an even one would not be its own mirror image
+        if self.pattern == "checkerboard" and (
+            grid % 2 == 0 or grid == 1
+        ):  # an even one would not be its own mirror image
             raise ValueError(
                 f"a checkerboard needs an odd number of patches a side, got {grid}: image_size {self.image_size} and "
                 f"patches of {self.patch} pixels"
@@ -418,7 +420,6 @@ class DinoTrunk(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.empty(1, shape.tokens, shape.width))
         self.patch_embed = PatchEmbedding(shape)
-        self.norm_pre = nn.Identity()
         self.blocks = nn.Sequential(*(DinoBlock(shape) for _ in range(shape.layers)))
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         draw(self.cls_token, 1e-6)
@@ -496,7 +497,7 @@ class DinoEncoder(nn.Module):
         }
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised input to (B, W) embeddings, un-normalised."""
+        """(B, 3, S, S) normalised input to (B, D) embeddings, un-normalised."""
         embedding: Tensor = self.head(self.trunk(inputs))
         return embedding
 

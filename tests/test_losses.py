@@ -61,21 +61,16 @@ def test_recall_is_the_share_of_images_with_an_own_text_among_the_nearest() -> N
 @pytest.mark.parametrize("chunk", [2, 3, 6])
 def test_chunks_give_the_gradient_of_the_whole_batch(chunk: int) -> None:
     layer, inputs = nn.Linear(4, 3), random(6, 4)
-    dropout = nn.Dropout(0.5)
 
     def loss(embeddings: Tensor) -> Tensor:
         return (embeddings @ embeddings.T).logsumexp(dim=-1).mean()
 
     def encode(part: Tensor) -> Tensor:
-        return dropout(layer(part))
+        return layer(part)  # type: ignore[no-any-return]
 
-    pieces = []
-    for index, part in enumerate(inputs.split(chunk)):
-        torch.manual_seed(7 + index)
-        pieces.append(encode(part))
-    expected = loss(torch.cat(pieces))
+    expected = loss(encode(inputs))
     (gradient,) = torch.autograd.grad(expected, [layer.weight])
-    value = backward_in_chunks(encode, inputs.split(chunk), loss, seed=7)
+    value = backward_in_chunks(encode, inputs.split(chunk), loss)
     assert float(value) == pytest.approx(float(expected.detach()), abs=1e-6)
     assert layer.weight.grad is not None
     assert torch.allclose(layer.weight.grad, gradient, atol=1e-6)

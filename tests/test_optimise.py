@@ -43,8 +43,7 @@ def run(  # type: ignore[type-arg]
     model = Noisy()
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.05)
 
-    def backward(batch: Tensor, seed: int) -> dict[str, Tensor]:
-        torch.manual_seed(seed)
+    def backward(batch: Tensor) -> dict[str, Tensor]:
         loss = (model(batch) - batch.sum(dim=1)).square().mean()
         loss.backward()
         return {"loss": loss.detach()}
@@ -55,7 +54,7 @@ def run(  # type: ignore[type-arg]
         return draw(step)
 
     log = optimise(
-        model, optimiser, draw_until, backward, config=config, folder=folder, inputs={"a": 1}, seed=3,
+        model, optimiser, draw_until, backward, config=config, folder=folder, inputs={"a": 1},
         ema_decay=ema_decay, workers=workers, validate=lambda m: {"bias": float(m.linear.bias.detach())}, validate_every=20,
     )  # fmt: skip
     return model, log
@@ -106,7 +105,7 @@ def test_a_checkpoint_of_other_inputs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="belongs to a training with other inputs"):
         optimise(
             model, torch.optim.AdamW(model.parameters()), draw, lambda *_: {}, config=CONFIG, folder=tmp_path,
-            inputs={"a": 2}, seed=3,
+            inputs={"a": 2},
         )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class DescribedImages:
     """Images of one set with their embedded descriptions.
 
     Attributes:
-        images: N of (T, W) float16 tokens after the frozen blocks.
+        images: N of (P, W) float16 tokens after the frozen blocks.
         texts: (T, E) float32 embeddings of the descriptions.
         text_images: (T,) index of the image that each of them describes.
     """
@@ -145,18 +145,17 @@ def align_encoder(
     both = nn.ModuleDict({"encoder": model.encoder, "projection": projection})
     device = device_of(model)
 
-    def embed(chunk: Tensor) -> Tensor:
-        return encode(model, chunk.numpy(), frozen_blocks, device)
+    def embed(chunk: NDArray[np.float16]) -> Tensor:
+        return encode(model, chunk, frozen_blocks, device)
 
-    def backward(batch: _Batch, step_seed: int) -> dict[str, Tensor]:
+    def backward(batch: _Batch) -> dict[str, Tensor]:
         ids, texts, text_ids = (part.to(device) for part in (batch.image_ids, batch.texts, batch.text_ids))
 
         def compare(embeddings: Tensor) -> Tensor:
             return info_nce(projection(embeddings), texts, ids, text_ids, projection.logit_scale)
 
-        loss = backward_in_chunks(
-            embed, torch.from_numpy(batch.images).split(config.chunk_size), compare, seed=step_seed
-        )
+        chunks = [batch.images[start:][: config.chunk_size] for start in range(0, len(batch.images), config.chunk_size)]
+        loss = backward_in_chunks(embed, chunks, compare)
         return {"loss": loss, "temperature": 1 / projection.logit_scale.detach()}
 
     def validate(averaged: nn.Module) -> dict[str, float]:
@@ -166,7 +165,7 @@ def align_encoder(
 
     log = optimise(
         both, make_optimiser(model.encoder, projection, config), _Sampler(sets, config, seed), backward,
-        config=config, folder=folder, inputs=inputs, seed=seed, workers=workers,
+        config=config, folder=folder, inputs=inputs, workers=workers,
         validate=validate if validation else None, validate_every=config.validate_every,
     )  # fmt: skip
     model.encoder.requires_grad_(True).eval()

@@ -31,7 +31,7 @@ class BackboneConfig:
         intermediate_block: The class token after so many blocks is appended to the embedding, which keeps what the
             pretrained encoder sees in an image; at least `frozen_blocks`, 0 for none. By default that of a model file.
         frozen_blocks: Number of first blocks that are not trained. What they make of each image is computed once and
-            kept in the work_dir, 0.5 MB for an image of 686 tokens. The patch embedding is never trained.
+            kept in the work_dir, 0.5 MB for 686 tokens of 384 numbers. The patch embedding is never trained.
     """
 
     file: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,42 +74,32 @@ def retrieval_recall(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids:
 
 
 def backward_in_chunks(
-    encode: Callable[[Tensor], Tensor],
-    chunks: Sequence[Tensor],
-    loss: Callable[[Tensor], Tensor],
-    *,
-    seed: int,
+    encode: Callable[[Any], Tensor], chunks: Sequence[Any], loss: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Gradients of a loss over a large batch with the memory of one chunk: gradient caching (Gao et al. 2021).
 
     Args:
-        encode: Function from a chunk of inputs to (n, E) embeddings. It runs twice, with torch's generator seeded
-            alike.
+        encode: Function from a chunk of inputs to (n, E) embeddings. It runs twice, and must give the same.
         chunks: The batch in pieces; a single one is run once, without caching.
         loss: Function from all (B, E) embeddings to ().
-        seed: Seed of the first chunk; each further one gets the next.
 
     Returns:
         () the loss, detached. Gradients are accumulated in the encoder's parameters, and in everything else that `loss`
         uses, as `loss(encode(whole batch)).backward()` would.
     """
 
-    def run(index: int) -> Tensor:
-        torch.manual_seed(seed + index)
-        return encode(chunks[index])
-
     if len(chunks) == 1:
-        whole = loss(run(0))
+        whole = loss(encode(chunks[0]))
         whole.backward()
         return whole.detach()
     with torch.no_grad():
-        embeddings = torch.cat([run(index) for index in range(len(chunks))])
+        embeddings = torch.cat([encode(chunk) for chunk in chunks])
     embeddings.requires_grad_(True)
     value = loss(embeddings)
     value.backward()
     assert embeddings.grad is not None
-    for index, gradient in enumerate(embeddings.grad.split([len(chunk) for chunk in chunks])):
-        torch.autograd.backward(run(index), gradient)
+    for chunk, gradient in zip(chunks, embeddings.grad.split([len(chunk) for chunk in chunks]), strict=True):
+        torch.autograd.backward(encode(chunk), gradient)
     return value.detach()
 
 

@@ -1,8 +1,8 @@
 """The training loop: AdamW, layer-wise learning rates, warm-up and cosine, EMA, clipping, checkpoints, log and curves.
 
 timm has the parts: `param_groups_layer_decay` (after BEiT, Bao et al., ICLR 2022), `CosineLRScheduler` and
-`ModelEmaV3`. Every step's random choices depend on the seed and the number of the step alone, so a resumed run
-gives the weights and the log of an uninterrupted one.
+`ModelEmaV3`. The random choices of a step are those of its batch, which depends on the seed and the number of the step
+alone, so a resumed run gives the weights and the log of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..files import atomic_write
-from .token_cache import identity_collate
 
 logger = logging.getLogger("rali")
 
@@ -109,20 +108,20 @@ class _Steps(Dataset[Any], Generic[Batch]):
         return self.draw(step)
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
+def _collate(item: Any) -> Any:
+    """A batch as it was drawn."""
+    return item
 
 
 def optimise(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     draw: Callable[[int], Batch],
-    backward: Callable[[Batch, int], dict[str, Tensor]],
+    backward: Callable[[Batch], dict[str, Tensor]],
     *,
     config: OptimiserConfig,
     folder: Path,
     inputs: object,
-    seed: int,
     ema_decay: float = 0.0,
     workers: int = 0,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
@@ -134,12 +133,11 @@ def optimise(
         model: Everything that is trained; its EMA is validated, and is the result.
         optimiser: Optimiser of the model's parameters.
         draw: The batch of a step, counted from 0; must depend on the step alone. Runs in `workers` processes.
-        backward: Computes the loss of a batch with torch's generator seeded by the number that it gets, accumulates
-            the gradients and returns the values to log, as tensors of shape ().
+        backward: Computes the loss of a batch, accumulates the gradients and returns the values to log, as tensors of
+            shape (). torch's generator is seeded by the step.
         config: Steps, warm-up and clipping.
         folder: For `checkpoint.pt` and `log.jsonl`.
         inputs: All else that the result depends on, as plain JSON types; a checkpoint with other inputs is refused.
-        seed: Seed of every random choice.
         ema_decay: Decay of the exponential moving average; the average warms up. 0 keeps the last weights.
         workers: Processes that draw batches ahead; 0 draws in this one.
         validate: Function from a model in evaluation mode to figures.
@@ -161,12 +159,12 @@ def optimise(
         t_in_epochs=False,
     )  # fmt: skip
     ema = ModelEmaV3(model, decay=ema_decay, use_warmup=True) if ema_decay else None
-    checkpoint = _Checkpoint(folder / "checkpoint.pt", {"inputs": inputs, "config": asdict(config), "seed": seed})
+    settings = {name: value for name, value in asdict(config).items() if not name.startswith("valid")}  # log only
+    checkpoint = _Checkpoint(folder / "checkpoint.pt", {"inputs": inputs, "config": settings})
     first, log = checkpoint.restore(model, optimiser, ema)
     steps = _Steps(draw, config.steps)
     loader: DataLoader[Batch] = DataLoader(
-        steps, batch_size=None, sampler=range(first, config.steps), num_workers=workers, collate_fn=identity_collate,
-        worker_init_fn=_one_thread if workers else None,
+        steps, batch_size=None, sampler=range(first, config.steps), num_workers=workers, collate_fn=_collate,
     )  # fmt: skip
     recent: list[dict[str, Tensor]] = []
     written = time.monotonic()
@@ -174,7 +172,8 @@ def optimise(
         model.train()
         schedule.step_update(step + 1)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            recent.append(backward(batch, seed + 1_000_003 * step))
+            torch.manual_seed(step)  # for an encoder with dropout of its own
+            recent.append(backward(batch))
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimiser.step()
         optimiser.zero_grad()

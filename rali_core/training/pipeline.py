@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import Subset
 
 from ..describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
 from ..describe.records import image_name, read_descriptions
@@ -35,9 +34,9 @@ from .align import DescribedImages, align_encoder
 from .attributes import fit_attributes, save_probes
 from .compress import compress_embeddings, map_scores
 from .config import TrainConfig, to_json
-from .distortion_triplets import TripletRenderer
+from .distortion_triplets import DistortionTriplet, render_triplet
 from .fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
-from .optimise import draw_curves, freeze_blocks
+from .optimise import draw_curves
 from .publish import git_commit, load_head, save
 from .run import STAGES, TRIPLETS, DataSet, Part, Run, StageName, read_data_set
 from .text import TextEncoder, embed_texts, load_text_encoder
@@ -76,11 +75,10 @@ def describe(run: Run) -> None:
         )  # fmt: skip
         _describe(run, requests, describer, data.name)
     if run.triplets:
-        render = TripletRenderer(run.triplets, run.size)
         requests = [
             DescriptionRequest(
                 _triplet_name(number, place),
-                partial(_triplet_image, render, number, place),
+                partial(_triplet_image, triplet, run.size, place),
                 distortion=triplet.distortion if place else None,
                 level=(0, triplet.mild, triplet.severe)[place],
             )
@@ -94,8 +92,13 @@ def _triplet_name(number: int, place: int) -> str:
     return f"{number:06d}-{place}"
 
 
-def _triplet_image(render: TripletRenderer, number: int, place: int) -> Image.Image:
-    return Image.fromarray(render(number)[place])
+@lru_cache(maxsize=1)
+def _rendered(triplet: DistortionTriplet, size: int) -> NDArray[np.uint8]:
+    return render_triplet(triplet, size)
+
+
+def _triplet_image(triplet: DistortionTriplet, size: int, place: int) -> Image.Image:
+    return Image.fromarray(_rendered(triplet, size)[place])
 
 
 def _describe(run: Run, requests: list[DescriptionRequest], describer: Describer, name: str) -> None:
@@ -199,7 +202,8 @@ def tune(run: Run) -> None:
                 first = [tokens[index] for index in range(len(rows))]
                 held_out.append(ScoredImages(data.name, first, scores_of(rows), data.scores))
         triplets = TripletImages(run.triplets, run.triplet_tokens()) if run.triplets else None
-        copies = run.copy_tokens() if settings.consistency_images and run.config.distortions.copies else []
+        consistent = settings.consistency_images and settings.consistency_weight and run.config.distortions.copies
+        copies = run.copy_tokens() if consistent else []
         log = tune_encoder(
             model, sets, triplets, copies, held_out, config=settings, frozen_blocks=run.config.backbone.frozen_blocks,
             folder=folder, inputs=_inputs(run, "tune"), seed=run.config.seed, workers=run.config.workers,
@@ -272,8 +276,9 @@ def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
     count = min(settings.triplets, len(run.triplets))
     if not count or not settings.ranking_weight:
         return None
-    tokens: Any = Subset(_Flat(run.triplet_tokens(), 3), range(3 * count))  # type: ignore[arg-type]
-    embeddings = run.embeddings(model, TRIPLETS, tokens, f"{run.triplets_digest}-{count}")
+    tokens = run.triplet_tokens().array[:count]
+    images: Any = tokens.reshape(-1, *tokens.shape[2:])
+    embeddings = run.embeddings(model, TRIPLETS, images, f"{run.triplets_digest}-{count}")
     return TripletEmbeddings(run.triplets[:count], embeddings.view(count, 3, -1))
 
 
@@ -281,8 +286,7 @@ def _copies(run: Run, model: RaliModel) -> Tensor | None:
     if not run.config.fit.consistency_weight or not run.config.distortions.copies:
         return None
     tokens = run.copy_tokens()
-    digest = f"copies-{len(tokens)}-{[data.digest for data in run.data]}"
-    return run.embeddings(model, "copies", _Flat(tokens, 2), digest).view(len(tokens), 2, -1)
+    return run.embeddings(model, "copies", _Flat(tokens, 2), repr(run.copies_key)).view(len(tokens), 2, -1)
 
 
 # --------------------------------------------------------------------------------------------------- running the stages
@@ -303,7 +307,9 @@ def _inputs(run: Run, stage: StageName) -> dict[str, Any]:
     if stage != "describe":
         inputs["backbone"] = {**run.backbone.source, **to_json(replace(config.backbone, file=""))}
         inputs["roles"] = {data.name: data.scores for data in config.data}
-    inputs["distortions"] = [run.triplets_digest, config.distortions.blank, config.distortions.copies]
+    inputs["distortions"] = [run.triplets_digest]
+    if stage not in ("describe", "align"):
+        inputs["distortions"] += [config.distortions.blank, config.distortions.copies]
     settings = to_json(getattr(config, stage))
     for key in ("validation_images", "validate_every"):  # affects logging only, not the result
         settings.pop(key, None)
@@ -392,7 +398,7 @@ def train(config: TrainConfig, *, stages: Sequence[str] | None = None, limit: in
         raise ValueError(f"there is no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
     run = Run(config, limit=limit)
     logger.info("computing on %s", run.device)  # a missing device is found now
-    freeze_blocks(run.model().encoder, config.backbone.frozen_blocks)  # and so is a backbone that cannot be trained
+    run.frozen  # noqa: B018 - and so is a backbone that cannot be trained
     needed = [stage for stage in STAGES if stage != "describe" or config.align.steps]  # only this stage reads texts
     wanted = [stage for stage in needed if stages is None or stage in stages]
     for stage in needed:

@@ -48,6 +48,7 @@ class DataSet:
         scores: `"absolute"`, `"mapped"`, `"correlation"` or `"none"`.
         root: Base of image names in description files.
         digest: SHA-256 over images, scores and split.
+        files: SHA-256 over the image files of each part.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DataSet:
     scores: ScoreRole
     root: Path
     digest: str
+    files: dict[Part, str]
 
     def rows(self, part: Part) -> list[LabelledImage]:
         """The images of a part."""
@@ -87,18 +89,27 @@ def read_data_set(data: DataConfig, *, seed: int, limit: int | None = None) -> D
     if limit is not None:
         random = np.random.default_rng(seed)
         training, validation, test = (_sample(part, limit, random) for part in (training, validation, test))
-    digest = hashlib.sha256()
-    for part in (training, validation, test):
+    digest, files = hashlib.sha256(), [hashlib.sha256(), hashlib.sha256(), hashlib.sha256()]
+    for part, of_part in zip((training, validation, test), files, strict=True):
         for row in part:
-            digest.update(bytes.fromhex(hash_file(row.path)) + f"{row.score:.6f} {row.content} {row.group}".encode())
+            content = bytes.fromhex(hash_file(row.path))
+            of_part.update(content)
+            digest.update(content + f"{row.score:.6f} {row.content} {row.group}".encode())
         digest.update(b"part")
     root = data.images_root or data.labels.parent
     logger.info("%s: %d training, %d validation, %d test images", data.name, len(training), len(validation), len(test))
-    return DataSet(data.name, training, validation, test, data.scores, root, digest.hexdigest())
+    parts: dict[Part, str] = {"training": files[0].hexdigest(), "validation": files[1].hexdigest()}
+    return DataSet(data.name, training, validation, test, data.scores, root, digest.hexdigest(), parts)
 
 
 def _sample(rows: list[LabelledImage], limit: int, random: np.random.Generator) -> list[LabelledImage]:
     return [rows[index] for index in sorted(random.permutation(len(rows))[:limit].tolist())]
+
+
+def _shape(model: RaliModel) -> list[Any]:
+    """What embeddings depend on beside the weights."""
+    preprocess = model.preprocess_config
+    return [model.encoder_config.to_dict(), preprocess.image_size, preprocess.mean, preprocess.std]
 
 
 class Run:
@@ -176,26 +187,27 @@ class Run:
         return self.backbone.preprocess.image_size
 
     @cached_property
-    def _frozen(self) -> tuple[RaliModel, str]:
-        """The backbone, and a digest of what its tokens depend on."""
+    def frozen(self) -> tuple[RaliModel, list[Any]]:
+        """The backbone, rounded as in the model file, and what its tokens depend on."""
         model = self.model()
+        model.encoder.half().float()
         freeze_blocks(model.encoder, self.config.backbone.frozen_blocks)
-        frozen = {name: value for name, value in model.encoder.named_parameters() if not value.requires_grad}
-        return model, f"{hash_weights(frozen)} {self.config.backbone.patch_subset}"
+        state = {name: value for name, value in model.encoder.named_parameters() if not value.requires_grad}
+        return model, [hash_weights(state), *_shape(model)]
 
     def _cache(
         self, name: str, render: Callable[[int], NDArray[np.uint8]], shape: tuple[int, ...], key: object
     ) -> TokenCache:
-        model, digest = self._frozen
+        model, made_by = self.frozen
         return cache_tokens(
             model, self.config.backbone.frozen_blocks, render, shape,
-            self.config.work_dir / "tokens" / f"{name}.npy", key=[digest, key], workers=self.config.workers,
+            self.config.work_dir / "tokens" / f"{name}.npy", key=[made_by, key], workers=self.config.workers,
         )  # fmt: skip
 
     def tokens(self, data: DataSet, part: Part) -> TokenCache:
         """The middle squares of a part of a set."""
         paths = [row.path for row in data.rows(part)]
-        return self._cache(f"{data.name}-{part}", SquareReader(paths, self.size), (len(paths),), [data.digest, part])
+        return self._cache(f"{data.name}-{part}", SquareReader(paths, self.size), (len(paths),), data.files[part])
 
     def triplet_tokens(self) -> TokenCache:
         """The distortion triplets, three images each."""
@@ -213,7 +225,13 @@ class Run:
         paths = [row.path for data in on_scale for row in data.training]
         chosen = np.random.default_rng(self.config.seed).permutation(len(paths))[: self.config.distortions.copies]
         render = CopyReader([paths[index] for index in chosen], self.size)
-        return self._cache("copies", render, (len(chosen), 2), [data.digest for data in on_scale])
+        return self._cache("copies", render, (len(chosen), 2), self.copies_key)
+
+    @property
+    def copies_key(self) -> list[Any]:
+        """What the copies depend on."""
+        on_scale = [data.digest for data in self.data if data.scores in ("absolute", "mapped")]
+        return [self.config.seed, self.config.distortions.copies, *on_scale]
 
     def model(self, encoder: Path | None = None) -> RaliModel:
         """The backbone, or the encoder of a stage, with an empty head."""
@@ -225,11 +243,9 @@ class Run:
 
     def embeddings(self, model: RaliModel, name: str, images: Sequence[NDArray[Any]], digest: str) -> Tensor:
         """(N, D) embeddings of a set's tokens or images, kept in the work_dir."""
-        path, key = (
-            self.config.work_dir / "embeddings" / f"{name}.npy",
-            [hash_weights(model.encoder.state_dict()), digest],
-        )
-        return embed_images(model, images, self.config.backbone.frozen_blocks, path, key=key)
+        path, frozen = self.config.work_dir / "embeddings" / f"{name}.npy", self.config.backbone.frozen_blocks
+        key = [hash_weights(model.encoder.state_dict()), *_shape(model), frozen, digest]
+        return embed_images(model, images, frozen, path, key=key)
 
     def embed_validation(self, model: RaliModel, data: DataSet) -> Tensor:
         """(N, D) embeddings of a set's validation images."""
@@ -243,5 +259,7 @@ class Run:
         if 0 < count < len(chosen):
             chosen = np.sort(np.random.default_rng(self.config.seed).permutation(len(chosen))[:count])
         images: Any = Subset(self.tokens(data, "training"), chosen.tolist())  # type: ignore[arg-type]
-        embeddings = self.embeddings(model, f"{data.name}-training", images, f"{data.digest}-training-{len(chosen)}")
+        embeddings = self.embeddings(
+            model, f"{data.name}-training", images, f"{data.digest}-training-{len(chosen)}-{self.config.seed}"
+        )
         return embeddings, scores_of(data.training)[chosen]

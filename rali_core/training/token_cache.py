@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from ..devices import device_of, training_autocast
@@ -27,12 +28,15 @@ from ..files import atomic_write
 from ..images import to_rgb
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
+from ..vision_transformer import ClipEncoder, DinoEncoder
 from .distortions import recode
 
 logger = logging.getLogger("rali")
 
 PROGRESS_EVERY = 500
 """Images between two writes of a cache's progress."""
+HALF_MAX = 65504.0
+"""Largest number of 16 bits."""
 JPEG_QUALITY = 95
 """JPEG quality that should not change a score."""
 
@@ -125,22 +129,28 @@ def cache_tokens(
         path: `.npy` file to write, with its progress beside it as `.json`.
         key: Everything that the tokens depend on, as plain JSON types; a file of another key is rewritten.
         workers: Processes that render; 0 renders in this one.
+
+    Raises:
+        OSError: The disk is full.
+        ValueError: The tokens do not fit into 16 bits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    size, device = model.preprocess_config.image_size, device_of(model)
-    encoder: Any = model.encoder
-    with torch.no_grad():
-        tokens = encoder.forward_first(torch.zeros(1, 3, size, size, device=device), frozen_blocks).shape[1:]
-    array, done, finish = _open_partial(path, (*shape, *tokens), np.float16, key)
+    device, encoder = device_of(model), cast(ClipEncoder | DinoEncoder, model.encoder)
+    array, done, finish = _open_partial(path, (*shape, encoder.shape.seen_tokens, encoder.shape.width), np.float16, key)
+    if done == shape[0]:
+        return TokenCache(path)
+    items_per_pass = max(1, images_per_pass(model, device) // math.prod(shape[1:]))
     loader: DataLoader[NDArray[np.uint8]] = DataLoader(
-        _Rendered(render, shape[0]), batch_size=images_per_pass(model, device), sampler=range(done, shape[0]),
-        num_workers=workers, collate_fn=np.stack,
+        _Rendered(render, shape[0]), batch_size=items_per_pass, sampler=range(done, shape[0]), num_workers=workers,
+        collate_fn=np.stack,
     )  # fmt: skip
     for items in loader:
         images = items.reshape(-1, *items.shape[-3:])
         with torch.no_grad(), training_autocast(device):
             computed = encoder.forward_first(to_inputs(images, model.preprocess_config, device), frozen_blocks)
         start, done = done, done + len(items)
+        if float(computed.abs().max()) > HALF_MAX:
+            raise ValueError(f"{path.stem}: the frozen blocks' tokens do not fit into 16 bits: freeze fewer blocks")
         array[start:done] = computed.half().cpu().numpy().reshape(-1, *array.shape[1:])
         if done == shape[0] or done // PROGRESS_EVERY != start // PROGRESS_EVERY:
             finish(done)
@@ -150,14 +160,7 @@ def cache_tokens(
 
 def images_per_pass(model: RaliModel, device: torch.device) -> int:
     """Images per pass; see `ViTConfig.max_batch`."""
-    encoder: Any = model.encoder
-    batch: int = encoder.shape.max_batch(4) if device.type == "cpu" else 64
-    return batch
-
-
-def identity_collate(item: Any) -> Any:
-    """Collate function for a `DataLoader` that must not turn arrays into tensors."""
-    return item
+    return cast(ClipEncoder | DinoEncoder, model.encoder).shape.max_batch(4) if device.type == "cpu" else 64
 
 
 def _open_partial(
@@ -173,7 +176,12 @@ def _open_partial(
         finished = state.pop("done", 0)
         done = int(finished) if state == wanted else 0
     if not done:
-        progress.unlink(missing_ok=True)
+        for file in (progress, path):
+            file.unlink(missing_ok=True)  # a link itself, not what it leads to
+        needed = math.prod(shape) * np.dtype(dtype).itemsize
+        free = shutil.disk_usage(path.parent).free
+        if free < needed:  # a memory-mapped file that does not fit ends the process without a message
+            raise OSError(f"{path} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left")
     array = np.lib.format.open_memmap(path, mode="r+" if done else "w+", dtype=dtype, shape=shape)
 
     def finish(count: int) -> None:
@@ -201,16 +209,13 @@ def drop_patches(
     kept = max(1, round(patches * (1 - share)))
     if kept == patches:
         return np.stack(images)
-    chosen = [np.sort(random.permutation(patches)[:kept]) for _ in images]
+    chosen = [random.permutation(patches)[:kept] for _ in images]
     return np.stack([image[np.concatenate([[0], 1 + rows])] for image, rows in zip(images, chosen, strict=True)])
 
 
 def to_inputs(images: NDArray[np.uint8], config: PreprocessConfig, device: torch.device) -> Tensor:
-    """(B, H, H, 3) uint8 square images to (B, 3, S, S) normalised encoder input."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
-    size = (config.image_size, config.image_size)
-    if pixels.shape[-2:] != size:
-        pixels = functional.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    """(B, S, S, 3) uint8 images of the encoder's size to (B, 3, S, S) normalised input."""
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return (pixels - mean) / std
 

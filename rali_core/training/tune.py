@@ -192,7 +192,7 @@ def tune_encoder(
     both = nn.ModuleDict({"encoder": model.encoder, "head": head})
     sampler = _Sampler(sets, triplets, copies, config, seed)
 
-    def backward(batch: _Batch, _: int) -> dict[str, Tensor]:
+    def backward(batch: _Batch) -> dict[str, Tensor]:
         predicted = head(encode(model, batch.images, frozen_blocks, device))
         loss, terms = _loss(predicted, batch, sets, sampler.counts, config)
         loss.backward()
@@ -204,7 +204,7 @@ def tune_encoder(
 
     log = optimise(
         both, make_optimiser(model.encoder, head, config), sampler, backward,
-        config=config, folder=folder, inputs=inputs, seed=seed, ema_decay=config.ema_decay, workers=workers,
+        config=config, folder=folder, inputs=inputs, ema_decay=config.ema_decay, workers=workers,
         validate=validate if validation else None, validate_every=config.validate_every,
     )  # fmt: skip
     model.encoder.requires_grad_(True).eval()
