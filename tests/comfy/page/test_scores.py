@@ -172,7 +172,9 @@ def test_the_score_is_seen_when_collapsed_from_outside_a_subgraph_and_on_the_lig
     page.shot(f"collapsed-{name}")
     assert f"{number:.3f}" not in page.page.evaluate(SAVED)
     assert page.page.evaluate("async () => JSON.stringify(await app.graphToPrompt())").find(f"{number:.3f}") == -1
-    page.page.evaluate("(id) => { app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)])); }", score)
+    convert = "app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))"
+    page.page.evaluate(f"(id) => {{ {convert}; {TRACKER}.captureCanvasState(); }}", score)
+    page.settle()  # a run before the page has taken this in is one of another graph
     page.run()
     page.wait(f"app.graph._nodes.some(node => node.subgraph && node.getTitle().startsWith('{number:.3f} · '))")
     if vue:
