@@ -4,9 +4,9 @@
 
 Cheaper than whole trainings, and to be named beside the figures: the encoder is that of a finished model, and only the
 head is made anew, without blank images, distortions and copies, from the training images of the absolute and
-correlated sets and of the other groups. If the
-encoder was tuned on the group's images, it has seen them; give one that was not for a figure without. Scores are those
-of the group's training and held-out images; no test split is used. A last line leaves out the whole set.
+correlated sets and of the other groups. If the encoder was tuned on the group's images, it has seen them; give one that
+was not for a figure without. Scores are those of the group's training and held-out images; no test split is used. A
+last line leaves out the whole set.
 """
 
 from __future__ import annotations

@@ -73,12 +73,11 @@ class ViTConfig:
         if self.pattern not in get_args(PatchPattern):
             raise ValueError(f"patch_pattern must be one of {', '.join(get_args(PatchPattern))}, got {self.pattern!r}")
         grid = self.image_size // self.patch
-        if self.pattern == "checkerboard" and (
-            grid % 2 == 0 or grid == 1
-        ):  # an even one would not be its own mirror image
+        # An even one would not be its own mirror image; one patch has no second to leave out.
+        if self.pattern == "checkerboard" and (grid % 2 == 0 or grid == 1):
             raise ValueError(
                 f"a checkerboard needs an odd number of patches a side, got {grid}: image_size {self.image_size} and "
-                f"patches of {self.patch} pixels"
+                f"patches of {self.patch} pixels; the smallest is 3"
             )
 
     @property

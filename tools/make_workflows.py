@@ -278,7 +278,7 @@ NOTES: dict[str, str] = {
     + ("\n\nSix drafts, the best **k** are sampled again at **denoise** 0.4, and the best of those is saved."),
     "RALI - inpaint the weak regions": CHECKPOINT
     + (
-        "\n\nThe lowest fifth (**weak_limit**) of the image is sampled again at **denoise** 0.4; less keeps more. "
+        "\n\nThe lowest fifth (**mask_limit**) of the image is sampled again at **denoise** 0.4; less keeps more. "
         "Compare the two scores, before and after."
     ),
 }

@@ -69,7 +69,7 @@ def make_table() -> str:
         merged.setdefault((row[1], row[3]), []).append(row)
     lines = ["| section | setting | default | meaning |", "|---|---|---|---|"]
     for (setting, meaning), same in merged.items():
-        sections, defaults = ((list(dict.fromkeys(row[place] for row in same))) for place in (0, 2))
+        sections, defaults = (list(dict.fromkeys(row[place] for row in same)) for place in (0, 2))
         lines.append(f"| {', '.join(sections)} | {setting} | {', '.join(defaults)} | {meaning} |")
     return "\n".join(lines)
 

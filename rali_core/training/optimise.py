@@ -27,6 +27,8 @@ GRADIENT_NORM = 1.0
 """Gradients are clipped to this norm."""
 LOG_EVERY = 10
 """Steps per line of the log, which holds their mean; checkpoints are written between two lines only."""
+LOG_SETTINGS = ("validation_images", "validate_every")
+"""Settings that change the log and not the result."""
 CHECKPOINT_SECONDS = 60.0
 """Minimum seconds between two checkpoints."""
 
@@ -159,7 +161,7 @@ def optimise(
         t_in_epochs=False,
     )  # fmt: skip
     ema = ModelEmaV3(model, decay=ema_decay, use_warmup=True) if ema_decay else None
-    settings = {name: value for name, value in asdict(config).items() if not name.startswith("valid")}  # log only
+    settings = {name: value for name, value in asdict(config).items() if name not in LOG_SETTINGS}
     checkpoint = _Checkpoint(folder / "checkpoint.pt", {"inputs": inputs, "config": settings})
     first, log = checkpoint.restore(model, optimiser, ema)
     steps = _Steps(draw, config.steps)

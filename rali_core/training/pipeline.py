@@ -36,7 +36,7 @@ from .compress import compress_embeddings, map_scores
 from .config import TrainConfig, to_json
 from .distortion_triplets import DistortionTriplet, render_triplet
 from .fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
-from .optimise import draw_curves
+from .optimise import LOG_SETTINGS, draw_curves
 from .publish import git_commit, load_head, save
 from .run import STAGES, TRIPLETS, DataSet, Part, Run, StageName, read_data_set
 from .text import TextEncoder, embed_texts, load_text_encoder
@@ -311,7 +311,7 @@ def _inputs(run: Run, stage: StageName) -> dict[str, Any]:
     if stage not in ("describe", "align"):
         inputs["distortions"] += [config.distortions.blank, config.distortions.copies]
     settings = to_json(getattr(config, stage))
-    for key in ("validation_images", "validate_every"):  # affects logging only, not the result
+    for key in LOG_SETTINGS:
         settings.pop(key, None)
     inputs["settings"] = settings
     if stage == "describe":
