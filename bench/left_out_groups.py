@@ -23,32 +23,24 @@ from numpy.typing import NDArray
 
 from rali_core.evaluation import measure_agreement
 from rali_core.labels import scores_of
-from rali_core.training.compress import compress_embeddings, map_scores
+from rali_core.training.compress import Embedded, compress_embeddings, join_sets
 from rali_core.training.config import TrainConfig, read_config
-from rali_core.training.fit import ScoredEmbeddings, fit_head, make_head
+from rali_core.training.fit import fit_head, make_head
 from rali_core.training.run import Run
-
-Embedded = tuple[NDArray[np.float32], NDArray[np.float64]]
 
 
 def make_scores(
-    config: TrainConfig, scale: Embedded, mapped: Embedded | None, correlated: list[Embedded], images: torch.Tensor
-) -> NDArray[np.float32]:
-    """Make a head of absolute, mapped and correlated images, and score images with it."""
-    embeddings, scores = scale
-    if mapped is not None:
-        scores = np.concatenate([scores, map_scores(*scale, *mapped, name="the rest")])
-        embeddings = np.concatenate([embeddings, mapped[0]])
-    settings = config.compress
+    config: TrainConfig, absolute: list[Embedded], mapped: dict[str, Embedded], correlation: list[Embedded],
+    images: torch.Tensor,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Make a head of absolute, mapped and correlated sets, and score embeddings of images with it."""
+    embeddings, scores, sets = join_sets(absolute, mapped)
     initial = compress_embeddings(
-        embeddings, scores, pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes,
-        temperature=settings.temperature, seed=config.seed, set_scale=settings.set_scale,
-        unscored=np.concatenate([part for part, _ in correlated]) if correlated else None,
-        sets=(np.arange(len(scores)) >= len(scale[1])).astype(np.intp),
+        embeddings, scores, config=config.compress, seed=config.seed, sets=sets,
+        unscored=[part for part, _ in correlation],
     )  # fmt: skip
-    sets = [ScoredEmbeddings(torch.from_numpy(part), torch.from_numpy(human).float()) for part, human in correlated]
-    absolute = ScoredEmbeddings(torch.from_numpy(embeddings), torch.from_numpy(scores).float())
-    head = fit_head(make_head(initial), absolute, sets, None, None, config=config.fit, seed=config.seed)
+    head = make_head(initial)
+    fit_head(head, (embeddings, scores), correlation, None, None, config=config.fit, seed=config.seed)
     with torch.no_grad():
         predicted: NDArray[np.float32] = head(images).numpy()
     return predicted
@@ -77,27 +69,23 @@ def main() -> None:
     by_role: dict[str, list[Embedded]] = {"absolute": [], "correlation": []}
     for data in run.data:
         if data.scores in by_role:
-            embeddings, scores = run.embed_training(model, data)
-            by_role[data.scores].append((embeddings.numpy(), scores))
-    scale = (
-        np.concatenate([part for part, _ in by_role["absolute"]]),
-        np.concatenate([scores for _, scores in by_role["absolute"]]),
-    )
+            by_role[data.scores].append(run.embed_training(model, data))
+    absolute, correlation = by_role["absolute"], by_role["correlation"]
     embeddings, scores = run.embed_training(model, chosen)
-    images = torch.cat([embeddings, run.embed_validation(model, chosen)])
+    images = torch.cat([torch.from_numpy(embeddings), run.embed_validation(model, chosen)])
     human = np.concatenate([scores, scores_of(chosen.validation)])
     groups = np.array([row.group for row in (*chosen.training, *chosen.validation)])
     print(f"| left out of {chosen.name} | images | SRCC within | PLCC within |\n|---|---|---|---|")
     within = []
     for group in np.unique(groups):
         kept, rows = groups[: len(scores)] != group, groups == group
-        mapped = embeddings.numpy()[kept], scores[kept]
-        predicted = make_scores(config, scale, mapped, by_role["correlation"], images[torch.from_numpy(rows)])
+        mapped = {chosen.name: (embeddings[kept], scores[kept])}
+        predicted = make_scores(config, absolute, mapped, correlation, images[torch.from_numpy(rows)])
         agreement = measure_agreement(predicted, human[rows])
         within.append((agreement.srcc, agreement.plcc))
         print(f"| {group} | {rows.sum()} | {agreement.srcc:.3f} | {agreement.plcc:.3f} |", flush=True)
     print("| mean | | {:.3f} | {:.3f} |".format(*np.mean(within, axis=0)))
-    agreement = measure_agreement(make_scores(config, scale, None, by_role["correlation"], images), human)
+    agreement = measure_agreement(make_scores(config, absolute, {}, correlation, images), human)
     print(f"| all of it: SRCC and PLCC over the set | {len(human)} | {agreement.srcc:.3f} | {agreement.plcc:.3f} |")
 
 

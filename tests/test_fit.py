@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from rali_core.evaluation import measure_agreement
 from rali_core.head import PrototypeHead
 from rali_core.training.compress import compress_embeddings
-from rali_core.training.config import FitConfig
+from rali_core.training.config import CompressConfig, FitConfig
 from rali_core.training.distortion_triplets import DistortionTriplet
-from rali_core.training.fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
+from rali_core.training.fit import TripletEmbeddings, fit_head, make_head
 
 TRIPLET = DistortionTriplet("x.png", True, "noise", 1, 3, seed=0)
 
@@ -23,19 +23,15 @@ def quality_embeddings(count: int, seed: int) -> tuple[NDArray[np.float32], NDAr
     return values.astype(np.float32), scores
 
 
-def scored(embeddings: NDArray[np.float32], scores: NDArray[np.float64]) -> ScoredEmbeddings:
-    return ScoredEmbeddings(torch.from_numpy(embeddings), torch.from_numpy(scores).float())
-
-
 def fitted(embeddings: NDArray[np.float32], scores: NDArray[np.float64], **settings: object) -> PrototypeHead:
-    initial = compress_embeddings(embeddings, scores, pca_dim=16, bins=40, prototypes=60, temperature=0.07, seed=0)
+    compressed = CompressConfig(pca_dim=16, bins=40, prototypes=60, temperature=0.07)
+    initial = compress_embeddings(embeddings, scores, config=compressed, seed=0)
     correlation = settings.pop("correlation", [])
     triplets, copies = settings.pop("triplet_embeddings", None), settings.pop("copies", None)
     off = {"correlation_weight": 0.0, "ranking_weight": 0.0, "consistency_weight": 0.0}
     config = FitConfig(**{"epochs": 15, "batch_size": 64, "learning_rate": 3e-3, **off, **settings})  # type: ignore[arg-type]
-    return fit_head(
-        make_head(initial), scored(embeddings, scores), correlation, triplets, copies, config=config, seed=0
-    )  # type: ignore[arg-type]
+    head = make_head(initial)
+    return fit_head(head, (embeddings, scores), correlation, triplets, copies, config=config, seed=0)  # type: ignore[arg-type]
 
 
 def predict(head: PrototypeHead, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -69,11 +65,9 @@ def test_a_correlation_set_contributes_its_order_and_not_its_scale() -> None:
     strange[:, :12] += np.outer(strange_scores, np.full(12, -4.0)).astype(np.float32)  # here the model is misled
     srcc = {}
     for weight in (0.0, 0.05):
-        head = fitted(embeddings, scores, correlation_weight=weight, correlation=[scored(strange, strange_scores)])
+        head = fitted(embeddings, scores, correlation_weight=weight, correlation=[(strange, strange_scores)])
         srcc[weight] = measure_agreement(predict(head, strange), strange_scores).srcc
-        again = fitted(
-            embeddings, scores, correlation_weight=weight, correlation=[scored(strange, strange_scores / 5 + 0.1)]
-        )
+        again = fitted(embeddings, scores, correlation_weight=weight, correlation=[(strange, strange_scores / 5 + 0.1)])
         assert np.allclose(predict(head, strange), predict(again, strange), atol=2e-3)
     assert srcc[0.05] > srcc[0.0] + 0.05
 

@@ -145,9 +145,9 @@ def fit_attributes(run: Run, model: RaliModel) -> tuple[AttributeProbes | None, 
     digest = repr((run.triplets_digest, count, KINDS, UNSEEN))
     embedded = run.embeddings(model, "attributes", images, digest)
     scored = [run.embed_training(model, data) for data in run.data if data.scores in ("absolute", "mapped")]
-    good = torch.cat([part[torch.from_numpy(scores > GOOD_SCORE)] for part, scores in scored])
+    good = np.concatenate([part[scores > GOOD_SCORE] for part, scores in scored])
     drawn = np.random.default_rng(run.config.seed).permutation(len(good))[:GOOD_IMAGES]
-    return fit_probes(embedded, sources, images.levels, good[torch.from_numpy(drawn)])
+    return fit_probes(embedded, sources, images.levels, torch.from_numpy(good[drawn]))
 
 
 def fit_probes(

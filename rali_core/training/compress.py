@@ -12,14 +12,18 @@ paper: one more component may tell photographs and generated images apart, so th
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..constants import RALI_INITIAL_TEMPERATURE
+from .config import CompressConfig
 
 logger = logging.getLogger("rali")
+
+Embedded = tuple[NDArray[np.float32], NDArray[np.float64]]
+"""(N, D) embeddings and (N,) scores of a set."""
 
 
 @dataclass(frozen=True)
@@ -80,32 +84,46 @@ def map_scores(
     return mapped
 
 
+def join_sets(
+    absolute: Sequence[Embedded], mapped: Mapping[str, Embedded]
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.intp]]:
+    """Put sets that are on the model's scale, and sets that are mapped onto it, together.
+
+    Args:
+        absolute: (N, D) embeddings and (N,) scores in [0, 1] of each set on the model's scale; at least one.
+        mapped: The same of each other set, by its name, on its own scale.
+
+    Returns:
+        (M, D) embeddings, (M,) scores in [0, 1], and (M,) 0 for images of the first kind, 1 for those of the second.
+    """
+    embeddings = np.concatenate([part for part, _ in absolute])
+    scores = np.concatenate([human for _, human in absolute])
+    others = [map_scores(embeddings, scores, *part, name=name) for name, part in mapped.items()]
+    return (
+        np.concatenate([embeddings, *(part for part, _ in mapped.values())]),
+        np.concatenate([scores, *others]),
+        np.repeat([0, 1], [len(scores), sum(map(len, others))]),
+    )
+
+
 def compress_embeddings(
     embeddings: NDArray[np.float32],
     scores: NDArray[np.float64],
     *,
-    pca_dim: int,
-    bins: int,
-    prototypes: int,
-    temperature: float = RALI_INITIAL_TEMPERATURE,
+    config: CompressConfig,
     seed: int,
-    unscored: NDArray[np.float32] | None = None,
+    unscored: Sequence[NDArray[np.float32]] = (),
     sets: NDArray[np.intp] | None = None,
-    set_scale: float = 0.0,
 ) -> InitialHead:
     """Run PCA and binned K-means.
 
     Args:
         embeddings: (N, D) un-normalised embeddings of the training images.
         scores: (N,) human scores in [0, 1].
-        pca_dim: P, at most min(N, D); 0 leaves the PCA out (embeddings are compared without it).
-        bins: Number of equal-width bins over [0, 1].
-        prototypes: K; fewer if there are fewer images.
-        temperature: Initial softmax temperature tau; the paper's 0.07 unless given.
+        config: Dimensions, bins, prototypes (fewer if there are fewer images) and initial temperature.
         seed: Seed of K-means.
-        unscored: (U, D) further embeddings for the PCA; they give no prototypes.
-        sets: (N,) which set each image is of, 0 or 1.
-        set_scale: Standard deviation of one more component, along which these are told apart; 0, or one set, for none.
+        unscored: (U, D) further embeddings of each set for the PCA; they give no prototypes.
+        sets: (N,) which kind of set each image is of, 0 or 1, for `set_scale`.
 
     Raises:
         ValueError: Shapes or ranges do not fit, or there are more occupied bins than prototypes.
@@ -118,22 +136,22 @@ def compress_embeddings(
         raise ValueError(f"expected scores in [0, 1], got {scores.min():.4g} to {scores.max():.4g}")
     values = embeddings.astype(np.float64)
     mean, scale, components = _principal_components(
-        values if unscored is None else np.concatenate([values, unscored.astype(np.float64)]), pca_dim
+        np.concatenate([values, *(part.astype(np.float64) for part in unscored)]), config.pca_dim
     )
-    if set_scale and sets is not None and len(np.unique(sets)) > 1:
-        components = np.vstack([components, set_scale * _set_direction((values - mean) / scale, sets)])
+    if config.set_scale and sets is not None and len(np.unique(sets)) > 1:
+        components = np.vstack([components, config.set_scale * _set_direction((values - mean) / scale, sets)])
     projected = (values - mean) / scale @ components.T
     projected /= np.linalg.norm(projected, axis=1, keepdims=True).clip(1e-12)
-    members = [np.flatnonzero(np.minimum((scores * bins).astype(int), bins - 1) == index) for index in range(bins)]
-    members = [group for group in members if len(group)]
-    centroids, centroid_scores = _cluster_bins(projected, scores, members, prototypes, seed)
+    bins = np.minimum((scores * config.bins).astype(int), config.bins - 1)
+    members = [np.flatnonzero(bins == index) for index in np.unique(bins)]
+    centroids, centroid_scores = _cluster_bins(projected, scores, members, config.prototypes, seed)
     return InitialHead(
         mean=mean.astype(np.float32),
         scale=scale.astype(np.float32),
         components=components.astype(np.float32),
         prototypes=centroids.astype(np.float32),
         scores=centroid_scores.astype(np.float32),
-        logit_scale=1.0 / temperature,
+        logit_scale=1.0 / config.temperature,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..head import PrototypeHead
-from .compress import InitialHead
+from .compress import Embedded, InitialHead
 from .config import FitConfig
 from .distortion_triplets import DistortionTriplet
 from .losses import consistency_loss, distortion_ranking_loss, plcc_loss
@@ -26,19 +26,6 @@ logger = logging.getLogger("rali")
 
 WEIGHT_DECAY = 1e-4
 TRIPLETS_PER_STEP = PAIRS_PER_STEP = 48
-
-
-@dataclass(frozen=True)
-class ScoredEmbeddings:
-    """Embeddings of images with human scores.
-
-    Attributes:
-        embeddings: (N, D) float32.
-        scores: (N,) float32 in [0, 1].
-    """
-
-    embeddings: Tensor
-    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,8 +58,8 @@ def make_head(initial: InitialHead) -> PrototypeHead:
 
 def fit_head(
     head: PrototypeHead,
-    absolute: ScoredEmbeddings,
-    correlation: Sequence[ScoredEmbeddings],
+    absolute: Embedded,
+    correlation: Sequence[Embedded],
     triplets: TripletEmbeddings | None,
     copies: Tensor | None,
     *,
@@ -83,8 +70,9 @@ def fit_head(
 
     Args:
         head: From `make_head`.
-        absolute: Images whose scores the head learns.
-        correlation: Further sets, each on its own scale: only which image is better, and by how much, counts.
+        absolute: (N, D) embeddings and (N,) scores in [0, 1], which the head learns.
+        correlation: The same of further sets, each on its own scale: only which image is better, and by how much,
+            counts.
         triplets: For the ranking; None leaves it out.
         copies: (P, 2, D) embeddings of images and of their copies that should have the same score; None leaves them
             out.
@@ -95,19 +83,21 @@ def fit_head(
         The same head, in evaluation mode.
     """
     generator = torch.Generator().manual_seed(seed)
+    embeddings, human = _tensors(absolute)
+    further = [_tensors(part) for part in correlation]
     head.components.requires_grad_(False)
     head.scale.requires_grad_(False)
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
-    steps = config.epochs * -(-len(absolute.scores) // config.batch_size)
+    steps = config.epochs * -(-len(human) // config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
     head.train()
     for epoch in range(config.epochs):
         errors = []
-        for index in torch.randperm(len(absolute.scores), generator=generator).split(config.batch_size):
-            error = functional.mse_loss(head(absolute.embeddings[index]), absolute.scores[index])
+        for index in torch.randperm(len(human), generator=generator).split(config.batch_size):
+            error = functional.mse_loss(head(embeddings[index]), human[index])
             errors.append(float(error.detach()))
-            loss = error + config.correlation_weight * _correlation(head, correlation, config.batch_size, generator)
+            loss = error + config.correlation_weight * _correlation(head, further, config.batch_size, generator)
             if triplets is not None:
                 loss = loss + config.ranking_weight * _ranking(head, triplets, generator)
             if copies is not None:
@@ -126,13 +116,18 @@ def fit_head(
     return head.requires_grad_(True).eval()
 
 
+def _tensors(embedded: Embedded) -> tuple[Tensor, Tensor]:
+    embeddings, scores = embedded
+    return torch.from_numpy(embeddings), torch.from_numpy(scores).float()
+
+
 def _correlation(
-    head: PrototypeHead, sets: Sequence[ScoredEmbeddings], batch_size: int, generator: torch.Generator
+    head: PrototypeHead, sets: Sequence[tuple[Tensor, Tensor]], batch_size: int, generator: torch.Generator
 ) -> Tensor | float:
     terms = []
-    for scored in sets:
-        index = torch.randperm(len(scored.scores), generator=generator)[:batch_size]
-        terms.append(plcc_loss(head(scored.embeddings[index]), scored.scores[index]))
+    for embeddings, human in sets:
+        index = torch.randperm(len(human), generator=generator)[:batch_size]
+        terms.append(plcc_loss(head(embeddings[index]), human[index]))
     return torch.stack(terms).mean() if terms else 0.0
 
 

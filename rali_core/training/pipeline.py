@@ -32,10 +32,10 @@ from ..labels import LabelledImage, scores_of
 from ..model import RaliModel
 from .align import DescribedImages, align_encoder
 from .attributes import fit_attributes, save_probes
-from .compress import compress_embeddings, map_scores
+from .compress import compress_embeddings, join_sets
 from .config import TrainConfig, to_json
 from .distortion_triplets import DistortionTriplet, render_triplet
-from .fit import ScoredEmbeddings, TripletEmbeddings, fit_head, make_head
+from .fit import TripletEmbeddings, fit_head, make_head
 from .optimise import LOG_SETTINGS, draw_curves
 from .publish import git_commit, load_head, save
 from .run import STAGES, TRIPLETS, DataSet, Part, Run, StageName, read_data_set
@@ -227,44 +227,33 @@ def compress(run: Run) -> None:
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores, sets = _absolute(run, model)
     others = [run.embed_training(model, data)[0] for data in run.data if data.scores in ("correlation", "none")]
-    settings = run.config.compress
     initial = compress_embeddings(
-        embeddings.numpy(), scores, pca_dim=settings.pca_dim, bins=settings.bins, prototypes=settings.prototypes,
-        temperature=settings.temperature, seed=run.config.seed,
-        unscored=torch.cat(others).numpy() if others else None, sets=sets, set_scale=settings.set_scale,
-    )  # fmt: skip
+        embeddings, scores, config=run.config.compress, seed=run.config.seed, unscored=others, sets=sets
+    )
     logger.info("compress: %d dimensions, %d prototypes", len(initial.components), len(initial.prototypes))
     save_file(make_head(initial).state_dict(), run.path("compress", "head.safetensors"))
 
 
-def _absolute(run: Run, model: RaliModel) -> tuple[Tensor, NDArray[np.float64], NDArray[np.intp]]:
+def _absolute(run: Run, model: RaliModel) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.intp]]:
     """Embeddings and scores of all images on the model's scale, and 0 for those on it, 1 for those mapped onto it."""
-    parts = [run.embed_training(model, data) for data in run.data if data.scores == "absolute"]
-    embeddings, scores = [part[0] for part in parts], [part[1] for part in parts]
+    absolute = [run.embed_training(model, data) for data in run.data if data.scores == "absolute"]
     if run.config.distortions.blank:
         blank = run.blank_tokens()
-        embeddings.append(run.embeddings(model, "blank", blank, f"blank-{len(blank)}"))
-        scores.append(np.zeros(len(blank)))
-    absolute = torch.cat(embeddings).numpy(), np.concatenate(scores)
-    for data in run.data:
-        if data.scores == "mapped":
-            others, human = run.embed_training(model, data)
-            embeddings.append(others)
-            scores.append(map_scores(*absolute, others.numpy(), human, name=data.name))
-    joined = np.concatenate(scores)
-    return torch.cat(embeddings), joined, (np.arange(len(joined)) >= len(absolute[1])).astype(np.intp)
+        embeddings = run.embeddings(model, "blank", blank, f"blank-{len(blank)}").numpy()
+        absolute.append((embeddings, np.zeros(len(blank))))
+    return join_sets(
+        absolute, {data.name: run.embed_training(model, data) for data in run.data if data.scores == "mapped"}
+    )
 
 
 def fit(run: Run) -> None:
     """Stage 5. Reads `compress/head.safetensors` and all scored sets; writes the model's head and its probes."""
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores, _ = _absolute(run, model)
-    parts = [run.embed_training(model, data) for data in run.data if data.scores == "correlation"]
-    correlation = [ScoredEmbeddings(part, torch.from_numpy(human).float()) for part, human in parts]
+    correlation = [run.embed_training(model, data) for data in run.data if data.scores == "correlation"]
     head = load_head(run.path("compress", "head.safetensors"))
     fit_head(
-        head, ScoredEmbeddings(embeddings, torch.from_numpy(scores).float()), correlation, _triplets(run, model),
-        _copies(run, model),
+        head, (embeddings, scores), correlation, _triplets(run, model), _copies(run, model),
         config=run.config.fit, seed=run.config.seed,
     )  # fmt: skip
     save_probes(run.path("fit", "attributes.safetensors"), *fit_attributes(run, model))

@@ -22,6 +22,7 @@ from ..files import find_images, hash_file
 from ..labels import LabelledImage, read_labels, scores_of, split_validation
 from ..model import RaliModel
 from .backbones import Backbone, load_backbone
+from .compress import Embedded
 from .config import DataConfig, ScoreRole, TrainConfig
 from .distortion_triplets import BlankRenderer, DistortionTriplet, TripletRenderer, plan_triplets
 from .optimise import freeze_blocks
@@ -252,7 +253,7 @@ class Run:
         name = f"{data.name}-validation"
         return self.embeddings(model, name, self.tokens(data, "validation"), f"{data.digest}-validation")
 
-    def embed_training(self, model: RaliModel, data: DataSet) -> tuple[Tensor, NDArray[np.float64]]:
+    def embed_training(self, model: RaliModel, data: DataSet) -> Embedded:
         """(N, D) embeddings and (N,) scores of the training images of a set, for the head."""
         count = self.config.compress.images
         chosen = np.arange(len(data.training))
@@ -262,4 +263,4 @@ class Run:
         embeddings = self.embeddings(
             model, f"{data.name}-training", images, f"{data.digest}-training-{len(chosen)}-{self.config.seed}"
         )
-        return embeddings, scores_of(data.training)[chosen]
+        return embeddings.numpy(), scores_of(data.training)[chosen]
