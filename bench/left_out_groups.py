@@ -40,7 +40,7 @@ def make_scores(
         unscored=[part for part, _ in correlation],
     )  # fmt: skip
     head = make_head(initial)
-    fit_head(head, (embeddings, scores), correlation, None, None, config=config.fit, seed=config.seed)
+    fit_head(head, (embeddings, scores), correlation, None, config=config.fit, seed=config.seed)
     with torch.no_grad():
         predicted: NDArray[np.float32] = head(images).numpy()
     return predicted
@@ -58,7 +58,7 @@ def main() -> None:
     config = read_config(options.config)
     encoder = Path(options.encoder).resolve()
     config = replace(
-        config, backbone=replace(config.backbone, file=str(encoder), intermediate_block=None),
+        config, backbone=replace(config.backbone, file=str(encoder)),
         work_dir=config.work_dir.with_name(f"{config.work_dir.name}-{encoder.stem}"),
     )  # fmt: skip
     run = Run(config, limit=options.limit)

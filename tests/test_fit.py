@@ -27,11 +27,11 @@ def fitted(embeddings: NDArray[np.float32], scores: NDArray[np.float64], **setti
     compressed = CompressConfig(pca_dim=16, bins=40, prototypes=60, temperature=0.07)
     initial = compress_embeddings(embeddings, scores, config=compressed, seed=0)
     correlation = settings.pop("correlation", [])
-    triplets, copies = settings.pop("triplet_embeddings", None), settings.pop("copies", None)
-    off = {"correlation_weight": 0.0, "ranking_weight": 0.0, "consistency_weight": 0.0}
+    triplets = settings.pop("triplet_embeddings", None)
+    off = {"correlation_weight": 0.0, "ranking_weight": 0.0}
     config = FitConfig(**{"epochs": 15, "batch_size": 64, "learning_rate": 3e-3, **off, **settings})  # type: ignore[arg-type]
     head = make_head(initial)
-    return fit_head(head, (embeddings, scores), correlation, triplets, copies, config=config, seed=0)  # type: ignore[arg-type]
+    return fit_head(head, (embeddings, scores), correlation, triplets, config=config, seed=0)  # type: ignore[arg-type]
 
 
 def predict(head: PrototypeHead, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -85,14 +85,3 @@ def test_the_order_of_known_distortions_can_be_fitted_beside_the_scores() -> Non
         share[weight] = float(ordered.mean())
     assert share[0.0] < 0.1
     assert share[1.0] > 0.2
-
-
-def test_scores_of_mirrored_copies_are_held_together() -> None:
-    embeddings, scores = quality_embeddings(400, 4)
-    images = torch.from_numpy(embeddings[:40])
-    copies = images + 0.3 * torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
-    moves = {}
-    for weight in (0.0, 0.5):
-        head = fitted(embeddings, scores, consistency_weight=weight, copies=torch.stack([images, copies], dim=1))
-        moves[weight] = float(np.abs(predict(head, images.numpy()) - predict(head, copies.numpy())).mean())
-    assert moves[0.5] < 0.6 * moves[0.0]

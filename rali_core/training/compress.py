@@ -6,7 +6,7 @@ with the mean score of its members. What the paper leaves open, and what is done
 gets one centroid, and the rest go, one at a time, to the bin with the largest sum of squared distances to its
 centroids; a bin never gets more centroids than it has distinct members. K-means runs on unit vectors, because the
 head compares by cosine. Empty bins get none. A single bin is plain K-means. scikit-learn does the work. Beyond the
-paper: one more component may tell photographs and generated images apart, so that each kind has prototypes of its own.
+paper: two kinds of sets have bins, and so prototypes, of their own, and one more component may tell them apart.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def compress_embeddings(
         config: Dimensions, bins, prototypes (fewer if there are fewer images) and initial temperature.
         seed: Seed of K-means.
         unscored: (U, D) further embeddings of each set for the PCA; they give no prototypes.
-        sets: (N,) which kind of set each image is of, 0 or 1, for `set_scale`.
+        sets: (N,) which kind of set each image is of, 0 or 1; each kind has bins, and so prototypes, of its own.
 
     Raises:
         ValueError: Shapes or ranges do not fit, or there are more occupied bins than prototypes.
@@ -142,7 +142,9 @@ def compress_embeddings(
         components = np.vstack([components, config.set_scale * _set_direction((values - mean) / scale, sets)])
     projected = (values - mean) / scale @ components.T
     projected /= np.linalg.norm(projected, axis=1, keepdims=True).clip(1e-12)
-    bins = np.minimum((scores * config.bins).astype(int), config.bins - 1)
+    kinds = np.zeros(len(scores), dtype=int) if sets is None else sets
+    width = max(1, config.bins // len(np.unique(kinds)))
+    bins = np.minimum((scores * width).astype(int), width - 1) + width * kinds
     members = [np.flatnonzero(bins == index) for index in np.unique(bins)]
     centroids, centroid_scores = _cluster_bins(projected, scores, members, config.prototypes, seed)
     return InitialHead(

@@ -195,7 +195,8 @@ class CompressConfig:
         images: At most so many training images of each set, drawn at random, for this stage and the next; 0 takes
             all.
         pca_dim: Dimensions after PCA; 0 leaves the PCA out.
-        bins: Equal-width score bins, K-means runs inside each; 1 for plain K-means.
+        bins: Equal-width score bins, K-means runs inside each; 1 for plain K-means. Absolute and mapped sets have half
+            of them each, if there are both.
         prototypes: Maximum number of prototypes.
         temperature: Initial softmax temperature.
         set_scale: Standard deviation of one more component, along which a logistic regression tells the absolute and
@@ -220,7 +221,6 @@ class FitConfig:
         learning_rate: Peak learning rate of a cosine.
         correlation_weight: Weight of the mean of 1 - PLCC over the sets with `scores = "correlation"`.
         ranking_weight: Weight of the ranking of distortion triplets.
-        consistency_weight: Weight of the difference between the scores of an image and of its copy.
         triplets: Number of triplets that are embedded for the ranking.
         attribute_images: The undistorted images of so many triplets, each under every distortion of the probes, are
             embedded for the probes of image attributes; 0 leaves the probes out.
@@ -231,7 +231,6 @@ class FitConfig:
     learning_rate: float = 1e-3
     correlation_weight: float = 0.002
     ranking_weight: float = 0.005
-    consistency_weight: float = 0.005
     triplets: int = 310
     attribute_images: int = 60
 
@@ -361,7 +360,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
         "head_learning_rate": (1e-12, 10.0), "layer_decay": (1e-6, 1.0), "weight_decay": (0.0, 10.0),
         "patch_dropout": (0.0, 0.99), "validation_images": (1, 10**9), "validate_every": (0, 10**9)}.items()},
     **{f"tune.{key}_weight": (0.0, 1e6) for key in ("plcc", "correlation", "ranking", "range", "consistency")},
-    **{f"fit.{key}_weight": (0.0, 1e6) for key in ("correlation", "ranking", "consistency")},
+    **{f"fit.{key}_weight": (0.0, 1e6) for key in ("correlation", "ranking")},
     "fit.learning_rate": (1e-12, 10.0),
 }  # fmt: skip
 """Lowest and highest value of each number."""

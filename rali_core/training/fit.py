@@ -1,8 +1,7 @@
 """Stage 5, fit: prototypes, their scores and the temperature are fine-tuned end to end on the human scores.
 
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.3: mean squared error; the PCA is not changed. Beyond the
-paper: sets on their own scales count as a correlation within each, and unscored distortions and mirror images keep
-their order and their score.
+paper: sets on their own scales count as a correlation within each, and unscored distortions keep their order.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from ..head import PrototypeHead
 from .compress import Embedded, InitialHead
 from .config import FitConfig
 from .distortion_triplets import DistortionTriplet
-from .losses import consistency_loss, distortion_ranking_loss, plcc_loss
+from .losses import distortion_ranking_loss, plcc_loss
 
 logger = logging.getLogger("rali")
 
 WEIGHT_DECAY = 1e-4
-TRIPLETS_PER_STEP = PAIRS_PER_STEP = 48
+TRIPLETS_PER_STEP = 48
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,6 @@ def fit_head(
     absolute: Embedded,
     correlation: Sequence[Embedded],
     triplets: TripletEmbeddings | None,
-    copies: Tensor | None,
     *,
     config: FitConfig,
     seed: int,
@@ -74,8 +72,6 @@ def fit_head(
         correlation: The same of further sets, each on its own scale: only which image is better, and by how much,
             counts.
         triplets: For the ranking; None leaves it out.
-        copies: (P, 2, D) embeddings of images and of their copies that should have the same score; None leaves them
-            out.
         config: How to train.
         seed: Seed of the order.
 
@@ -100,9 +96,6 @@ def fit_head(
             loss = error + config.correlation_weight * _correlation(head, further, config.batch_size, generator)
             if triplets is not None:
                 loss = loss + config.ranking_weight * _ranking(head, triplets, generator)
-            if copies is not None:
-                pairs = copies[torch.randperm(len(copies), generator=generator)[:PAIRS_PER_STEP]]
-                loss = loss + config.consistency_weight * consistency_loss(head(pairs[:, 0]), head(pairs[:, 1]))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
 from ..describe.records import image_name, read_descriptions
@@ -253,8 +252,8 @@ def fit(run: Run) -> None:
     correlation = [run.embed_training(model, data) for data in run.data if data.scores == "correlation"]
     head = load_head(run.path("compress", "head.safetensors"))
     fit_head(
-        head, (embeddings, scores), correlation, _triplets(run, model), _copies(run, model),
-        config=run.config.fit, seed=run.config.seed,
+        head, (embeddings, scores), correlation, _triplets(run, model), config=run.config.fit,
+        seed=run.config.seed,
     )  # fmt: skip
     save_probes(run.path("fit", "attributes.safetensors"), *fit_attributes(run, model))
     save_file(head.state_dict(), run.path("fit", "head.safetensors"))
@@ -269,13 +268,6 @@ def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
     images: Any = tokens.reshape(-1, *tokens.shape[2:])
     embeddings = run.embeddings(model, TRIPLETS, images, f"{run.triplets_digest}-{count}")
     return TripletEmbeddings(run.triplets[:count], embeddings.view(count, 3, -1))
-
-
-def _copies(run: Run, model: RaliModel) -> Tensor | None:
-    if not run.config.fit.consistency_weight or not run.config.distortions.copies:
-        return None
-    tokens = run.copy_tokens()
-    return run.embeddings(model, "copies", _Flat(tokens, 2), repr(run.copies_key)).view(len(tokens), 2, -1)
 
 
 # --------------------------------------------------------------------------------------------------- running the stages
