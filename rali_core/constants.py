@@ -20,18 +20,6 @@ OFFICIAL_IMAGE_SIZE: int = 336
 OFFICIAL_OPEN_CLIP_NAME: str = "ViT-L-14-336-quickgelu"
 """open_clip's name of the official encoder; OpenAI's CLIP uses QuickGELU."""
 
-RALI_PCA_DIMENSION: int = 512
-"""Dimension after PCA in the paper (768 -> 512)."""
-
-RALI_SCORE_BINS: int = 240
-"""Equal-width score bins N of the paper's feature compression."""
-
-RALI_PROTOTYPES: int = 250
-"""Basis vectors K of the paper: the K-means centroids of all bins together."""
-
-RALI_INITIAL_TEMPERATURE: float = 0.07
-"""The paper's initial softmax temperature tau; the trained value is in the model file."""
-
 BAND_NAMES: tuple[str, str, str, str, str] = ("bad", "poor", "fair", "good", "excellent")
 """The five categories of the absolute category rating scale, ITU-R BT.500 / P.910."""
 

@@ -137,9 +137,11 @@ def test_the_set_component_tells_sets_apart_and_gives_each_prototypes_of_its_own
     assert np.abs(head.prototypes[:, -1]).min() > 0.5, "no prototype lies between the sets"
     plain = compress(embeddings, scores, **options)
     assert np.array_equal(head.components[:-1], plain.components)
-    by_kind = compress(embeddings, scores, **{**options, "bins": 20, "prototypes": 40}, set_scale=8.0)
-    below = sum(len(np.unique((scores[sets == kind] * 10).astype(int))) for kind in (0, 1))
-    assert len(by_kind.prototypes) == 40 >= below, "ten bins of each kind"
+    occupied = sum(len(np.unique((scores[sets == kind] * 10).astype(int))) for kind in (0, 1))
+    by_kind = compress(embeddings, scores, **{**options, "bins": 20, "prototypes": occupied}, set_scale=8.0)
+    assert len(by_kind.prototypes) == occupied, "ten bins of each kind"
+    with pytest.raises(ValueError, match=f"{occupied} score bins hold images"):
+        compress(embeddings, scores, **{**options, "bins": 20, "prototypes": occupied - 1})
     assert (np.diff(by_kind.scores) < -0.3).sum() == 1, "the bins of one kind, then those of the other"
     alone = compress(embeddings, scores, set_scale=8.0, **{**options, "sets": np.zeros(400, dtype=int)})
     assert np.array_equal(alone.components, plain.components), "one set needs no such component"

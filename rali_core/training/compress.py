@@ -138,13 +138,14 @@ def compress_embeddings(
     mean, scale, components = _principal_components(
         np.concatenate([values, *(part.astype(np.float64) for part in unscored)]), config.pca_dim
     )
-    if config.set_scale and sets is not None and len(np.unique(sets)) > 1:
-        components = np.vstack([components, config.set_scale * _set_direction((values - mean) / scale, sets)])
+    kinds = np.zeros(len(scores), dtype=np.intp) if sets is None else sets
+    count = len(np.unique(kinds))
+    if config.set_scale and count > 1:
+        components = np.vstack([components, config.set_scale * _set_direction((values - mean) / scale, kinds)])
     projected = (values - mean) / scale @ components.T
     projected /= np.linalg.norm(projected, axis=1, keepdims=True).clip(1e-12)
-    kinds = np.zeros(len(scores), dtype=int) if sets is None else sets
-    width = max(1, config.bins // len(np.unique(kinds)))
-    bins = np.minimum((scores * width).astype(int), width - 1) + width * kinds
+    each = max(1, config.bins // count)
+    bins = np.minimum((scores * each).astype(int), each - 1) + each * kinds
     members = [np.flatnonzero(bins == index) for index in np.unique(bins)]
     centroids, centroid_scores = _cluster_bins(projected, scores, members, config.prototypes, seed)
     return InitialHead(
