@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rali_core.training.compress import InitialHead, compress_embeddings, join_sets, map_scores
+from rali_core.training.compress import InitialHead, compress_embeddings, find_line, join_sets, map_scores
 from rali_core.training.config import CompressConfig
 
 
@@ -102,7 +102,7 @@ def test_scores_of_another_scale_are_mapped_onto_the_models() -> None:
     quality = 0.5 + 0.05 * embeddings.astype(np.float64) @ direction
     scores = (quality + random.normal(0, 0.01, 300)).clip(0, 1)
     human = 0.4 * quality[200:] + 0.1
-    mapped = map_scores(embeddings[:200], scores[:200], embeddings[200:], human, name="other")
+    mapped = map_scores(human, find_line(embeddings[:200], scores[:200], embeddings[200:], human, name="other"))
     assert np.abs(mapped - quality[200:].clip(0, 1)).max() < 0.02
     assert (np.argsort(mapped) == np.argsort(human)).all() or mapped.max() == 1.0
 

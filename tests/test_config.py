@@ -19,7 +19,6 @@ USER_OPTIONS = {
     "device": "a certain GPU",
     "data.images_root": "images and table in different places",
     "data.score_range": "tables on other scales",
-    "data.validation_fraction": "small sets",
     "data.exclude_groups": "leave-one-generator-out figures",
     "data.descriptions": "descriptions of one's own",
     "data.scores_in_text": "sets whose scores are on another scale",
@@ -49,7 +48,6 @@ USER_OPTIONS = {
         )
     },
     "tune.schedule_steps": "a training that is stopped early",
-    "compress.images": "a trial in minutes",
     "tune.correlation_weight": "a set that matters more",
     "tune.ranking_weight": "no known distortions",
     "tune.range_weight": "the same",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,20 +82,25 @@ def test_the_scale_of_a_correlated_set_does_not_matter(dino_file: Path, labels: 
     assert losses[2] != pytest.approx(losses[0], rel=0.08)
 
 
-def test_a_mapped_set_counts_as_a_correlation_with_the_weight_of_an_absolute_one(
-    dino_file: Path, labels: Path, tmp_path: Path
-) -> None:
-    config = TuneConfig(steps=2, batch_size=16, plcc_weight=0.25, correlation_weight=0.25)
+def test_a_mapped_set_counts_as_an_absolute_one(dino_file: Path, labels: Path, tmp_path: Path) -> None:
+    config = TuneConfig(steps=2, batch_size=16)
     first, second = (
         tune(
-            dino_file,
-            tmp_path / role,
-            [scored(dino_file, labels), scored(dino_file, labels, role, name="b", scale=0.5)],
-            config,
+            dino_file, tmp_path / role, [scored(dino_file, labels), scored(dino_file, labels, role, name="b")], config
         )[1]
-        for role in ("mapped", "correlation")
-    )
+        for role in ("mapped", "absolute")
+    )  # fmt: skip
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_sets_on_the_scale_are_made_comparable(dino_file: Path, labels: Path, tmp_path: Path) -> None:
+    """Within each set nothing changes if one's scores lie lower; over both, the same images cannot score differently."""
+    one = scored(dino_file, labels, scale=0.5)
+    agreeing, contradicting = (
+        tune(dino_file, tmp_path / str(shift), [one, replace(one, name="b", scores=one.scores + shift)])[0][-1]
+        for shift in (0.0, 0.5)
+    )
+    assert contradicting["1 - PLCC"] > agreeing["1 - PLCC"] + 0.05
 
 
 def test_two_tunings_with_patch_dropout_and_one_seed_are_equal(dino_file: Path, labels: Path, tmp_path: Path) -> None:

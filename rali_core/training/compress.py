@@ -48,18 +48,18 @@ class InitialHead:
     logit_scale: float
 
 
-def map_scores(
+def find_line(
     embeddings: NDArray[np.float32],
     scores: NDArray[np.float64],
     others: NDArray[np.float32],
     human: NDArray[np.float64],
     *,
     name: str,
-) -> NDArray[np.float64]:
-    """Map another set's scores onto the model's scale by a straight line.
+) -> tuple[float, float]:
+    """Find the straight line that maps another set's scores onto the model's scale.
 
-    The line gives them the mean and the standard deviation of what a ridge regression of the model's scale says of the
-    other set's images; so the order of the human scores stays, and neither set pulls the other's scale.
+    It gives them the mean and the standard deviation of what a ridge regression of the model's scale says of the other
+    set's images; so the order of the human scores stays, and neither set pulls the other's scale.
 
     Args:
         embeddings: (N, D) of images on the model's scale.
@@ -69,7 +69,7 @@ def map_scores(
         name: The set's name, for the log.
 
     Returns:
-        (M,) in [0, 1].
+        Slope and offset, see `map_scores`.
     """
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
@@ -80,7 +80,12 @@ def map_scores(
     slope = float(predicted.std() / max(float(human.std()), 1e-12))
     offset = float(predicted.mean() - slope * human.mean())
     logger.info("%s: scores mapped by %.3f x + %.3f", name, slope, offset)
-    mapped: NDArray[np.float64] = np.clip(slope * human + offset, 0.0, 1.0)
+    return slope, offset
+
+
+def map_scores(human: NDArray[np.float64], line: tuple[float, float]) -> NDArray[np.float64]:
+    """(M,) human scores on their own scale to (M,) in [0, 1] on the model's; the line is that of `find_line`."""
+    mapped: NDArray[np.float64] = np.clip(line[0] * human + line[1], 0.0, 1.0)
     return mapped
 
 
@@ -98,7 +103,7 @@ def join_sets(
     """
     embeddings = np.concatenate([part for part, _ in absolute])
     scores = np.concatenate([human for _, human in absolute])
-    others = [map_scores(embeddings, scores, *part, name=name) for name, part in mapped.items()]
+    others = [map_scores(part[1], find_line(embeddings, scores, *part, name=name)) for name, part in mapped.items()]
     return (
         np.concatenate([embeddings, *(part for part, _ in mapped.values())]),
         np.concatenate([scores, *others]),

@@ -52,11 +52,11 @@ class DataConfig:
         images_root: Folder that the column `image` is relative to; by default that of the table.
         score_range: Worst and best score of the table's scale; mapped to 0 and 1.
         scores: `"absolute"`: the model learns these scores; several such sets must mean the same by 0 and 1.
-            `"mapped"`: its order counts as much, and the head learns the scores after a straight line to the model's
-            scale that is found on the way.
+            `"mapped"`: the same after a straight line to the model's scale that is found on the way.
             `"correlation"`: only which image of the set is better, and by how much, on the set's own scale.
             `"none"`: only the descriptions.
         validation_fraction: Share of the training images that is held out; 0 for none.
+        images: At most so many training images, drawn at random after the split; 0 takes all.
         content_column: Column that names what an image shows (prompt, scene): images of one content are not split
             between training and validation.
         group_column: Column of groups, such as the generator: they are also measured separately, and every second
@@ -74,6 +74,7 @@ class DataConfig:
     score_range: tuple[float, float] = (0.0, 1.0)
     scores: ScoreRole = "absolute"
     validation_fraction: float = 0.1
+    images: int = 0
     content_column: str | None = None
     group_column: str | None = None
     exclude_groups: tuple[str, ...] = ()
@@ -158,7 +159,7 @@ class TuneConfig(OptimiserConfig):
     Attributes:
         steps: Optimiser steps; 0 leaves the stage out.
         batch_size: Labelled images per step. The sets share them in proportion to the square root of their sizes.
-        plcc_weight: Weight of 1 - PLCC within the batch, for each absolute or mapped set.
+        plcc_weight: Weight of 1 - PLCC within the batch, for each absolute or mapped set, and for all of them together.
         correlation_weight: The same for each set with `scores = "correlation"`.
         triplets_per_batch: Distortion triplets per step, three images each.
         ranking_weight: Weight of the ranking of each triplet.
@@ -192,8 +193,6 @@ class CompressConfig:
     """Stage 4: PCA and score-aware K-means.
 
     Attributes:
-        images: At most so many training images of each set, drawn at random, for this stage and the next; 0 takes
-            all.
         pca_dim: Dimensions after PCA; 0 leaves the PCA out.
         bins: Equal-width score bins, K-means runs inside each; 1 for plain K-means. Absolute and mapped sets have half
             of them each, if there are both.
@@ -203,7 +202,6 @@ class CompressConfig:
             the mapped sets apart; the other components have about 1 to 10. 0 leaves it out.
     """
 
-    images: int = 0
     pca_dim: int = 256
     bins: int = 240
     prototypes: int = 250
@@ -351,7 +349,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "workers": (0, 1000),
     "align.batch_size": (2, 10**6), "align.chunk_size": (1, 10**6), "align.texts_per_image": (1, 1000),
     "tune.batch_size": (1, 10**6), "tune.triplets_per_batch": (0, 10**6), "tune.consistency_images": (0, 10**6),
-    "tune.ema_decay": (0, 0.999999), "compress.images": (0, 10**9), "compress.pca_dim": (0, 10**5),
+    "tune.ema_decay": (0, 0.999999), "compress.pca_dim": (0, 10**5),
     "compress.bins": (1, 10**6), "compress.prototypes": (1, 10**6), "compress.temperature": (1e-6, 1e6),
     "compress.set_scale": (0, 1e6), "fit.epochs": (0, 10**6), "fit.batch_size": (1, 10**6), "fit.triplets": (0, 10**7),
     "fit.attribute_images": (0, 10**7),
@@ -395,6 +393,8 @@ def check(config: TrainConfig) -> None:
     for data in config.data:
         if not 0 <= data.validation_fraction < 1:
             raise ValueError(f"validation_fraction of {data.name!r} must lie in [0, 1), got {data.validation_fraction}")
+        if data.images < 0:
+            raise ValueError(f"images of {data.name!r} must be 0, for all, or a number of images, got {data.images}")
         if data.exclude_groups and data.group_column is None:
             raise ValueError(f"exclude_groups of {data.name!r} needs its group_column")
         if config.describe.source == "file" and data.descriptions is None:

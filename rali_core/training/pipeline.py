@@ -31,7 +31,7 @@ from ..labels import LabelledImage, scores_of
 from ..model import RaliModel
 from .align import DescribedImages, align_encoder
 from .attributes import fit_attributes, save_probes
-from .compress import compress_embeddings, join_sets
+from .compress import compress_embeddings, find_line, join_sets, map_scores
 from .config import TrainConfig, to_json
 from .distortion_triplets import DistortionTriplet, render_triplet
 from .fit import TripletEmbeddings, fit_head, make_head
@@ -57,6 +57,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger("rali")
+
+MAPPING_IMAGES = 1000
+"""Images of each set that the line of a mapped set's scores is found with before the encoder is tuned."""
 
 
 def describe(run: Run) -> None:
@@ -185,12 +188,14 @@ def tune(run: Run) -> None:
     model = run.model(run.path("align", "encoder.safetensors"))
     if settings.steps:
         scored = [data for data in run.data if data.scores != "none"]
+        lines = _find_lines(run, model)
         sets = [
             ScoredImages(
-                data.name, run.tokens(data, "training"), scores_of(data.training), data.scores, _groups(data.training)
+                data.name, run.tokens(data, "training"), map_scores(scores_of(data.training), lines[data.name]),
+                data.scores, _groups(data.training),
             )
             for data in scored
-        ]
+        ]  # fmt: skip
         if run.config.distortions.blank:
             blank = run.blank_tokens()
             sets.append(ScoredImages("blank", blank, np.zeros(len(blank)), "absolute"))
@@ -209,6 +214,19 @@ def tune(run: Run) -> None:
         )  # fmt: skip
         draw_curves(log, folder / "curves.png")
     _save_encoder(model, folder / "encoder.safetensors")
+
+
+def _find_lines(run: Run, model: RaliModel) -> dict[str, tuple[float, float]]:
+    """The line of each set's scores; that of a mapped set by what the encoder says before it is tuned."""
+    lines = {data.name: (1.0, 0.0) for data in run.data}
+    mapped = [data for data in run.data if data.scores == "mapped"]
+    if mapped:
+        parts = [run.embed_training(model, data, MAPPING_IMAGES) for data in run.data if data.scores == "absolute"]
+        embeddings, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+        for data in mapped:
+            others = run.embed_training(model, data, MAPPING_IMAGES)
+            lines[data.name] = find_line(embeddings, scores, *others, name=data.name)
+    return lines
 
 
 def _groups(rows: Sequence[LabelledImage]) -> NDArray[np.str_] | None:

@@ -87,6 +87,8 @@ def read_data_set(data: DataConfig, *, seed: int, limit: int | None = None) -> D
     used = [row for row in rows if row.group not in data.exclude_groups or row.split != "train"]
     training, validation = split_validation(used, fraction=data.validation_fraction, seed=seed)
     test = [row for row in rows if row.split == "test" and not row.near_duplicate]
+    if data.images:
+        training = _sample(training, data.images, np.random.default_rng(seed))
     if limit is not None:
         random = np.random.default_rng(seed)
         training, validation, test = (_sample(part, limit, random) for part in (training, validation, test))
@@ -253,14 +255,12 @@ class Run:
         name = f"{data.name}-validation"
         return self.embeddings(model, name, self.tokens(data, "validation"), f"{data.digest}-validation")
 
-    def embed_training(self, model: RaliModel, data: DataSet) -> Embedded:
-        """(N, D) embeddings and (N,) scores of the training images of a set, for the head."""
-        count = self.config.compress.images
-        chosen = np.arange(len(data.training))
-        if 0 < count < len(chosen):
-            chosen = np.sort(np.random.default_rng(self.config.seed).permutation(len(chosen))[:count])
-        images: Any = Subset(self.tokens(data, "training"), chosen.tolist())  # type: ignore[arg-type]
-        embeddings = self.embeddings(
-            model, f"{data.name}-training", images, f"{data.digest}-training-{len(chosen)}-{self.config.seed}"
-        )
-        return embeddings.numpy(), scores_of(data.training)[chosen]
+    def embed_training(self, model: RaliModel, data: DataSet, count: int | None = None) -> Embedded:
+        """(N, D) embeddings and (N,) scores of the training images of a set, or of at most `count` drawn at random."""
+        tokens, scores, name = self.tokens(data, "training"), scores_of(data.training), f"{data.name}-training"
+        if count is None or count >= len(scores):
+            return self.embeddings(model, name, tokens, f"{data.digest}-training").numpy(), scores
+        chosen = np.sort(np.random.default_rng(self.config.seed).permutation(len(scores))[:count])
+        images: Any = Subset(tokens, chosen.tolist())  # type: ignore[arg-type]
+        digest = f"{data.digest}-training-{count}-{self.config.seed}"
+        return self.embeddings(model, f"{name}-{count}", images, digest).numpy(), scores[chosen]

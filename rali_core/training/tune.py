@@ -2,9 +2,10 @@
 
 RALI's paper (Zhao et al., ICLR 2026, arXiv 2510.11369) tunes the head alone after the alignment. Here the encoder's
 last blocks are tuned before the head is made, with a linear head that is discarded afterwards: smooth L1 and 1 - PLCC
-on absolute scores, only 1 - PLCC, which is invariant to scale, within sets on their own scales. Without human
-scores: a ranking of known distortions (after Liu et al., "RankIQA", ICCV 2017) and the same score for an image and for
-its mirror image, saved as JPEG.
+on scores of the model's scale, within each set and over all of them, which makes kinds of images comparable; only
+1 - PLCC, which is invariant to scale, within sets on their own scales. Without human scores: a ranking of known
+distortions (after Liu et al., "RankIQA", ICCV 2017) and the same score for an image and for its mirror image, saved as
+JPEG.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ScoredImages:
     Attributes:
         name: The set's name.
         images: N of (T, W) float16 tokens after the frozen blocks.
-        scores: (N,) in [0, 1].
+        scores: (N,) in [0, 1]; those of a mapped set are mapped.
         role: How its scores are used.
         groups: The group of each image, such as its generator; every second step takes this set's images from one
             group, for the correlation within it. None without groups.
@@ -216,17 +217,22 @@ def _loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     ordered = 3 * len(batch.triplets)
     labelled, pairs, distorted = predicted.split([sum(counts), len(predicted) - sum(counts) - ordered, ordered])
-    absolute: list[tuple[Tensor, Tensor]] = []
+    on_scale: list[tuple[Tensor, Tensor]] = []
+    varied: list[tuple[Tensor, Tensor]] = []
     correlations: list[Tensor] = []
     weights: list[float] = []
     for scored, part, scores in zip(sets, labelled.split(counts), batch.scores, strict=True):
-        human = scores.to(part.device)
-        if scored.role == "absolute":
-            absolute.append((part, human))
+        human, common = scores.to(part.device), scored.role != "correlation"
+        if common:
+            on_scale.append((part, human))
         if len(part) > 2 and float(scores.max() - scores.min()) > 0:
             correlations.append(plcc_loss(part, human))
-            weights.append(config.correlation_weight if scored.role == "correlation" else config.plcc_weight)
-    parts, humans = zip(*absolute, strict=True)
+            weights.append(config.plcc_weight if common else config.correlation_weight)
+            varied += [(part, human)] if common else []
+    if len(varied) > 1:
+        correlations.append(plcc_loss(*map(torch.cat, zip(*varied, strict=True))))
+        weights.append(config.plcc_weight)
+    parts, humans = zip(*on_scale, strict=True)
     terms = {"smooth L1": functional.smooth_l1_loss(torch.cat(parts), torch.cat(humans), beta=SMOOTH_L1_BETA)}
     loss = terms["smooth L1"]
     if correlations:
