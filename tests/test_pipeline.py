@@ -37,6 +37,7 @@ intermediate_block = 10
 [[data]]
 name = "own"
 labels = "data/labels.csv"
+images = 30
 percentiles = "photographs"
 [[data]]
 name = "other"
@@ -58,7 +59,6 @@ steps = 12
 batch_size = 12
 validate_every = 0
 [compress]
-images = 30
 pca_dim = 16
 bins = 10
 prototypes = 20
@@ -130,7 +130,24 @@ def test_a_training_goes_from_tables_to_a_scoring_file(finished: Path, tmp_path:
     sharp = sorted((tmp_path / "data").glob("*.png"))[:5]
     assert all(0 <= score <= 1 for score in RaliScorer.from_pretrained(model, device="cpu").score(sharp).scores)
     assert (finished / "tune" / "curves.png").is_file()
-    assert len(np.load(finished / "embeddings" / "own-training.npy")) == 30, "the images that the head is made of"
+    assert len(np.load(finished / "embeddings" / "own-training.npy")) == 30, "at most as many as the set's images says"
+
+
+def test_a_mapped_set_is_tuned_on_the_models_scale(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other set holds the same images with half of their scores."""
+    config_file.write_text(CONFIG.replace('scores = "correlation"', 'scores = "mapped"'))
+    seen: list[tune.ScoredImages] = []
+
+    def keep(_model: object, sets: list[tune.ScoredImages], *_: object, **__: object) -> list[dict[str, float]]:
+        seen.extend(sets)
+        return [{"step": 1, "loss": 0.0}]
+
+    monkeypatch.setattr(pipeline, "tune_encoder", keep)
+    assert main(["train", str(config_file), "--stage", "describe", "--stage", "align", "--stage", "tune"]) == 0
+    own, other = seen[:2]
+    assert other.role == "mapped"
+    assert abs(other.scores.mean() - own.scores.mean()) < 0.1
+    assert 0 <= other.scores.min() < other.scores.max() <= 1
 
 
 def test_finished_stages_are_run_again_only_for_other_inputs(
