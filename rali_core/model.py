@@ -102,7 +102,7 @@ class RaliModel(nn.Module):
 
         Args:
             pixels: (B, 3, H, W), floating point, RGB in [0, 1], on the model's device.
-            coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
+            coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own setting.
 
         Returns:
             (B,) float32 scores, higher is better; averaged over the crops, see `view_weights`.

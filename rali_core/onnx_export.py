@@ -91,7 +91,7 @@ def export_onnx(
         model: A model in float32; it stays as it is.
         path: Where to write; must end in `.onnx`.
         info: What the model file says about itself; goes into the file's metadata.
-        coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
+        coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own setting.
         precision: Weights and arithmetic of the encoder; all else is in float32.
 
     Raises:

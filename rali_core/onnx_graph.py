@@ -28,8 +28,7 @@ def _double(value: float) -> Any:
 
 
 GOLDEN, ZERO, ONE, TWO = _double(content.GOLDEN_RATIO), _double(0.0), _double(1.0), _double(2.0)
-FULL_SIZE_FROM, FULL_SIZE_SHARE = _double(preprocess.FULL_SIZE_FROM), preprocess.FULL_SIZE_SHARE
-FULL_SIZE_RATIO = preprocess.FULL_SIZE_RATIO
+FULL_SIZE_SHARE, FULL_SIZE_RATIO = preprocess.FULL_SIZE_SHARE, preprocess.FULL_SIZE_RATIO
 BORDER, MAX_ROWS, MAX_COLUMNS, BLOCK = content.BORDER, content.MAX_ROWS, content.MAX_COLUMNS, content.BLOCK
 MIN_SIDE, WEAK, WEAK_SHARE = content.MIN_SIDE, content.WEAK, content.WEAK_SHARE
 STRONG, STRONG_COUNT = content.STRONG, content.STRONG_COUNT - 0.5
@@ -186,10 +185,9 @@ def cut_windows(
 
 
 @script(default_opset=op)
-def is_large(height: INT64[...], width: INT64[...], size: INT64[...]) -> BOOL[...]:
-    """Whether an image is seen at its own size too."""
-    short = op.Cast(op.Min(height, width), to=DOUBLE_TYPE)
-    return short >= op.Constant(value=FULL_SIZE_FROM) * op.Cast(size, to=DOUBLE_TYPE)
+def is_large(height: INT64[...], width: INT64[...], least: DOUBLE[...]) -> BOOL[...]:
+    """Whether an image is seen at its own size too: the shorter side has at least so many pixels."""
+    return op.Cast(op.Min(height, width), to=DOUBLE_TYPE) >= least
 
 
 @script(default_opset=op)
@@ -233,11 +231,11 @@ def combine(crop_scores: FLOAT[...], shares: FLOAT[...], found: BOOL[...]) -> FL
 @script(default_opset=op)
 def cut_full_size(
     image: UINT8[...], batch: INT64[...], height: INT64[...], width: INT64[...], size: INT64[...],
-    rows: INT64[...], columns: INT64[...],
+    rows: INT64[...], columns: INT64[...], least: DOUBLE[...],
 ) -> FLOAT[...]:  # fmt: skip
-    """(B, 3, H, W) to (B, T, 3, size, size): crops at the image's own size; T is 0 where it is hardly larger."""
+    """(B, 3, H, W) to (B, T, 3, size, size): crops at the image's own size; T is 0 where it is not large."""
     grid = choose_grid(height, width, size, rows, columns)
-    any_crops = op.Cast(is_large(height, width, size), to=INT_TYPE)
+    any_crops = op.Cast(is_large(height, width, least), to=INT_TYPE)
     down = op.Squeeze(op.Gather(rows, grid)) * any_crops
     across = op.Squeeze(op.Gather(columns, grid)) * any_crops
     cut = cut_windows(image, batch, centred(height, down, size), centred(width, across, size), size)
@@ -264,7 +262,7 @@ def make_preparation(config: PreprocessConfig, coverage: Coverage) -> onnx.Model
     offsets = center_offset if coverage == "center" else tile_offsets
     shape_of_crops = helper.make_tensor("value", INT_TYPE, [4], [-1, 3, size, size])
     mean, std = (helper.make_tensor("value", FLOAT_TYPE, [3, 1, 1], values) for values in (config.mean, config.std))
-    most = config.full_size_crops
+    most, least = config.full_size_crops, _double(preprocess.FULL_SIZE_FROM.get(coverage, 0.0) * size)
     grids = [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
     grid_rows, grid_columns = (
         helper.make_tensor("value", INT_TYPE, [len(grids)], side) for side in zip(*grids, strict=True)
@@ -310,7 +308,7 @@ def make_preparation(config: PreprocessConfig, coverage: Coverage) -> onnx.Model
         whole = resize_and_cut(pixels, batch)
         own = cut_full_size(
             op.Transpose(pixels, perm=[0, 3, 1, 2]), batch, height, width, op.Constant(value_int=size),
-            op.Constant(value=grid_rows), op.Constant(value=grid_columns),
+            op.Constant(value=grid_rows), op.Constant(value=grid_columns), op.Constant(value=least),
         )  # fmt: skip
         crops = normalise(op.Concat(whole, own, axis=1))
         shares = weigh_views(
@@ -319,7 +317,7 @@ def make_preparation(config: PreprocessConfig, coverage: Coverage) -> onnx.Model
         found = have_content(pixels, height, width)
         return crops, shares, found
 
-    chosen = prepare_full if coverage == "full" else prepare
+    chosen = prepare_full if coverage in preprocess.FULL_SIZE_FROM else prepare
     return _simplified(
         chosen.to_model_proto(
             input_types=[UINT8["B", "H", "W", 3]], output_types=[FLOAT["N", 3, size, size], FLOAT["T"], BOOL["B"]]

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .pillow_resize import resize_levels, straight_through, to_levels
 
-Coverage = Literal["center", "tiles", "full"]
+Coverage = Literal["center", "tiles", "adaptive", "full"]
 COVERAGES: tuple[str, ...] = get_args(Coverage)
 
 MAX_ASPECT_RATIO = 32
@@ -29,8 +29,8 @@ BAND_PIXELS = 2**20
 MAX_TILES = 8
 """Upper limit of crops per image for `coverage="tiles"`; they stay evenly spread over the long side."""
 
-FULL_SIZE_FROM = 1.25
-"""`coverage="full"` adds full-size crops if the image's shorter side is at least this many times the encoder's."""
+FULL_SIZE_FROM: dict[str, float] = {"adaptive": 3.0, "full": 1.25}
+"""The coverages that add full-size crops, if the image's shorter side is at least so many times the encoder's."""
 
 FULL_SIZE_CROPS = 4
 """Default maximum of crops at the image's own size."""
@@ -58,7 +58,8 @@ class PreprocessConfig:
         eight_bit: Round to 8 bits before, between and after the two resize passes, and compute these in integers
             as Pillow does: the pixels are those of a Pillow-based recipe. Gradients pass through as if nothing were
             rounded.
-        full_size_crops: Maximum number of crops at the image's own size, for `coverage="full"`, 1 to 64.
+        full_size_crops: Maximum number of crops at the image's own size, for the coverages `"adaptive"` and `"full"`,
+            1 to 64.
     """
 
     image_size: int
@@ -226,21 +227,24 @@ def tile_crops(pixels: Tensor, size: int) -> Tensor:
     return torch.stack(crops, dim=1)
 
 
-def full_size_boxes(height: int, width: int, config: PreprocessConfig) -> list[tuple[int, int]]:
-    """Positions of the crops at an image's own size, for `coverage="full"`.
+def full_size_boxes(
+    height: int, width: int, config: PreprocessConfig, *, coverage: Coverage = "full"
+) -> list[tuple[int, int]]:
+    """Positions of the crops at an image's own size.
 
     Args:
         height: Height of the image in pixels.
         width: Its width.
         config: Size and number of the crops.
+        coverage: As for `preprocess`.
 
     Returns:
         (top, left) of each square of `image_size` pixels, row by row: the centres of a grid of equal cells, as
-        square as possible, at most `full_size_crops` and no more than cover the image. Empty if the image is hardly
-        larger than the encoder's input, see `FULL_SIZE_FROM`.
+        square as possible, at most `full_size_crops` and no more than cover the image. Empty if the coverage adds
+        none to an image of this size, see `FULL_SIZE_FROM`.
     """
     size = config.image_size
-    if min(height, width) < FULL_SIZE_FROM * size:
+    if min(height, width) < FULL_SIZE_FROM.get(coverage, float("inf")) * size:
         return []
     most_rows, most_columns = -(-height // size), -(-width // size)
     grids = [
@@ -305,7 +309,7 @@ def locate_views(height: int, width: int, config: PreprocessConfig, *, coverage:
         place = (max(height, width) - long) // 2 + round(start * short / size)
         left, top = (place, 0) if width > height else (0, place)
         views.append(View(left, top, short, short, False))
-    boxes = full_size_boxes(height, width, config) if coverage == "full" else []
+    boxes = full_size_boxes(height, width, config, coverage=coverage)
     return views + [View(left, top, size, size, True) for top, left in boxes]
 
 
@@ -319,8 +323,8 @@ def view_weights(height: int, width: int, config: PreprocessConfig, *, coverage:
         coverage: Likewise.
 
     Returns:
-        (T,) float32, summing to 1: equal for `"center"` and `"tiles"`; for `"full"` the crops at the image's own size
-        have up to `FULL_SIZE_SHARE` together, see `FULL_SIZE_RATIO`.
+        (T,) float32, summing to 1: equal where all crops are of the whole image; those at its own size have up to
+        `FULL_SIZE_SHARE` together, see `FULL_SIZE_RATIO`.
     """
     views = locate_views(height, width, config, coverage=coverage)
     crops = sum(view.full_size for view in views)
@@ -338,7 +342,7 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
         config: Size and normalisation of the encoder.
         coverage: `"center"` is the paper's centre crop; `"tiles"` takes evenly spread square crops along the longer
             side, so that nothing of the image is left out up to 8:1; `"full"` adds crops at the image's own size,
-            if it is larger than the encoder's input (see `full_size_boxes`).
+            if it is larger than the encoder's input, and `"adaptive"` if it is much larger (see `FULL_SIZE_FROM`).
 
     Returns:
         (B, T, 3, S, S), T crops per image (1 for `"center"`), normalised; their weights are those of `view_weights`.
@@ -360,9 +364,8 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
     size = config.image_size
     resized = resize_shorter_side(pixels, size, eight_bit=config.eight_bit)
     crops = center_crop(resized, size, size).unsqueeze(1) if coverage == "center" else tile_crops(resized, size)
-    if coverage == "full":
-        height, width = pixels.shape[-2:]
-        boxes = full_size_boxes(height, width, config)
+    boxes = full_size_boxes(*pixels.shape[-2:], config, coverage=coverage)
+    if boxes:
         own = [_as_float(pixels[..., top : top + size, left : left + size], crops.dtype) for top, left in boxes]
         crops = torch.cat([crops, *(crop.unsqueeze(1) for crop in own)], dim=1)
     mean = crops.new_tensor(config.mean).view(3, 1, 1)

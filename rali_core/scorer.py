@@ -70,7 +70,7 @@ class RaliScorer:
         dtype: Arithmetic of the image encoder; the head always computes in float32. `"auto"` takes 16 bits if this
             machine is faster in them, see `devices.fastest_precision`; scores then differ between machines by rounding.
         batch_size: Crops per forward pass.
-        coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
+        coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own setting.
         full_size_crops: For `"full"`: maximum number of crops at the image's own size; overrides the model's setting.
         cache: Remembers scores by content; may be shared. Each attribute takes an entry of its own.
         limits: Limits for image files: pixels, text chunks, pixels decoded at one time.
@@ -194,7 +194,7 @@ class RaliScorer:
                 in [0, 1]; a torch tensor (3, H, W), uint8 or float in [0, 1]. A numpy array (N, H, W, C) and a tensor
                 (N, C, H, W) are N images; a folder is the image files in it, by name. A generator is read as it is
                 scored: memory holds one batch.
-            coverage: `"center"`, `"tiles"` or `"full"` for this call; by default the scorer's.
+            coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"` for this call; by default the scorer's.
             on_error: `"raise"` lets the first unusable image raise; `"record"` records its error and continues.
             progress: Called after each batch with (done, total or None); returning False stops.
             attributes: Whether to tell attributes in this call; by default as the scorer does.

@@ -57,7 +57,6 @@ USER_OPTIONS = {
     "fit.learning_rate": "small sets",
     "fit.correlation_weight": "a set that matters more",
     "fit.ranking_weight": "no known distortions",
-    "fit.attribute_images": "a model without probes, or probes of more images",
 }
 """Settings that no configuration here sets, and who needs them."""
 

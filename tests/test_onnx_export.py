@@ -103,7 +103,7 @@ def test_a_graph_whose_scores_are_off_is_not_written(
 
 
 @pytest.mark.parametrize("eight_bit", [False, True])
-@pytest.mark.parametrize("coverage", ["center", "tiles", "full"])
+@pytest.mark.parametrize("coverage", ["center", "tiles", "adaptive", "full"])
 def test_crops_are_those_of_the_models_preprocessing(eight_bit: bool, coverage: str) -> None:
     from rali_core.onnx_graph import make_preparation
 
@@ -166,7 +166,7 @@ def test_a_missing_package_is_named_before_anything_is_done(
     [
         ({"path": "m.pt"}, "an ONNX file's name ends in .onnx, got m.pt"),
         ({"precision": "int8"}, "precision must be one of float32, float16, got 'int8'"),
-        ({"coverage": "corners"}, "coverage must be one of center, tiles, full, got 'corners'"),
+        ({"coverage": "corners"}, "coverage must be one of center, tiles, adaptive, full, got 'corners'"),
     ],
 )
 def test_what_cannot_be_exported_is_said(

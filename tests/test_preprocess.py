@@ -156,6 +156,15 @@ def test_crops_count_more_the_larger_the_image_is(side: int, share: float) -> No
     assert float(weights[1:].sum()) == pytest.approx(share)
 
 
+@pytest.mark.parametrize("side", [40, 95, 96, 128])
+def test_adaptive_coverage_is_full_for_large_images_and_tiles_for_others(side: int) -> None:
+    pixels, alike = torch.rand(1, 3, side, 2 * side), "full" if side >= 96 else "tiles"
+    same = preprocess(pixels, PLAIN, coverage=alike)  # type: ignore[arg-type]
+    assert torch.equal(preprocess(pixels, PLAIN, coverage="adaptive"), same)
+    weights = [view_weights(side, 2 * side, PLAIN, coverage=coverage) for coverage in ("adaptive", alike)]  # type: ignore[arg-type]
+    assert torch.equal(*weights)
+
+
 def test_what_lies_where_is_said_in_the_images_own_pixels() -> None:
     views = locate_views(100, 300, PLAIN, coverage="tiles")
     assert [(view.left, view.top, view.width, view.height) for view in views] == [
@@ -205,7 +214,7 @@ def test_unusable_pixels_are_refused_with_the_reason(pixels: torch.Tensor, error
 
 
 def test_an_unknown_coverage_is_refused() -> None:
-    with pytest.raises(ValueError, match="coverage must be one of center, tiles, full, got 'all'"):
+    with pytest.raises(ValueError, match="coverage must be one of center, tiles, adaptive, full, got 'all'"):
         preprocess(torch.rand(1, 3, 8, 8), OFFICIAL, coverage="all")  # type: ignore[arg-type]
 
 

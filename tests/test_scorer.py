@@ -187,7 +187,7 @@ def test_reduced_precision_stays_close(tiny_model: RaliModel, tiny_info: ModelIn
         ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
         ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, auto, got 'int4'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"coverage": "all"}, "coverage must be one of center, tiles, full, got 'all'"),
+        ({"coverage": "all"}, "coverage must be one of center, tiles, adaptive, full, got 'all'"),
     ],
 )
 def test_unknown_options_are_refused(tiny_file: Path, options: dict[str, object], message: str) -> None:
@@ -217,7 +217,7 @@ def test_coverage_can_be_chosen_per_call_and_is_part_of_the_cache(tiny_model: Ra
     assert next(scorer.stream(wide, coverage="tiles")).score == pytest.approx(tiles, abs=1e-6)
     assert scorer.score(wide).scores[0] == centre != pytest.approx(tiles, abs=1e-4)
     assert scorer.coverage == "center"
-    with pytest.raises(ValueError, match="coverage must be one of center, tiles, full, got 'all'"):
+    with pytest.raises(ValueError, match="coverage must be one of center, tiles, adaptive, full, got 'all'"):
         scorer.score(wide, coverage="all")  # type: ignore[arg-type]
 
 

@@ -65,7 +65,7 @@ def make_page(
         folder: Made where it does not exist; files of an earlier run are replaced.
         model: Name or file; by default the bundled model.
         precision: `"float32"` or `"float16"`, half the size.
-        coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
+        coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own setting.
         runtime: Folder that holds onnxruntime-web's files; by default they are fetched from npm.
     """
     from rali_core.checkpoint import load_model
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="folder (default: build/try)")  # fmt: skip
     parser.add_argument("--model", metavar="NAME_OR_FILE", help="default: the bundled model")
     parser.add_argument("--precision", choices=("float32", "float16"), default="float16", help="default: float16")
-    parser.add_argument("--coverage", choices=("center", "tiles", "full"), help="default: the model's own")
+    parser.add_argument("--coverage", choices=("center", "tiles", "adaptive", "full"), help="default: the model's own")
     parser.add_argument("--runtime", type=Path, metavar="DIR", help="folder with onnxruntime-web's files")
     parser.add_argument("--serve", type=int, nargs="?", const=8000, metavar="PORT", help="show it at this port (8000)")
     options = parser.parse_args(arguments)

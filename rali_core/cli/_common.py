@@ -51,13 +51,14 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, crops: bool = True) 
     group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"),
                        help="arithmetic of the image encoder; auto: the fastest here (default: float32)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (default: 8)")
-    group.add_argument("--coverage", choices=("center", "tiles", "full"),
+    group.add_argument("--coverage", choices=("center", "tiles", "adaptive", "full"),
                        help="centre crop; crops along the longer side; these and crops at the image's own size, which "
-                       "show what is seen at 100 %% zoom (default: the model's own)")  # fmt: skip
+                       "show what is seen at 100 %% zoom, of large images only (adaptive) or of all (default: the "
+                       "model's own)")  # fmt: skip
     if crops:
         group.add_argument("--full-size-crops", type=int, metavar="N",
-                           help="with --coverage full: at most so many crops at the image's own size (default: the "
-                           "model's own)")  # fmt: skip
+                           help="at most so many crops at the image's own size, if the coverage has any (default: "
+                           "the model's own)")  # fmt: skip
 
 
 def load_scorer(options: argparse.Namespace) -> RaliScorer:

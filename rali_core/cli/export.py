@@ -24,9 +24,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE.onnx", help="file to write")
     parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
                         help="weights and arithmetic of the encoder (default: float32)")  # fmt: skip
-    parser.add_argument("--coverage", choices=("center", "tiles", "full"),
-                        help="centre crop, crops along the longer side, or these and crops at the image's own size "
-                             "(default: the model's own)")  # fmt: skip
+    parser.add_argument("--coverage", choices=("center", "tiles", "adaptive", "full"),
+                        help="centre crop, crops along the longer side, or these and crops at the image's own size, "
+                             "of large images only or of all (default: the model's own)")  # fmt: skip
     parser.set_defaults(run=run)
 
 

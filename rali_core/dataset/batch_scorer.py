@@ -35,7 +35,7 @@ class RaliBatchScorer:
         device: As for `RaliScorer`; Ray shows an actor only the GPUs that it was given.
         dtype: Of the image encoder.
         batch_size: Images per forward pass; batches of any size come in.
-        coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
+        coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own setting.
 
     Raises:
         FileNotFoundError, CheckpointError, ValueError: As for `RaliScorer.from_pretrained`.

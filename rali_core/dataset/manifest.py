@@ -37,7 +37,7 @@ class RunSettings:
         model_name: Name stored in the model file.
         model_hash: SHA-256 of the model file.
         dtype: Arithmetic of the image encoder.
-        coverage: "center", "tiles" or "full".
+        coverage: "center", "tiles", "adaptive" or "full".
         shard_size: Images per shard.
         max_pixels: Larger images are errors.
         plugins: Modules that teach Pillow further formats.

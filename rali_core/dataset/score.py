@@ -112,7 +112,7 @@ def score_dataset(
         device: Where to compute, several separated by commas; by default all CUDA GPUs, else as `RaliScorer` chooses.
         dtype: Of the image encoder; not `"auto"`.
         batch_size: Images per forward pass.
-        coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own setting.
+        coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own setting.
         shard_size: Images per shard.
         workers: Decoding processes, by default half of the processors, and nearly all of them beside a GPU; with Ray
             per actor, by default one.

@@ -34,7 +34,7 @@ class RaliReward:
         device: Where to compute; by default the GPU, if there is one. Not with a `RaliScorer`, which has its own.
         dtype: Of the image encoder. Likewise.
         batch_size: Crops per forward pass. Likewise.
-        coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own. Likewise.
+        coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own. Likewise.
         transforms: Applied in order to the scores of each call, see `transforms`.
         on_error: How to handle a bad sample (an unreadable file, NaN or out-of-range pixels). `"raise"` (default) ends
             the call; a number is the sample's reward; `"nan"` lets the trainer mask it. With either, a line in the log

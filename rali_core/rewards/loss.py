@@ -26,7 +26,7 @@ class RaliLoss(nn.Module):
         target: None for `1 - score`; a score for `max(0, target - score)`, which is 0 with zero gradient once the
             target is reached, so there is no incentive to go further.
         reduction: `"mean"`, `"sum"` or `"none"` over the batch.
-        coverage: `"center"`, `"tiles"` or `"full"`; by default the model's own.
+        coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own.
 
     Raises:
         ValueError: An unknown reduction.

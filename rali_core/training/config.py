@@ -245,7 +245,7 @@ class TrainConfig:
         seed: Seed of every random choice.
         device: Where the encoder computes; `"auto"` takes a CUDA GPU if there is one, else the CPU.
         workers: Processes that decode images and draw batches.
-        coverage: Which crops the model scores by default: `"center"`, `"tiles"` or `"full"`.
+        coverage: Which crops the model scores by default: `"center"`, `"tiles"`, `"adaptive"` or `"full"`.
     """
 
     name: str
