@@ -364,7 +364,8 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
     size = config.image_size
     resized = resize_shorter_side(pixels, size, eight_bit=config.eight_bit)
     crops = center_crop(resized, size, size).unsqueeze(1) if coverage == "center" else tile_crops(resized, size)
-    boxes = full_size_boxes(*pixels.shape[-2:], config, coverage=coverage)
+    height, width = pixels.shape[-2:]
+    boxes = full_size_boxes(height, width, config, coverage=coverage)
     if boxes:
         own = [_as_float(pixels[..., top : top + size, left : left + size], crops.dtype) for top, left in boxes]
         crops = torch.cat([crops, *(crop.unsqueeze(1) for crop in own)], dim=1)
