@@ -263,5 +263,7 @@ def test_the_metrics_sums_are_on_every_device(tiny_scorer: Any, pixels: Any) -> 
     metric.update(pixels)
     halves[0].update(pixels[3:])
     halves[1].update(pixels[:3])
-    assert int(halves[0].total + halves[1].total) == pytest.approx(int(metric.total), rel=1e-6), "float32 of other batches"
+    assert int(halves[0].total + halves[1].total) == pytest.approx(int(metric.total), rel=1e-6), (
+        "float32 of other batches"
+    )
     assert metric.compute().dtype == torch.float32
