@@ -14,31 +14,25 @@ The other prompts' images go to --held-out, for `bench/robustness.py`. None of t
 from __future__ import annotations
 
 import argparse
-import subprocess
 from pathlib import Path
+
+from prepare_small_sets import list_files, unpack
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif")
 DENOISING = ("CBSD68", "CManga109", "CSet14", "CSun_Hays80", "CUrban100")
 GENERATORS = ("midj", "stab")
 RENDERS = "output/renders/"
+KODAK = "testsets/Kodak24/"
 
 
-def list_images(mirror: Path) -> list[str]:
-    """Paths of the images in the newest commit of a mirror."""
-    command = ["git", "-C", str(mirror), "ls-tree", "-r", "-z", "--name-only", "HEAD"]
-    names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")
-    return [name for name in names if name.lower().endswith(ENDINGS)]
+def is_image(name: str) -> bool:
+    """By its ending."""
+    return name.lower().endswith(ENDINGS)
 
 
-def write(mirror: Path, name: str, target: Path) -> None:
-    """Write one file of the newest commit; a mirror can lack large ones."""
-    command = ["git", "-C", str(mirror), "cat-file", "blob", f"HEAD:{name}"]
-    found = subprocess.run(command, check=False, capture_output=True)
-    if found.returncode:
-        print("missing in the mirror:", name)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(found.stdout)
+def is_render(name: str) -> bool:
+    """Whether a file of dcsan/imagen is an image of a prompt."""
+    return is_image(name) and name.startswith(RENDERS) and name.count("/") == 3
 
 
 def main() -> None:
@@ -51,19 +45,18 @@ def main() -> None:
     denoising, ffdnet, imagen = (
         options.mirrors / name / "repo" for name in ("majedelhelou+denoising_datasets", "cszn+FFDNet", "dcsan+imagen")
     )
-    for name in list_images(denoising):
-        if name.split("/")[0] in DENOISING:
-            write(denoising, name, options.out / name)
-    for name in list_images(ffdnet):
-        if name.startswith("testsets/Kodak24/"):
-            write(ffdnet, name, options.out / "kodak" / Path(name).name)
-    renders = [name for name in list_images(imagen) if name.startswith(RENDERS) and name.count("/") == 3]
-    prompts = sorted({name.split("/")[2] for name in renders})
-    for name in renders:
-        prompt, file = name.split("/")[2:]
-        folder = options.held_out if prompts.index(prompt) % 2 else options.out / "generated"
-        if file.startswith(GENERATORS) and folder is not None:
-            write(imagen, name, folder / f"{prompt}-{file}")
+    unpack(denoising, lambda name: options.out / name if is_image(name) and name.split("/")[0] in DENOISING else None)
+    unpack(ffdnet, lambda name: options.out / "kodak" / Path(name).name if is_image(name) and KODAK in name else None)
+    prompts = sorted({name.split("/")[2] for name in list_files(imagen) if is_render(name)})
+
+    def place(name: str) -> Path | None:
+        prompt, file = name.split("/")[2:] if is_render(name) else ("", "")
+        if not file.startswith(GENERATORS):
+            return None
+        folder: Path | None = options.held_out if prompts.index(prompt) % 2 else options.out / "generated"
+        return folder and folder / f"{prompt}-{file}"
+
+    unpack(imagen, place)
 
 
 if __name__ == "__main__":

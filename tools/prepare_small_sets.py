@@ -20,7 +20,7 @@ import csv
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SR4KIQA_TEST = ("Animal1", "Building2", "CityStreetNight", "Nature4", "People4", "TextCompOut1")
@@ -28,24 +28,31 @@ Row = tuple[str, float, str, bool]
 """Image, score in 0..1, scene, whether it is a test image."""
 
 
-def unpack(mirror: str, out: Path) -> None:
-    """Write every file of the newest commit that the mirror holds."""
-    git = ["git", "-C", mirror]
-    listing = subprocess.run([*git, "ls-tree", "-r", "-z", "HEAD"], check=True, capture_output=True).stdout
+def list_files(mirror: str | Path) -> list[str]:
+    """Names of all files of a mirror's newest commit."""
+    command = ["git", "-C", str(mirror), "ls-tree", "-r", "-z", "--name-only", "HEAD"]
+    listing = subprocess.run(command, check=True, capture_output=True).stdout
+    return [name.decode() for name in listing.split(b"\0") if name]
+
+
+def unpack(mirror: str | Path, place: Callable[[str], Path | None]) -> None:
+    """Write files of the newest commit that the mirror holds, each to the path that `place` gives for its name."""
+    git = ["git", "-C", str(mirror)]
     with subprocess.Popen([*git, "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        for line in filter(None, listing.split(b"\0")):
-            meta, name = line.split(b"\t", 1)
-            process.stdin.write(meta.split()[2] + b"\n")
+        for name in list_files(mirror):
+            file = place(name)
+            if file is None:
+                continue
+            process.stdin.write(f"HEAD:{name}\n".encode())
             process.stdin.flush()
             header = process.stdout.readline().split()
             if header[-1] == b"missing":
-                print("missing in the mirror:", name.decode(errors="replace"))
+                print("missing in the mirror:", name)
                 continue
             content = process.stdout.read(int(header[2]))
             process.stdout.read(1)
-            file = out / name.decode()
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
 
@@ -89,7 +96,7 @@ def hecd(folder: Path) -> Iterator[Row]:
 def main(name: str, mirror: str, out: str) -> None:
     """Unpack one set and write its table."""
     folder = Path(out)
-    unpack(mirror, folder)
+    unpack(mirror, folder.joinpath)
     rows = sorted({"pcuid": pcuid, "sr4kiqa": sr4kiqa, "hecd": hecd}[name](folder))
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
