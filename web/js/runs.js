@@ -10,6 +10,7 @@ const INSIDE = -10; // the origin of a link that comes from a subgraph's own inp
 const runs = new Map(); // prompt id: its outcome
 const origins = new Map(); // id of a result: the graphs, as texts, that gave it
 let begun = 0;
+let tellChanged = () => {};
 
 export const rootGraph = () => app.rootGraph ?? app.graph;
 
@@ -163,12 +164,20 @@ api.queuePrompt = async function (number, data, options) {
     one.nodes = nodes;
     one.locators = locators;
     one.parts = new Set([...reached(prompt, options?.partialExecutionTargets)].map((id) => locators.get(id)));
-    for (const [locator, results] of one.executed) for (const each of results) rememberOrigin(one, locator, each);
+    // On a busy machine the reply may come after the run's first messages, or after its last one.
+    for (const [locator, results] of one.executed) remember(one, locator, results);
+    tellChanged();
   }
   return reply;
 };
 
+function remember(one, locator, results) {
+  for (const each of results ?? []) rememberOrigin(one, locator, each);
+  if (!results) showsItsResult(one, locator);
+}
+
 export function listen(changed) {
+  tellChanged = changed;
   const on = (event, handle) =>
     api.addEventListener(event, ({ detail }) => {
       handle(detail);
@@ -196,9 +205,8 @@ export function listen(changed) {
   on("executed", ({ prompt_id, node, display_node, output }) => {
     const one = run(prompt_id);
     const locator = toLocator(one, display_node ?? node);
-    one.executed.set(locator, output?.rali ?? []);
-    for (const each of output?.rali ?? []) rememberOrigin(one, locator, each);
-    if (!output?.rali) showsItsResult(one, locator);
+    one.executed.set(locator, output?.rali);
+    remember(one, locator, output?.rali);
   });
   for (const [event, ending] of Object.entries({
     execution_success: "success", execution_error: "failed", execution_interrupted: "stopped",

@@ -100,6 +100,25 @@ def test_no_verdict_looks_current_after_a_change_a_failure_or_while_bypassed(
     assert page.seen("data-rali-passed", 1) == ["false"]
 
 
+LATE_REPLY = """() => { const { fetchApi } = app.api; app.api.fetchApi = async function (route) {
+    const ended = new Promise(done => app.api.addEventListener("execution_success", () => setTimeout(done, 500)));
+    const reply = await fetchApi.apply(this, arguments);
+    if (route === "/prompt") await ended;
+    return reply; }; }"""
+
+
+def test_a_result_is_current_when_the_reply_to_its_prompt_comes_after_its_run(
+    open_page: Callable[..., Any], images: dict[str, str]
+) -> None:
+    page = open_page()
+    image, score = page.add("LoadImage", 60, 80, image=images["good"]), page.add("RALI_Score", 420, 80)
+    page.wire(image, 0, score, "images")
+    page.page.evaluate(LATE_REPLY)
+    page.run()
+    page.state("current")
+    assert page.seen("data-rali-passed", 1) == ["true"]
+
+
 @RENDERERS
 def test_results_come_back_with_their_tab_and_after_a_reload_and_copies_and_old_files_hold_none(
     open_page: Callable[..., Any], images: dict[str, str], vue: bool
