@@ -17,6 +17,13 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SHOTS = Path(os.environ.get("RALI_SCREENSHOTS", REPOSITORY / "build" / "screenshots"))
 PANEL = ".rali-scores:visible"
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+AT_REST = """async () => {
+    for (let tries = 0, last = null; tries < 300; tries++) {
+        const now = JSON.stringify(app.graph.serialize());
+        if (now === last && [...document.images].every(image => image.complete)) return;
+        last = now;
+        await new Promise(done => setTimeout(done, 1000)); }
+    throw new Error("the graph did not come to rest"); }"""
 DROP = """async ([name, type, data]) => {
     const bytes = Uint8Array.from(atob(data), x => x.charCodeAt(0)), transfer = new DataTransfer();
     transfer.items.add(new File([bytes], name, { type }));
@@ -91,6 +98,10 @@ class Page:
     def settle(self) -> None:
         """Wait until the page has drawn what it knows."""
         self.page.evaluate(DRAWN)
+
+    def rest(self) -> None:
+        """Wait until images are loaded and the graph stays as it is: Vue lays nodes out when it has the time."""
+        self.page.evaluate(AT_REST)
 
     def do(self, command: str) -> None:
         """Run one of the page's commands, to its end."""

@@ -197,7 +197,8 @@ def test_the_keyboard_suffices_and_images_can_be_dropped(
     assert page.locator("#status").inner_text() == "Ready."
     assert page.get_by_text("Nothing leaves this machine").is_visible()
     choosers: list[Any] = []
-    page.on("filechooser", choosers.append)  # from now on Chromium hands its dialog over; that takes a moment
+    # From now on Chromium hands its dialog over; that takes a moment.
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.keyboard.press("Tab")
     for _ in range(20):
         page.keyboard.press("Enter")

@@ -45,6 +45,7 @@ def test_scores_are_on_the_node_best_first_and_in_nothing_that_is_saved(
     page = open_page(vue=vue)
     scored_graph(page, images)
     page.page.locator(PANEL, has_text="No scores yet. Run the workflow.").wait_for()
+    page.rest()
     page.page.evaluate(f"() => {TRACKER}.captureCanvasState()")
     before = page.page.evaluate(SAVED), page.page.evaluate(f"() => {TRACKER}.undoQueue.length")
     page.run()
