@@ -19,6 +19,7 @@ USER_OPTIONS = {
     "device": "a certain GPU",
     "data.images_root": "images and table in different places",
     "data.score_range": "tables on other scales",
+    "data.images": "sets whose tokens do not fit on the disk",
     "data.exclude_groups": "leave-one-generator-out figures",
     "data.descriptions": "descriptions of one's own",
     "data.scores_in_text": "sets whose scores are on another scale",
