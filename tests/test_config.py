@@ -49,7 +49,6 @@ USER_OPTIONS = {
         )
     },
     "tune.schedule_steps": "a training that is stopped early",
-    "tune.correlation_weight": "a set that matters more",
     "tune.ranking_weight": "no known distortions",
     "tune.range_weight": "the same",
     "tune.consistency_weight": "steadier scores",
