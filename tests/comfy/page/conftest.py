@@ -17,13 +17,10 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SHOTS = Path(os.environ.get("RALI_SCREENSHOTS", REPOSITORY / "build" / "screenshots"))
 PANEL = ".rali-scores:visible"
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
-AT_REST = """async () => {
-    for (let tries = 0, last = null; tries < 300; tries++) {
-        const now = JSON.stringify(app.graph.serialize());
-        if (now === last && [...document.images].every(image => image.complete)) return;
-        last = now;
-        await new Promise(done => setTimeout(done, 1000)); }
-    throw new Error("the graph did not come to rest"); }"""
+AT_REST = """() => {
+    const before = window.raliGraph;
+    window.raliGraph = JSON.stringify(app.graph.serialize());
+    return window.raliGraph === before && [...document.images].every(image => image.complete); }"""
 DROP = """async ([name, type, data]) => {
     const bytes = Uint8Array.from(atob(data), x => x.charCodeAt(0)), transfer = new DataTransfer();
     transfer.items.add(new File([bytes], name, { type }));
@@ -101,7 +98,7 @@ class Page:
 
     def rest(self) -> None:
         """Wait until images are loaded and the graph stays as it is: Vue lays nodes out when it has the time."""
-        self.page.evaluate(AT_REST)
+        self.page.wait_for_function(AT_REST, polling=1000)
 
     def do(self, command: str) -> None:
         """Run one of the page's commands, to its end."""

@@ -205,6 +205,7 @@ def test_the_keyboard_suffices_and_images_can_be_dropped(
         page.wait_for_timeout(1000)
         if choosers:
             break
+    assert choosers, "the keyboard opened no dialog"
     assert choosers[0].is_multiple()
     choosers[0].set_files(images[0])
     page.get_by_text("1 scored, best first.").wait_for()

@@ -102,9 +102,10 @@ def test_no_verdict_looks_current_after_a_change_a_failure_or_while_bypassed(
 
 
 LATE_REPLY = """() => { const { fetchApi } = app.api; app.api.fetchApi = async function (route) {
+    if (route !== "/prompt") return fetchApi.apply(this, arguments);
     const ended = new Promise(done => app.api.addEventListener("execution_success", () => setTimeout(done, 500)));
     const reply = await fetchApi.apply(this, arguments);
-    if (route === "/prompt") await ended;
+    await ended;
     return reply; }; }"""
 
 
