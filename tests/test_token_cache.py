@@ -23,8 +23,10 @@ from rali_core.training.token_cache import (
     embed_images,
     flip_and_recompress,
     hash_weights,
+    mirror_tokens,
     to_inputs,
 )
+from rali_core.vision_transformer import PatchPattern, ViTConfig, split_checkerboard
 
 
 class Counting:
@@ -93,6 +95,22 @@ def test_patches_are_dropped_and_the_class_token_stays() -> None:
     assert len({tuple(row) for row in kept[..., 0] - kept[:, :1, 0]}) > 1, "others of each image"
     assert np.array_equal(drop_patches(images, 0.0, np.random.default_rng(0)), np.stack(images))
     assert drop_patches(images, 0.99, np.random.default_rng(0)).shape == (4, 2, 1), "one at least"
+    own = drop_patches(images, 0.5, np.random.default_rng(0), pairs=1)[..., 0] - [[0], [10], [20], [30]]
+    assert np.array_equal(own[2], own[3]), "the same of both images of a pair"
+    assert not np.array_equal(own[1], own[2])
+
+
+@pytest.mark.parametrize("pattern", ["all", "checkerboard"])
+def test_tokens_of_a_mirrored_image_are_put_in_the_order_of_the_image(pattern: PatchPattern) -> None:
+    shape = ViTConfig(image_size=7, patch=1, width=1, layers=2, heads=1, hidden=4, pattern=pattern)
+    image = torch.randperm(49).view(1, 7, 7, 1)
+    own, mirrored = (
+        grid.reshape(1, -1, 1) if pattern == "all" else split_checkerboard(grid.reshape(1, -1, 1))
+        for grid in (image, image.flip(2))
+    )
+    order = mirror_tokens(shape)
+    assert len(order) == shape.seen_tokens and order[0] == 0, "the class token stays the first"
+    assert torch.equal(mirrored[:, order[1:] - 1], own)
 
 
 def test_copies_are_read_beside_their_image(labels: Path) -> None:

@@ -109,6 +109,6 @@ def test_two_tunings_with_patch_dropout_and_one_seed_are_equal(dino_file: Path, 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_sets_share_a_batch_by_the_square_root_of_their_sizes() -> None:
-    assert share_batch([10_000, 2_500, 100], 48) == [30, 15, 4]
-    assert share_batch([10_000, 3], 40) == [39, 3], "never more than there are"
+def test_sets_share_a_batch_by_the_cube_root_of_their_sizes() -> None:
+    assert share_batch([8_000, 1_000, 64], 34) == [20, 10, 4]
+    assert share_batch([8_000, 3], 40) == [37, 3], "never more than there are"

@@ -28,7 +28,7 @@ from ..files import atomic_write
 from ..images import to_rgb
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
-from ..vision_transformer import ClipEncoder, DinoEncoder
+from ..vision_transformer import ClipEncoder, DinoEncoder, ViTConfig, split_checkerboard
 from .distortions import recode
 
 logger = logging.getLogger("rali")
@@ -193,7 +193,7 @@ def _open_partial(
 
 
 def drop_patches(
-    images: Sequence[NDArray[np.float16]], share: float, random: np.random.Generator
+    images: Sequence[NDArray[np.float16]], share: float, random: np.random.Generator, *, pairs: int = 0
 ) -> NDArray[np.float16]:
     """Leave out a random share of each image's patches.
 
@@ -201,6 +201,7 @@ def drop_patches(
         images: B of (T, W) tokens, the class token first.
         share: In [0, 1).
         random: Source of the choice.
+        pairs: The last so many pairs of images keep the same patches of both.
 
     Returns:
         (B, T', W), the class token still first.
@@ -209,8 +210,21 @@ def drop_patches(
     kept = max(1, round(patches * (1 - share)))
     if kept == patches:
         return np.stack(images)
-    chosen = [random.permutation(patches)[:kept] for _ in images]
+    singles = len(images) - 2 * pairs
+    chosen = [random.permutation(patches)[:kept] for _ in range(singles + pairs)]
+    chosen[singles:] = [rows for rows in chosen[singles:] for _ in range(2)]
     return np.stack([image[np.concatenate([[0], 1 + rows])] for image, rows in zip(images, chosen, strict=True)])
+
+
+def mirror_tokens(shape: ViTConfig) -> NDArray[np.int64]:
+    """(T,) the order that puts the tokens of a mirrored image where those of the image itself lie."""
+    side = math.isqrt(shape.tokens - 1)
+    patches = torch.arange(side * side).view(1, side, side, 1)
+    orders = [order.reshape(1, -1, 1) for order in (patches, patches.flip(2))]
+    if shape.pattern == "checkerboard":
+        orders = [split_checkerboard(order) for order in orders]
+    place = {patch: number for number, patch in enumerate(orders[1].flatten().tolist(), 1)}
+    return np.array([0, *(place[patch] for patch in orders[0].flatten().tolist())])
 
 
 def to_inputs(images: NDArray[np.uint8], config: PreprocessConfig, device: torch.device) -> Tensor:

@@ -27,7 +27,7 @@ from .config import ScoreRole, TuneConfig
 from .distortion_triplets import DistortionTriplet
 from .losses import SMOOTH_L1_BETA, consistency_loss, distortion_ranking_loss, plcc_loss
 from .optimise import freeze_blocks, make_optimiser, optimise
-from .token_cache import drop_patches, embed_images, encode
+from .token_cache import drop_patches, embed_images, encode, mirror_tokens
 
 SMALLEST_SHARE = 4
 """Minimum images of each set per step: a correlation needs some."""
@@ -67,13 +67,13 @@ class TripletImages:
 
 
 def share_batch(sizes: Sequence[int], batch_size: int) -> list[int]:
-    """How many images of each set a step sees: in proportion to the square root of the sizes, at least 4 of each.
+    """How many images of each set a step sees: in proportion to the cube root of the sizes, at least 4 of each.
 
     Args:
         sizes: Images of each set.
         batch_size: Images of all sets.
     """
-    roots = np.sqrt(np.asarray(sizes, dtype=np.float64))
+    roots = np.cbrt(np.asarray(sizes, dtype=np.float64))
     return [
         min(size, max(SMALLEST_SHARE, round(float(root / roots.sum()) * batch_size)))
         for size, root in zip(sizes, roots, strict=True)
@@ -82,7 +82,7 @@ def share_batch(sizes: Sequence[int], batch_size: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Tokens of B labelled images, set by set, then of P pairs of an image and its copy, then of G triplets."""
+    """Tokens of B labelled images, set by set, then of G triplets, then of P pairs of an image and its copy."""
 
     images: NDArray[np.float16]
     scores: list[Tensor]
@@ -95,10 +95,12 @@ class _Sampler:
         sets: Sequence[ScoredImages],
         triplets: TripletImages | None,
         copies: Sequence[NDArray[np.float16]],
+        mirrored: NDArray[np.int64],
         config: TuneConfig,
         seed: int,
     ) -> None:
-        self.sets, self.triplets, self.copies, self.config, self.seed = sets, triplets, copies, config, seed
+        self.sets, self.triplets, self.copies, self.mirrored = sets, triplets, copies, mirrored
+        self.config, self.seed = config, seed
         self.counts = share_batch([len(scored.images) for scored in sets], config.batch_size)
         self.pairs = min(config.consistency_images, len(copies))
 
@@ -112,8 +114,6 @@ class _Sampler:
                 chosen = [self._nth(number, len(scored.images), step * count + place) for place in range(count)]
             images += [scored.images[index] for index in chosen]
             scores.append(torch.from_numpy(scored.scores[chosen]).float())
-        for place in range(self.pairs):
-            images += list(self.copies[self._nth(-2, len(self.copies), step * self.pairs + place)])
         triplets: list[DistortionTriplet] = []
         if self.triplets is not None:
             count = min(self.config.triplets_per_batch, len(self.triplets.triplets))
@@ -121,7 +121,10 @@ class _Sampler:
                 index = self._nth(-1, len(self.triplets.triplets), step * count + place)
                 triplets.append(self.triplets.triplets[index])
                 images += list(self.triplets.images[index])
-        return _Batch(drop_patches(images, self.config.patch_dropout, random), scores, triplets)
+        for place in range(self.pairs):
+            image, copy = self.copies[self._nth(-2, len(self.copies), step * self.pairs + place)]
+            images += [image, copy[self.mirrored]]
+        return _Batch(drop_patches(images, self.config.patch_dropout, random, pairs=self.pairs), scores, triplets)
 
     def _nth(self, number: int, size: int, place: int) -> int:
         """The image at a position of an endless sequence of shuffled passes over a set."""
@@ -191,7 +194,7 @@ def tune_encoder(
     head = LinearHead(model.encoder_config.embed_dim, mean).to(device)
     freeze_blocks(model.encoder, frozen_blocks)
     both = nn.ModuleDict({"encoder": model.encoder, "head": head})
-    sampler = _Sampler(sets, triplets, copies, config, seed)
+    sampler = _Sampler(sets, triplets, copies, mirror_tokens(model.encoder.shape), config, seed)
 
     def backward(batch: _Batch) -> dict[str, Tensor]:
         predicted = head(encode(model, batch.images, frozen_blocks, device))
@@ -216,7 +219,7 @@ def _loss(
     predicted: Tensor, batch: _Batch, sets: Sequence[ScoredImages], counts: list[int], config: TuneConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     ordered = 3 * len(batch.triplets)
-    labelled, pairs, distorted = predicted.split([sum(counts), len(predicted) - sum(counts) - ordered, ordered])
+    labelled, distorted, pairs = predicted.split([sum(counts), ordered, len(predicted) - sum(counts) - ordered])
     on_scale: list[tuple[Tensor, Tensor]] = []
     varied: list[tuple[Tensor, Tensor]] = []
     correlations: list[Tensor] = []
