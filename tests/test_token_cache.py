@@ -109,7 +109,8 @@ def test_tokens_of_a_mirrored_image_are_put_in_the_order_of_the_image(pattern: P
         for grid in (image, image.flip(2))
     )
     order = mirror_tokens(shape)
-    assert len(order) == shape.seen_tokens and order[0] == 0, "the class token stays the first"
+    assert len(order) == shape.seen_tokens
+    assert order[0] == 0, "the class token stays the first"
     assert torch.equal(mirrored[:, order[1:] - 1], own)
 
 
