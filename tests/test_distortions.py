@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from rali_core.labels import LabelledImage
+from rali_core.training import distortion_triplets
 from rali_core.training.distortion_triplets import (
     plan_triplets,
     render_blank,
@@ -56,6 +57,21 @@ def test_a_rendered_triplet_gets_worse_from_image_to_image() -> None:
     for triplet in triplets[:5]:
         first, mild, severe = render_triplet(triplet, 64).astype(np.float64)
         assert 0 < ((mild - first) ** 2).mean() < ((severe - first) ** 2).mean()
+
+
+def test_a_triplet_is_saved_as_jpeg_as_a_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    triplets = plan_triplets([], [], count=40, seed=0)
+    drawn = [render_triplet(triplet, 64) for triplet in triplets]
+    monkeypatch.setattr(distortion_triplets, "RECODED_SHARE", 0.0)
+    plain = [render_triplet(triplet, 64) for triplet in triplets]
+    monkeypatch.setattr(distortion_triplets, "RECODED_SHARE", 1.0)
+    saved = [render_triplet(triplet, 64) for triplet in triplets]
+    for before, after in zip(plain, saved, strict=True):
+        assert all((one != other).any() for one, other in zip(before, after, strict=True))
+    as_they_are = sum(np.array_equal(one, other) for one, other in zip(drawn, plain, strict=True))
+    as_jpeg = sum(np.array_equal(one, other) for one, other in zip(drawn, saved, strict=True))
+    assert as_they_are + as_jpeg == 40
+    assert 10 <= as_jpeg <= 30
 
 
 def test_graphics_are_seeded() -> None:

@@ -114,11 +114,17 @@ def test_tokens_of_a_mirrored_image_are_put_in_the_order_of_the_image(pattern: P
     assert torch.equal(mirrored[:, order[1:] - 1], own)
 
 
-def test_copies_are_read_beside_their_image(labels: Path) -> None:
-    paths = [row.path for row in read_labels(labels)][:1]
-    image, copy = CopyReader(paths, 64)(0)
-    assert np.array_equal(image, SquareReader(paths, 64)(0))
-    assert np.array_equal(copy, flip_and_recompress(image))
+def test_copies_are_read_beside_their_image(photographs: dict[str, Image.Image], tmp_path: Path) -> None:
+    photographs["cat"].save(tmp_path / "cat.png")
+    paths = [tmp_path / "cat.png"] * 2
+    read, alone = CopyReader(paths, 64), SquareReader(paths, 64)(0)
+    (first, resized_first), (second, compressed_first) = read(0), read(1)
+    assert np.array_equal(first, alone)
+    assert np.array_equal(second, alone)
+    assert np.array_equal(resized_first, np.asarray(flip_and_recompress(Image.fromarray(alone))))
+    assert not np.array_equal(compressed_first, resized_first)
+    for copy in (resized_first, compressed_first):
+        assert np.abs(copy.astype(int) - alone[:, ::-1]).mean() < 4
 
 
 def test_the_middle_square_is_read(tmp_path: Path) -> None:
@@ -131,8 +137,9 @@ def test_the_middle_square_is_read(tmp_path: Path) -> None:
 
 
 def test_a_flipped_and_recompressed_copy_is_nearly_the_mirror_image(photographs: dict[str, Image.Image]) -> None:
-    image = np.asarray(photographs["cat"])
-    difference = np.abs(flip_and_recompress(image).astype(int) - image[:, ::-1]).mean()
+    image = photographs["cat"]
+    copy = np.asarray(flip_and_recompress(image), dtype=int)
+    difference = np.abs(copy - np.asarray(image)[:, ::-1]).mean()
     assert 0 < difference < 4
 
 

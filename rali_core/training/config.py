@@ -116,7 +116,8 @@ class DistortionsConfig:
         pristine: Folders of undistorted images for them, searched recursively; good labelled images and synthetic
             graphics are used too.
         blank: Rendered images without content, which are trained with the score 0.
-        copies: Labelled images, drawn at random, whose mirror images, saved as JPEG, should have the same score.
+        copies: Images, half of them labelled and half pristine, whose mirror images, saved as JPEG, should have the
+            same score.
     """
 
     triplets: int = 0

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from ..images import to_rgb
 from ..labels import LabelledImage
-from .distortions import DISTORTIONS, Distortion, distort
+from .distortions import DISTORTIONS, LIGHT_JPEG_QUALITY, Distortion, distort, recode
 
 GRAPHICS_SHARE, PRISTINE_SHARE = 0.10, 0.55
 """Shares of synthetic graphics and of pristine images in the triplets; the rest are good labelled images."""
@@ -27,6 +27,9 @@ DISTORTED_SIZE_LARGE = 640
 """Some images are distorted at this side and then reduced, as large images are before they are scored."""
 MILD_DISTORTIONS: frozenset[Distortion] = frozenset({"saturation_low", "colour_diffusion", "contrast_high", "warp"})
 """Types whose mild levels hardly hurt, or may be liked: they are ordered with half the margin."""
+RECODED_SHARE = 0.5
+"""Share of the triplets whose images are all saved as JPEG in the end, as labelled ones were: their reduced colour
+resolution must not tell distorted images from others."""
 OVERSAMPLING = 2
 """Graphics are rendered larger and reduced, so that edges are smooth."""
 
@@ -91,7 +94,10 @@ def render_triplet(triplet: DistortionTriplet, size: int) -> NDArray[np.uint8]:
     images = [image] + [
         distort(image, triplet.distortion, level, seed=triplet.seed) for level in (triplet.mild, triplet.severe)
     ]
-    return np.stack([np.asarray(_resize(image, size)) for image in images])
+    images = [_resize(image, size) for image in images]
+    if random.random() < RECODED_SHARE:
+        images = [recode(image, "JPEG", quality=LIGHT_JPEG_QUALITY) for image in images]
+    return np.stack([np.asarray(image) for image in images])
 
 
 def _square_crop(image: Image.Image, random: np.random.Generator, size: int) -> Image.Image:

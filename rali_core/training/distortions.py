@@ -47,6 +47,8 @@ SPECKLE_SIGMA = (0.08, 0.15, 0.26, 0.42, 0.65)
 """Standard deviation of the noise that multiplies the image."""
 JPEG_QUALITY = (40, 24, 14, 8, 4)
 """Quality setting of libjpeg."""
+LIGHT_JPEG_QUALITY = 95
+"""A quality setting that nobody sees, and that should not change a score."""
 JPEG2000_RATE = (40.0, 80.0, 150.0, 280.0, 500.0)
 """Compression ratio of OpenJPEG."""
 WEBP_QUALITY = (30, 16, 8, 3, 0)

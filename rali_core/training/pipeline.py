@@ -308,7 +308,7 @@ def _inputs(run: Run, stage: StageName) -> dict[str, Any]:
         inputs["roles"] = {data.name: data.scores for data in config.data}
     inputs["distortions"] = [run.triplets_digest]
     if stage not in ("describe", "align"):
-        inputs["distortions"] += [config.distortions.blank, config.distortions.copies]
+        inputs["distortions"] += [config.distortions.blank, run.copies_key]
     settings = to_json(getattr(config, stage))
     for key in LOG_SETTINGS:
         settings.pop(key, None)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ logger = logging.getLogger("rali")
 StageName = Literal["describe", "align", "tune", "compress", "fit"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 Part = Literal["training", "validation"]
+_Item = TypeVar("_Item")
 TRIPLETS = "triplets"
 """Name of the distortion triplets among the described sets."""
 
@@ -105,7 +106,7 @@ def read_data_set(data: DataConfig, *, seed: int, limit: int | None = None) -> D
     return DataSet(data.name, training, validation, test, data.scores, root, digest.hexdigest(), parts)
 
 
-def _sample(rows: list[LabelledImage], limit: int, random: np.random.Generator) -> list[LabelledImage]:
+def _sample(rows: list[_Item], limit: int, random: np.random.Generator) -> list[_Item]:
     return [rows[index] for index in sorted(random.permutation(len(rows))[:limit].tolist())]
 
 
@@ -167,9 +168,13 @@ class Run:
     def triplets(self) -> list[DistortionTriplet]:
         """Distortion triplets to be rendered."""
         good = [row for data in self.data if data.scores in ("absolute", "mapped") for row in data.training]
-        settings = self.config.distortions
-        pristine = [path for folder in settings.pristine for path in find_images([folder], recursive=True)]
-        return plan_triplets(pristine, good, count=settings.triplets, seed=self.config.seed)
+        return plan_triplets(self.pristine, good, count=self.config.distortions.triplets, seed=self.config.seed)
+
+    @cached_property
+    def pristine(self) -> list[Path]:
+        """Files of undistorted images."""
+        folders = self.config.distortions.pristine
+        return [path for folder in folders for path in find_images([folder], recursive=True)]
 
     @cached_property
     def triplets_digest(self) -> str:
@@ -223,18 +228,22 @@ class Run:
         return self._cache("blank", BlankRenderer(self.size), (count,), count)
 
     def copy_tokens(self) -> TokenCache:
-        """Pairs of a labelled image and its copy, see `CopyReader`."""
+        """Pairs of an image and its copy, see `CopyReader`; half of the images are labelled, half pristine."""
         on_scale = [data for data in self.data if data.scores in ("absolute", "mapped")]
-        paths = [row.path for data in on_scale for row in data.training]
-        chosen = np.random.default_rng(self.config.seed).permutation(len(paths))[: self.config.distortions.copies]
-        render = CopyReader([paths[index] for index in chosen], self.size)
-        return self._cache("copies", render, (len(chosen), 2), self.copies_key)
+        labelled = [row.path for data in on_scale for row in data.training]
+        count, random = self.config.distortions.copies, np.random.default_rng(self.config.seed)
+        pristine = _sample(self.pristine, count // 2, random)
+        paths = _sample(labelled, count - len(pristine), random) + pristine
+        return self._cache("copies", CopyReader(paths, self.size), (len(paths), 2), self.copies_key)
 
-    @property
-    def copies_key(self) -> list[Any]:
-        """What the copies depend on."""
+    @cached_property
+    def copies_key(self) -> str:
+        """SHA-256 over what the copies depend on."""
+        digest = hashlib.sha256(repr((self.config.seed, self.config.distortions.copies)).encode())
         on_scale = [data.digest for data in self.data if data.scores in ("absolute", "mapped")]
-        return [self.config.seed, self.config.distortions.copies, *on_scale]
+        for part in [*on_scale, *map(hash_file, self.pristine)]:
+            digest.update(part.encode())
+        return digest.hexdigest()
 
     def model(self, encoder: Path | None = None) -> RaliModel:
         """The backbone, or the encoder of a stage, with an empty head."""

@@ -29,7 +29,7 @@ from ..images import to_rgb
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
 from ..vision_transformer import ClipEncoder, DinoEncoder, ViTConfig, split_checkerboard
-from .distortions import recode
+from .distortions import LIGHT_JPEG_QUALITY, recode
 
 logger = logging.getLogger("rali")
 
@@ -37,8 +37,6 @@ PROGRESS_EVERY = 500
 """Images between two writes of a cache's progress."""
 HALF_MAX = 65504.0
 """Largest number of 16 bits."""
-JPEG_QUALITY = 95
-"""JPEG quality that should not change a score."""
 
 
 class TokenCache(Sequence[NDArray[np.float16]]):
@@ -84,29 +82,37 @@ class SquareReader:
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
         """(S, S, 3) uint8."""
+        return np.asarray(self._resize(self._square(index)))
+
+    def _square(self, index: int) -> Image.Image:
         with Image.open(self.paths[index]) as file:
             image = to_rgb(file)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-        if side != self.size:
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return np.asarray(image)
+        return image.crop((left, top, left + side, top + side))
+
+    def _resize(self, square: Image.Image) -> Image.Image:
+        size = (self.size, self.size)
+        return square if square.size == size else square.resize(size, Image.Resampling.BICUBIC)
 
 
 class CopyReader(SquareReader):
-    """Reads pairs: the middle square, and its copy that should have the same score, see `flip_and_recompress`."""
+    """Reads pairs: the middle square, and its copy that should have the same score, see `flip_and_recompress`.
+
+    Every second copy is compressed at its own size, the others at the encoder's.
+    """
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
         """(2, S, S, 3) uint8."""
-        image = super().__call__(index)
-        return np.stack([image, flip_and_recompress(image)])
+        square = self._square(index)
+        image = self._resize(square)
+        copy = self._resize(flip_and_recompress(square)) if index % 2 else flip_and_recompress(image)
+        return np.stack([np.asarray(image), np.asarray(copy)])
 
 
-def flip_and_recompress(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The mirror image of an (H, W, 3) image, saved as JPEG at quality 95: it should have the same score."""
-    mirrored = Image.fromarray(np.ascontiguousarray(image[:, ::-1]))
-    return np.array(recode(mirrored, "JPEG", quality=JPEG_QUALITY))
+def flip_and_recompress(image: Image.Image) -> Image.Image:
+    """The mirror image of an RGB image, saved as JPEG at `LIGHT_JPEG_QUALITY`: it should have the same score."""
+    return recode(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "JPEG", quality=LIGHT_JPEG_QUALITY)
 
 
 def cache_tokens(
