@@ -40,7 +40,7 @@ def make_scores(
         unscored=[part for part, _ in correlation],
     )  # fmt: skip
     head = make_head(initial)
-    fit_head(head, (embeddings, scores), correlation, None, config=config.fit, seed=config.seed)
+    fit_head(head, (embeddings, scores), correlation, None, None, config=config.fit, seed=config.seed)
     with torch.no_grad():
         predicted: NDArray[np.float32] = head(images).numpy()
     return predicted

@@ -51,12 +51,12 @@ USER_OPTIONS = {
     "tune.schedule_steps": "a training that is stopped early",
     "tune.ranking_weight": "no known distortions",
     "tune.range_weight": "the same",
-    "tune.consistency_weight": "steadier scores",
     "compress.temperature": "the paper's 0.07",
     "fit.batch_size": "small sets",
     "fit.learning_rate": "small sets",
     "fit.correlation_weight": "a set that matters more",
     "fit.ranking_weight": "no known distortions",
+    "fit.consistency_weight": "steadier scores",
 }
 """Settings that no configuration here sets, and who needs them."""
 

@@ -27,11 +27,11 @@ def fitted(embeddings: NDArray[np.float32], scores: NDArray[np.float64], **setti
     compressed = CompressConfig(pca_dim=16, bins=40, prototypes=60, temperature=0.07)
     initial = compress_embeddings(embeddings, scores, config=compressed, seed=0)
     correlation = settings.pop("correlation", [])
-    triplets = settings.pop("triplet_embeddings", None)
+    triplets, copies = settings.pop("triplet_embeddings", None), settings.pop("copies", None)
     off = {"correlation_weight": 0.0, "ranking_weight": 0.0}
     config = FitConfig(**{"epochs": 15, "batch_size": 64, "learning_rate": 3e-3, **off, **settings})  # type: ignore[arg-type]
     head = make_head(initial)
-    return fit_head(head, (embeddings, scores), correlation, triplets, config=config, seed=0)  # type: ignore[arg-type]
+    return fit_head(head, (embeddings, scores), correlation, triplets, copies, config=config, seed=0)  # type: ignore[arg-type]
 
 
 def predict(head: PrototypeHead, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -70,6 +70,22 @@ def test_a_correlation_set_contributes_its_order_and_not_its_scale() -> None:
         again = fitted(embeddings, scores, correlation_weight=weight, correlation=[(strange, strange_scores / 5 + 0.1)])
         assert np.allclose(predict(head, strange), predict(again, strange), atol=2e-3)
     assert srcc[0.05] > srcc[0.0] + 0.05
+
+
+def test_copies_get_the_scores_of_their_images() -> None:
+    embeddings, scores = quality_embeddings(400, 4)
+    images, image_scores = quality_embeddings(100, 6)
+    copies = images.copy()
+    copies[:, :12] += 0.5  # changed alike, in a direction that no score speaks of
+    pairs = torch.from_numpy(np.stack([images, copies], axis=1))
+    moved, srcc = {}, {}
+    for weight in (0.0, 5.0):
+        head = fitted(embeddings, scores, copies=pairs[:60], consistency_weight=weight)
+        unseen = [predict(head, part[60:]) for part in (images, copies)]
+        moved[weight] = float(np.abs(unseen[0] - unseen[1]).mean())
+        srcc[weight] = measure_agreement(unseen[0], image_scores[60:]).srcc
+    assert moved[5.0] < 0.7 * moved[0.0]
+    assert srcc[5.0] > srcc[0.0] - 0.03
 
 
 def test_the_order_of_known_distortions_can_be_fitted_beside_the_scores() -> None:

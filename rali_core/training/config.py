@@ -221,6 +221,8 @@ class FitConfig:
         correlation_weight: Weight of the mean of 1 - PLCC over the sets with `scores = "correlation"`.
         ranking_weight: Weight of the ranking of distortion triplets.
         triplets: Number of triplets that are embedded for the ranking.
+        consistency_weight: Weight of the squared difference between the scores of an image and of its copy, see
+            `copies`.
         attribute_images: The undistorted images of so many triplets, each under every distortion of the probes, are
             embedded for the probes of image attributes; 0 leaves the probes out.
     """
@@ -231,6 +233,7 @@ class FitConfig:
     correlation_weight: float = 0.002
     ranking_weight: float = 0.005
     triplets: int = 310
+    consistency_weight: float = 1.0
     attribute_images: int = 60
 
 
@@ -359,7 +362,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
         "head_learning_rate": (1e-12, 10.0), "layer_decay": (1e-6, 1.0), "weight_decay": (0.0, 10.0),
         "patch_dropout": (0.0, 0.99), "validation_images": (1, 10**9), "validate_every": (0, 10**9)}.items()},
     **{f"tune.{key}_weight": (0.0, 1e6) for key in ("plcc", "correlation", "ranking", "range", "consistency")},
-    **{f"fit.{key}_weight": (0.0, 1e6) for key in ("correlation", "ranking")},
+    **{f"fit.{key}_weight": (0.0, 1e6) for key in ("correlation", "ranking", "consistency")},
     "fit.learning_rate": (1e-12, 10.0),
 }  # fmt: skip
 """Lowest and highest value of each number."""

@@ -1,7 +1,8 @@
 """Stage 5, fit: prototypes, their scores and the temperature are fine-tuned end to end on the human scores.
 
 Source: Zhao et al., ICLR 2026 (arXiv 2510.11369), section 4.3: mean squared error; the PCA is not changed. Beyond the
-paper: sets on their own scales count as a correlation within each, and unscored distortions keep their order.
+paper: sets on their own scales count as a correlation within each, unscored distortions keep their order, and copies
+that look the same get the same score.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ logger = logging.getLogger("rali")
 
 WEIGHT_DECAY = 1e-4
 TRIPLETS_PER_STEP = 48
+COPIES_PER_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def fit_head(
     absolute: Embedded,
     correlation: Sequence[Embedded],
     triplets: TripletEmbeddings | None,
+    copies: Tensor | None,
     *,
     config: FitConfig,
     seed: int,
@@ -72,6 +75,8 @@ def fit_head(
         correlation: The same of further sets, each on its own scale: only which image is better, and by how much,
             counts.
         triplets: For the ranking; None leaves it out.
+        copies: (P, 2, D) embeddings of images and of their copies that should have the same score; None leaves them
+            out.
         config: How to train.
         seed: Seed of the order.
 
@@ -96,6 +101,8 @@ def fit_head(
             loss = error + config.correlation_weight * _correlation(head, further, config.batch_size, generator)
             if triplets is not None:
                 loss = loss + config.ranking_weight * _ranking(head, triplets, generator)
+            if copies is not None:
+                loss = loss + config.consistency_weight * _consistency(head, copies, generator)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -128,3 +135,9 @@ def _ranking(head: PrototypeHead, triplets: TripletEmbeddings, generator: torch.
     index = torch.randperm(len(triplets.triplets), generator=generator)[:TRIPLETS_PER_STEP]
     scores = head(triplets.embeddings[index].flatten(0, 1)).view(-1, 3)
     return distortion_ranking_loss(scores, [triplets.triplets[number] for number in index.tolist()])[0]
+
+
+def _consistency(head: PrototypeHead, copies: Tensor, generator: torch.Generator) -> Tensor:
+    index = torch.randperm(len(copies), generator=generator)[:COPIES_PER_STEP]
+    one, other = head(copies[index].flatten(0, 1)).view(-1, 2).unbind(1)
+    return functional.mse_loss(one, other)

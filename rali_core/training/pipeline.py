@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
 from ..describe.records import image_name, read_descriptions
@@ -270,7 +271,7 @@ def fit(run: Run) -> None:
     correlation = [run.embed_training(model, data) for data in run.data if data.scores == "correlation"]
     head = load_head(run.path("compress", "head.safetensors"))
     fit_head(
-        head, (embeddings, scores), correlation, _triplets(run, model), config=run.config.fit,
+        head, (embeddings, scores), correlation, _triplets(run, model), _copies(run, model), config=run.config.fit,
         seed=run.config.seed,
     )  # fmt: skip
     save_probes(run.path("fit", "attributes.safetensors"), *fit_attributes(run, model))
@@ -286,6 +287,14 @@ def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
     images: Any = tokens.reshape(-1, *tokens.shape[2:])
     embeddings = run.embeddings(model, TRIPLETS, images, f"{run.triplets_digest}-{count}")
     return TripletEmbeddings(run.triplets[:count], embeddings.view(count, 3, -1))
+
+
+def _copies(run: Run, model: RaliModel) -> Tensor | None:
+    if not run.config.distortions.copies or not run.config.fit.consistency_weight:
+        return None
+    tokens = run.copy_tokens().array
+    images: Any = tokens.reshape(-1, *tokens.shape[2:])
+    return run.embeddings(model, "copies", images, run.copies_key).view(len(tokens), 2, -1)
 
 
 # --------------------------------------------------------------------------------------------------- running the stages
