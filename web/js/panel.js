@@ -23,6 +23,7 @@ export function makeBox() {
     font: "11px/15px sans-serif", padding: "6px 8px", boxSizing: "border-box", color: "var(--input-text, #ddd)",
     background: "var(--comfy-input-bg, #222)", borderRadius: "6px", overflowX: "hidden", overflowY: "auto",
     minHeight: `${INNER_HEIGHT}px`, height: "0", scrollbarWidth: "thin",
+    contain: "size", // else what it holds makes a node taller in the Vue renderer, and so changes the workflow
   }, undefined, "rali-scores");
   // The wheel scrolls a long list, and zooms the canvas elsewhere.
   box.addEventListener("wheel", (event) => {
