@@ -14,7 +14,7 @@ from rali_core.checkpoint import load_model
 from rali_core.labels import read_labels, scores_of
 from rali_core.training.config import ScoreRole, TuneConfig
 from rali_core.training.distortion_triplets import plan_triplets, render_triplet
-from rali_core.training.token_cache import to_inputs
+from rali_core.training.token_cache import mirror_tokens, to_inputs
 from rali_core.training.tune import ScoredImages, TripletImages, share_batch, tune_encoder
 
 CONFIG = TuneConfig(
@@ -48,9 +48,16 @@ def triplet_images(dino_file: Path) -> TripletImages:
     return TripletImages(triplets, [to_tokens(dino_file, render_triplet(triplet, 42)) for triplet in triplets])
 
 
-def tune(dino_file: Path, folder: Path, sets: list[ScoredImages], config: TuneConfig = CONFIG) -> tuple[list, dict]:  # type: ignore[type-arg]
+def tune(
+    dino_file: Path,
+    folder: Path,
+    sets: list[ScoredImages],
+    config: TuneConfig = CONFIG,
+    copies: list[NDArray[np.float16]] | None = None,
+) -> tuple[list, dict]:  # type: ignore[type-arg]
     model = load_model(dino_file).model
-    copies = [np.stack(pair) for pair in zip(sets[0].images[:10:2], sets[0].images[1:10:2], strict=True)]
+    if copies is None:
+        copies = [np.stack(pair) for pair in zip(sets[0].images[:10:2], sets[0].images[1:10:2], strict=True)]
     log = tune_encoder(
         model, sets, triplet_images(dino_file), copies, [sets[0]], config=config, frozen_blocks=FROZEN, folder=folder,
         inputs=0, seed=0, workers=0,
@@ -107,6 +114,19 @@ def test_two_tunings_with_patch_dropout_and_one_seed_are_equal(dino_file: Path, 
     config = TuneConfig(steps=2, batch_size=8, patch_dropout=0.5)
     first, second = (tune(dino_file, tmp_path / str(run), [scored(dino_file, labels)], config)[1] for run in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_both_images_of_a_pair_keep_the_same_places(dino_file: Path, labels: Path, tmp_path: Path) -> None:
+    one = scored(dino_file, labels)
+    mirrored = np.argsort(mirror_tokens(load_model(dino_file).model.encoder.shape))
+    config = replace(CONFIG, steps=10, patch_dropout=0.5)
+    moved = {
+        name: tune(dino_file, tmp_path / name, [one], config, [np.stack([image, image[order]]) for image in one.images])
+        for name, order in (("mirrored", mirrored), ("itself", slice(None)))
+    }
+    terms = {name: log[-1]["consistency"] for name, (log, _) in moved.items()}
+    assert terms["mirrored"] < 1e-5, "the mirror image's tokens in the order of the image's"
+    assert terms["itself"] > 1e-3
 
 
 def test_sets_share_a_batch_by_the_cube_root_of_their_sizes() -> None:
