@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch.nn import functional
 from ..devices import device_of
 from ..evaluation import measure_agreement
 from ..model import RaliModel
+from ..vision_transformer import ClipEncoder, DinoEncoder
 from .config import ScoreRole, TuneConfig
 from .distortion_triplets import DistortionTriplet
 from .losses import SMOOTH_L1_BETA, consistency_loss, distortion_ranking_loss, plcc_loss
@@ -194,7 +196,8 @@ def tune_encoder(
     head = LinearHead(model.encoder_config.embed_dim, mean).to(device)
     freeze_blocks(model.encoder, frozen_blocks)
     both = nn.ModuleDict({"encoder": model.encoder, "head": head})
-    sampler = _Sampler(sets, triplets, copies, mirror_tokens(model.encoder.shape), config, seed)
+    mirrored = mirror_tokens(cast(ClipEncoder | DinoEncoder, model.encoder).shape)
+    sampler = _Sampler(sets, triplets, copies, mirrored, config, seed)
 
     def backward(batch: _Batch) -> dict[str, Tensor]:
         predicted = head(encode(model, batch.images, frozen_blocks, device))
