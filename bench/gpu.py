@@ -1,38 +1,47 @@
-"""The official encoder on a GPU: its rate against the card's own, end to end, and against a language model's.
+"""The official encoder and the bundled model on a GPU: their rate against the card's own, end to end, memory, and
+against a language model.
 
     python bench/gpu.py [--json FILE]       # a CUDA machine: minutes, 24 GB of its memory with the language model
     python bench/gpu.py --tiny              # the same on small models on the CPU: does the script work?
 
-Without a CUDA device it reports that and ends. Needs the package and transformers. Weights are random. Measured are
-1. images per second of the encoder in bfloat16 for batches of 1 to 256, as a share of the card's rate at a large matrix
-   product;
-2. images per second from uint8 images on the card, and from PIL images in main memory;
-3. the time of one score as a share of the time in which Qwen2.5-VL-7B writes 100 tokens about one image, as a
-   quality model does that describes before it scores (RALI's paper: 3.4 % of Q-Insight's time, at batch 16).
+Without a CUDA device it reports that and ends. Needs the package and transformers. The official encoder's weights are
+random. Measured are, for each of the two models,
+1. images per second of the encoder for batches of 1 to 256, as a share of the card's rate at a large matrix product
+   (`encoder_rate.py`, which also names the operators that the time goes to);
+2. images per second from uint8 images on the card, from PIL images in main memory, and from JPEG files, beside what
+   decoding these alone takes;
+3. memory of the card at the largest batch, and what is left of it when the scorer is gone;
+and the time of one score as a share of the time in which Qwen2.5-VL-7B writes 100 tokens about one image, as a
+quality model does that describes before it scores (RALI's paper: 3.4 % of Q-Insight's time, at batch 16).
 """
 
 import argparse
+import gc
 import json
-import platform
 import statistics
 import sys
-import time
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import encoder_rate
 import torch
 from PIL import Image
 from torch import Tensor
 
-from rali_core.benchmark import EMBED_DIM, OFFICIAL_SHAPE, random_model
+from rali_core.benchmark import OFFICIAL_SHAPE, random_model
 from rali_core.checkpoint import ModelInfo
+from rali_core.images import load_image
 from rali_core.scorer import RaliScorer
 
-TINY_SHAPE = {"image_size": 56, "layers": 2, "width": 64, "head_width": 32, "patch_size": 14}
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FILES = 256
 SIDE = 512
 GOAL_SHARE = 0.6
+"""Of the official encoder, at a batch of 64."""
+GOAL_IMAGES = 2000
+"""Of the bundled model: images of 512 x 512 a second, from uint8 on the card."""
 GOAL_LANGUAGE = 0.01
 
 QWEN_7B = {
@@ -64,42 +73,8 @@ QWEN_TINY = {
 
 
 def seconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median seconds of `work()`, the device's queue empty before and after; two unmeasured calls first."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    times = []
-    for number in range(rounds + 2):
-        wait()
-        begun = time.perf_counter()
-        work()
-        wait()
-        if number >= 2:
-            times.append(time.perf_counter() - begun)
-    return statistics.median(times)
-
-
-def matrix_rate(device: torch.device, side: int, rounds: int) -> float:
-    """Operations per second of a square bfloat16 matrix product; a multiplication and an addition are two."""
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * side**3 / seconds(lambda: left @ right, device, rounds)
-
-
-def encoder_operations(shape: dict[str, Any], embed_dim: int) -> int:
-    """Operations of the matrix products for one image, counted as the encoder computes them.
-
-    Args:
-        shape: `image_size`, `patch_size`, `width` and `layers`; the MLP is four times as wide.
-        embed_dim: Length of the embedding.
-    """
-    width, patches = shape["width"], (shape["image_size"] // shape["patch_size"]) ** 2
-    tokens = patches + 1
-    block = tokens * 12 * width**2 + 2 * tokens**2 * width
-    last = tokens * 2 * width**2 + 10 * width**2 + 2 * tokens * width  # one query; keys and values of all tokens
-    embedding = patches * 3 * shape["patch_size"] ** 2 * width
-    return int(2 * (embedding + (shape["layers"] - 1) * block + last + width * embed_dim))
+    """Median seconds of `work()`; two unmeasured calls first."""
+    return statistics.median([encoder_rate.seconds(work, device) for _ in range(rounds + 2)][2:])
 
 
 def language_seconds(config: dict[str, Any], device: torch.device, tokens: int, rounds: int) -> float:
@@ -136,37 +111,30 @@ def language_seconds(config: dict[str, Any], device: torch.device, tokens: int, 
 
 def measure(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     """All figures; JSON."""
-    shape, batches, side, rounds = (TINY_SHAPE, (1, 2), 64, 1) if tiny else (OFFICIAL_SHAPE, BATCHES, SIDE, 10)
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    rate = matrix_rate(device, 256 if tiny else 8192, rounds)
-    info = ModelInfo("random", "Apache-2.0")
-    scorer = RaliScorer(random_model(shape), info, device=device, dtype="bfloat16")
-    model, size = scorer.model, shape["image_size"]
-    operations = encoder_operations(shape, EMBED_DIM)
-    result: dict[str, Any] = {
-        "card": card, "torch": torch.__version__, "matrix_tflops": rate / 1e12, "gflop_per_image": operations / 1e9,
-        "encoder": [], "end_to_end": [],
-    }  # fmt: skip
-    with torch.inference_mode():
-        for batch in batches:
-            crops = torch.randn(batch, 3, size, size, device=device, dtype=torch.bfloat16)
-            took = seconds(lambda crops=crops: model.head(model.embed(crops)), device, rounds)  # type: ignore[misc]
-            images = batch / took
-            result["encoder"].append(
-                {"batch": batch, "images_per_s": images, "share": images * operations / rate, "ms": took * 1e3}
-            )
-        for batch in (batches[0], batches[-1]):
-            pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
-            took = seconds(lambda pixels=pixels: score_levels(model, pixels), device, rounds)  # type: ignore[misc]
-            result["end_to_end"].append({"from": "uint8 on the card", "batch": batch, "images_per_s": batch / took})
-            pil_images = [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-            scorer.batch_size = batch
-            took = seconds(lambda pil_images=pil_images: scorer.score(pil_images), device, rounds)  # type: ignore[misc]
-            result["end_to_end"].append({"from": "PIL", "batch": batch, "images_per_s": batch / took})
-        one = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, device=device)
-        ours = seconds(lambda: score_levels(model, one), device, rounds)
-        many = torch.randint(0, 256, (16 if not tiny else 2, 3, side, side), dtype=torch.uint8, device=device)
-        ours_batched = seconds(lambda: score_levels(model, many), device, rounds) / len(many)
+    shape = encoder_rate.TINY_SHAPE if tiny else OFFICIAL_SHAPE
+    batches, rounds = ((1, 2), 1) if tiny else (BATCHES, 10)
+    dtype = "bfloat16"
+
+    def official(name: str) -> RaliScorer:
+        return RaliScorer(random_model(shape), ModelInfo("random", "Apache-2.0"), device=device, dtype=name)  # type: ignore[arg-type]
+
+    def bundled(name: str) -> RaliScorer:
+        return RaliScorer.from_pretrained(device=str(device), dtype=name)  # type: ignore[arg-type]
+
+    makers = {"official": official} if tiny else {"official": official, "bundled": bundled}
+    models: Any = {name: lambda dtype, make=make: make(dtype).model for name, make in makers.items()}
+    sides = (256,) if tiny else encoder_rate.SIDES["cuda"]
+    result = encoder_rate.measure(
+        models, device, dtypes=[dtype], batches=batches, sides=sides, rounds=1 if tiny else encoder_rate.ROUNDS
+    )
+    result["end_to_end"], result["memory"] = [], []
+    for name, make in makers.items():
+        result["end_to_end"] += measure_end_to_end(name, make(dtype), batches, rounds, tiny=tiny)
+        result["memory"].append(measure_memory(name, make, device, batches[-1]))
+    scorer = official(dtype)
+    ours = seconds(lambda: scorer.model(random_levels(1, device), coverage="center"), device, rounds)
+    many = random_levels(2 if tiny else 16, device)
+    ours_batched = seconds(lambda: scorer.model(many, coverage="center"), device, rounds) / len(many)
     try:
         config = QWEN_TINY if tiny else QWEN_7B
         theirs = language_seconds(config, device, 5 if tiny else 100, 1 if tiny else 3)
@@ -176,33 +144,83 @@ def measure(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     return result
 
 
-def score_levels(model: Any, levels: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 to (B,) scores."""
-    scores: Tensor = model(levels.float() / 255.0, coverage="center")
-    return scores
+def random_levels(count: int, device: torch.device) -> Tensor:
+    """(count, 3, SIDE, SIDE) uint8."""
+    return torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, device=device)
+
+
+def measure_end_to_end(
+    name: str, scorer: RaliScorer, batches: tuple[int, ...], rounds: int, *, tiny: bool
+) -> list[dict[str, Any]]:
+    """Images per second of one scorer by where the images come from."""
+    device, rows = scorer.model.device, []
+
+    def add(source: str, batch: int, count: int, work: Callable[[], object]) -> None:
+        rows.append({
+            "model": name, "from": source, "batch": batch, "images_per_s": count / seconds(work, device, rounds),
+        })  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        for batch in (batches[0], batches[-1]):
+            pixels = random_levels(batch, device)
+            images = [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+            scorer.batch_size = batch
+            add("uint8 on the card", batch, batch, lambda pixels=pixels: scorer.model(pixels, coverage="center"))  # type: ignore[misc]
+            add("PIL images", batch, batch, lambda images=images: scorer.score(images))  # type: ignore[misc]
+        paths = [Path(folder, f"{number}.jpg") for number in range(2 if tiny else FILES)]
+        for number, path in enumerate(paths):
+            images[number % len(images)].save(path, quality=90)
+        add("JPEG files", batches[-1], len(paths), lambda: scorer.score(paths))
+        add("JPEG files, decoded only, by one thread", 1, len(paths), lambda: [load_image(path) for path in paths])
+    return rows
+
+
+def measure_memory(name: str, make: Callable[[str], RaliScorer], device: torch.device, batch: int) -> dict[str, Any]:
+    """Megabytes of the card that a score of the largest batch takes at most, and what is left without the scorer."""
+    if device.type != "cuda":
+        return {"model": name, "batch": batch, "most_mb": None, "left_mb": None}
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    scorer, pixels = make("bfloat16"), random_levels(batch, device)
+    with torch.inference_mode():
+        scorer.model(pixels, coverage="center")
+    most = torch.cuda.max_memory_allocated(device) - before
+    del scorer, pixels
+    gc.collect()
+    left = torch.cuda.memory_allocated(device) - before
+    return {"model": name, "batch": batch, "most_mb": most / 2**20, "left_mb": left / 2**20}
 
 
 def show(result: dict[str, Any]) -> None:
     """Print the figures and the goals."""
-    print(f"{result['card']}, torch {result['torch']}: bfloat16 matrix product {result['matrix_tflops']:.1f} TFLOP/s")
-    print(f"encoder: {result['gflop_per_image']:.1f} GFLOP per image\n{'batch':>6}{'images/s':>12}{'share':>8}")
-    for row in result["encoder"]:
-        print(f"{row['batch']:>6}{row['images_per_s']:>12.1f}{row['share']:>8.1%}")
+    encoder_rate.show(result)
+    print()
     for row in result["end_to_end"]:
-        print(f"end to end from {row['from']}, batch {row['batch']}: {row['images_per_s']:.1f} images/s")
-    best = max(row["share"] for row in result["encoder"])
-    print(
-        f"best share of the matrix rate {best:.1%}, goal {GOAL_SHARE:.0%}: {'met' if best >= GOAL_SHARE else 'not met'}"
-    )
+        print(f"{row['model']}, from {row['from']}, batch {row['batch']}: {row['images_per_s']:.1f} images/s")
+    for row in result["memory"]:
+        if row["most_mb"] is not None:
+            print(f"{row['model']}, batch {row['batch']}: {row['most_mb']:,.0f} MB at most, {row['left_mb']:,.1f} left")
+    shares = {entry["model"]: max(row["share"] for row in entry["batches"]) for entry in result["models"]}
+    report("best share of the matrix rate, official encoder", shares["official"], GOAL_SHARE, "{:.0%}")
+    on_card = [
+        row["images_per_s"] for row in result["end_to_end"] if row["model"] == "bundled" and "card" in row["from"]
+    ]
+    if on_card:
+        report("bundled model, images/s from uint8 on the card", max(on_card), GOAL_IMAGES, "{:,.0f}")
     language = result["language"]
     if "error" in language:
         print(f"Qwen2.5-VL-7B not measured: {language['error']}")
         return
-    met = "met" if language["share"] <= GOAL_LANGUAGE else "not met"
-    print(
-        f"Qwen2.5-VL-7B writes for {language['seconds']:.2f} s; a score takes {language['share']:.2%} of that, in "
-        f"batches of 16 {language['share_of_batch_16']:.2%}; goal {GOAL_LANGUAGE:.0%}: {met}"
-    )
+    print(f"Qwen2.5-VL-7B writes for {language['seconds']:.2f} s; in batches of 16 a score takes "
+          f"{language['share_of_batch_16']:.2%} of that")  # fmt: skip
+    report("one score's share of that time", language["share"], GOAL_LANGUAGE, "{:.2%}", at_least=False)
+
+
+def report(what: str, value: float, goal: float, form: str, *, at_least: bool = True) -> None:
+    """One line: the figure, the goal, whether it is met."""
+    met = value >= goal if at_least else value <= goal
+    print(f"{what}: {form.format(value)}, goal {form.format(goal)}: {'met' if met else 'not met'}")
 
 
 def main() -> int:

@@ -24,6 +24,9 @@ DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
 
 CPU = torch.device("cpu")
 
+ASYNCHRONOUS = frozenset({"cuda"})
+"""Types of devices to which small tensors of pageable memory can be copied without waiting for the device's queue."""
+
 AUTO = "auto"
 """CUDA if available, else the CPU. Apple's GPU has to be named: training was not tested there."""
 
@@ -35,6 +38,14 @@ PROBE_SECONDS = 0.4
 """Rounds of the probe, and the time in seconds after which no further round begins; there are always two."""
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Linux's names of the instructions on x86 and Arm. Without them bfloat16 took ten times as long as float32."""
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor in main memory, copied to a device without waiting for what is computed there, where that is possible.
+
+    torch's own copy to a GPU ends when all that was queued before it has ended.
+    """
+    return tensor.to(device, non_blocking=device.type in ASYNCHRONOUS)
 
 
 def narrowest_precision(device: torch.device) -> Precision:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attributes import Attribute, AttributeProbes
+from .devices import to_device
 from .encoder import EncoderConfig, build_encoder
 from .head import PrototypeHead
 from .preprocess import Coverage, PreprocessConfig, preprocess, view_weights
@@ -94,7 +95,7 @@ class RaliModel(nn.Module):
         """
         crops = self.preprocess(pixels, coverage=coverage)
         weights = self.head.weights(self.embed(crops.flatten(0, 1))).view(*crops.shape[:2], -1)
-        shares = self.view_weights(*pixels.shape[-2:], coverage=coverage).to(weights)
+        shares = to_device(self.view_weights(*pixels.shape[-2:], coverage=coverage).to(weights.dtype), weights.device)
         return (weights * shares.unsqueeze(-1)).sum(dim=1)
 
     def forward(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
@@ -112,7 +113,8 @@ class RaliModel(nn.Module):
         """
         crops = self.preprocess(pixels, coverage=coverage)
         scores: Tensor = self.head(self.embed(crops.flatten(0, 1))).view(crops.shape[:2])
-        return (scores * self.view_weights(*pixels.shape[-2:], coverage=coverage).to(scores)).sum(dim=1)
+        shares = to_device(self.view_weights(*pixels.shape[-2:], coverage=coverage).to(scores.dtype), scores.device)
+        return (scores * shares).sum(dim=1)
 
     @property
     def attributes(self) -> tuple[Attribute, ...]:

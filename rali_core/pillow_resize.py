@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .devices import to_device
+
 WEIGHT_BITS = 22
 """255 times the sum of the absolute weights stays below 2^31 with these."""
 
@@ -66,7 +68,7 @@ def resize_axis(levels: Tensor, new_length: int, axis: int) -> Tensor:
     """
     moved: Tensor = levels.movedim(axis, 0)
     lines = moved.flatten(1)  # (L, M): sums of whole lines
-    positions, weights = (tensor.to(levels.device) for tensor in bicubic_weights(len(lines), new_length))
+    positions, weights = (to_device(tensor, levels.device) for tensor in bicubic_weights(len(lines), new_length))
     columns = max(1, SUMS_AT_ONCE // new_length)
     parts = [_add_up(part, positions, weights) for part in lines.split(columns, dim=1)]
     resized: Tensor = torch.cat(parts, dim=1).unflatten(1, moved.shape[1:]).movedim(0, axis)

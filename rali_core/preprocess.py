@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .devices import to_device
 from .pillow_resize import resize_levels, straight_through, to_levels
 
 Coverage = Literal["center", "tiles", "adaptive", "full"]
@@ -122,7 +123,7 @@ def check_pixels(pixels: Tensor) -> None:
         raise ValueError(f"expected at least one image of at least 1 x 1 pixel, got shape {tuple(pixels.shape)}")
     if pixels.dtype == torch.uint8:
         return
-    low, high = (float(v) for v in torch.aminmax(pixels.detach()))
+    low, high = torch.stack(torch.aminmax(pixels.detach())).tolist()  # the device is waited for once
     if not (abs(low) < float("inf") and abs(high) < float("inf")):  # NaN makes either comparison false
         raise ValueError("the pixels hold NaN or infinite values; an image before it may have gone wrong")
     if low < -0.05 or high > 1.05:
@@ -369,6 +370,8 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
     if boxes:
         own = [_as_float(pixels[..., top : top + size, left : left + size], crops.dtype) for top, left in boxes]
         crops = torch.cat([crops, *(crop.unsqueeze(1) for crop in own)], dim=1)
-    mean = crops.new_tensor(config.mean).view(3, 1, 1)
-    std = crops.new_tensor(config.std).view(3, 1, 1)
+    mean, std = (
+        to_device(torch.tensor(values, dtype=crops.dtype), crops.device).view(3, 1, 1)
+        for values in (config.mean, config.std)
+    )
     return (crops - mean) / std

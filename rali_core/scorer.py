@@ -16,7 +16,7 @@ from .attributes import no_probes
 from .checkpoint import ModelInfo, load_model
 from .content import NO_CONTENT, NO_CONTENT_SCORE, has_content, is_no_content
 from .devices import DtypeName as DtypeName
-from .devices import choose_device, fastest_precision, narrowest_precision, without_gradient
+from .devices import choose_device, fastest_precision, narrowest_precision, to_device, without_gradient
 from .devices import is_out_of_memory as is_out_of_memory
 from .explain import PrototypeShare as PrototypeShare
 from .explain import ViewScore, share_score
@@ -262,7 +262,7 @@ class RaliScorer:
                 prepared.append(_Prepared(index, score=NO_CONTENT_SCORE))
                 continue
             shares = None if sizes is None else self.model.view_weights(*sizes[index], coverage=self.coverage)
-            prepared.append(_Prepared(index, crop.to(self.device), shares))
+            prepared.append(_Prepared(index, to_device(crop, self.device), shares))
         return self._score_batch(prepared, self.attributes)
 
     def explain(self, image: ImageInput, *, top: int = 5) -> tuple[PrototypeShare, ...]:
@@ -411,7 +411,7 @@ class RaliScorer:
 
     def _crops(self, pixels: Tensor, *, coverage: Coverage) -> tuple[Tensor, Tensor]:
         """One image's (T, 3, S, S) crops on the model's device, resized where the pixels are, and their (T,) shares."""
-        crops = self.model.preprocess(pixels.unsqueeze(0), coverage=coverage)[0].to(self.device)
+        crops = to_device(self.model.preprocess(pixels.unsqueeze(0), coverage=coverage)[0], self.device)
         return crops, self.model.view_weights(*pixels.shape[-2:], coverage=coverage).double()
 
     def _embed(self, crops: Tensor) -> Tensor:

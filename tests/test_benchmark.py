@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from rali_core import benchmark
 from rali_core.benchmark import Case
@@ -35,7 +33,12 @@ def load(path: Path, name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def gpu() -> ModuleType:
+def encoder_rate() -> ModuleType:
+    return load(ROOT / "bench" / "encoder_rate.py", "encoder_rate")  # by the name that gpu.py imports
+
+
+@pytest.fixture(scope="module")
+def gpu(encoder_rate: ModuleType) -> ModuleType:  # noqa: ARG001
     return load(ROOT / "bench" / "gpu.py", "gpu_benchmark")
 
 
@@ -144,18 +147,35 @@ def test_the_command_checks_its_numbers(capsys: pytest.CaptureFixture[str]) -> N
     assert "--rounds must be at least 1, got 0" in capsys.readouterr().err
 
 
-def test_the_encoders_operations_are_those_that_torch_counts(gpu: ModuleType) -> None:
-    model = benchmark.random_model(gpu.TINY_SHAPE)
-    size = gpu.TINY_SHAPE["image_size"]
-    # By plain products: the fused kernels' operations are counted by some versions of torch on some processors only.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.encoder(torch.rand(1, 3, size, size))
-    assert gpu.encoder_operations(gpu.TINY_SHAPE, benchmark.EMBED_DIM) == counter.get_total_flops()
+def test_the_encoders_operations_are_those_of_its_matrix_products(encoder_rate: ModuleType) -> None:
+    shape = encoder_rate.TINY_SHAPE
+    width, patches = shape["width"], (shape["image_size"] // shape["patch_size"]) ** 2
+    tokens = patches + 1
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    last = tokens * 2 * width**2 + 10 * width**2 + 2 * tokens * width  # one query; keys and values of all tokens
+    embedding = patches * 3 * shape["patch_size"] ** 2 * width
+    products = embedding + (shape["layers"] - 1) * block + last + width * benchmark.EMBED_DIM
+    assert encoder_rate.encoder_operations(benchmark.random_model(shape)) == 2 * products
+
+
+def test_a_share_of_the_matrix_rate_is_what_the_batch_took(
+    encoder_rate: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seconds a pass of eight images, half a second a product."""
+    model = benchmark.random_model(encoder_rate.TINY_SHAPE)
+
+    def seconds(work: Any, device: torch.device) -> float:  # noqa: ARG001
+        return 2.0 if len(work()) == 8 else 0.5
+
+    monkeypatch.setattr(encoder_rate, "seconds", seconds)
+    row = encoder_rate.measure_batch(model, 10**6, 8, sides=(16, 256), rounds=2)
+    rate = 2 * 256**3 / 0.5
+    assert row == {"batch": 8, "images_per_s": 4.0, "gflop_per_s": rate / 1e9, "share": 8 * 10**6 / 2.0 / rate}
 
 
 def test_the_gpu_script_says_where_it_is_skipped() -> None:
     code = "import runpy, sys, torch; torch.cuda.is_available = lambda: False; sys.argv = sys.argv[1:]; " \
-           "runpy.run_path(sys.argv[0], run_name='__main__')"  # fmt: skip
+           "sys.path.insert(0, 'bench'); runpy.run_path(sys.argv[0], run_name='__main__')"  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code, str(ROOT / "bench" / "gpu.py")], capture_output=True, text=True, cwd=ROOT,
         check=False,
@@ -165,8 +185,13 @@ def test_the_gpu_script_says_where_it_is_skipped() -> None:
 
 def test_the_gpu_script_measures_all_its_parts(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     result = gpu.measure(torch.device("cpu"), tiny=True)
-    assert [row["batch"] for row in result["encoder"]] == [1, 2]
-    assert {row["from"] for row in result["end_to_end"]} == {"uint8 on the card", "PIL"}
+    (model,) = result["models"]
+    assert [row["batch"] for row in model["batches"]] == [1, 2]
+    assert 0 < sum(row["share"] for row in model["operators"]) <= 1
+    sources = {row["from"] for row in result["end_to_end"]}
+    assert {"uint8 on the card", "PIL images", "JPEG files"} < sources
     assert result["language"]["share"] > 0
     gpu.show(result)
-    assert "Qwen2.5-VL-7B writes for" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Qwen2.5-VL-7B writes for" in printed
+    assert "best share of the matrix rate, official encoder: " in printed

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rali_core import devices
 from rali_core.constants import CLIP_MEAN, CLIP_STD, OFFICIAL_OPEN_CLIP_NAME
 from rali_core.encoder import EncoderConfig, build_encoder
 from rali_core.model import RaliModel
@@ -105,3 +111,33 @@ def test_the_bundled_encoders_batch_of_eight_is_cut_in_two_in_float32_only() -> 
         == encoder.trunk.select_patches(encoder.trunk._pos_embed(encoder.trunk.patch_embed(inputs))).shape[1]
     )
     assert (shape.max_batch(4), shape.max_batch(2)) == (5, 11)
+
+
+class CopiesToDevice(TorchDispatchMode):
+    """Remembers whether each copy from main memory to the meta device was one that need not wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asynchronous: list[bool] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.ops.aten._to_copy.default and args[0].is_cpu and str(kwargs.get("device")) == "meta":
+            self.asynchronous.append(bool(kwargs.get("non_blocking")))
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_a_pass_never_waits_for_the_device(
+    tiny_model: RaliModel, eight_bit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device stands for a GPU: it has no values to hand back, so asking for one raises."""
+    monkeypatch.setattr(devices, "ASYNCHRONOUS", {"meta"})
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know the meta device
+    tiny_model.preprocess_config = replace(tiny_model.preprocess_config, eight_bit=eight_bit)
+    model, pixels = tiny_model.to("meta"), torch.zeros(2, 3, 90, 400, dtype=torch.uint8, device="meta")
+    with CopiesToDevice() as copies, torch.no_grad():
+        scores = model(pixels, coverage="full")
+    assert scores.shape == (2,)
+    assert len(copies.asynchronous) >= 3
+    assert all(copies.asynchronous)
