@@ -17,8 +17,8 @@ or few pixels that stand out clearly (`STRONG`: stars, thin lines on white, a li
 frame is content. So is noise from some 3/255 on; such an image is left to the model.
 
 Cost: 48 x 48 pixels of an image are read first, whatever its size, and show that there is content in nearly all
-photographs: about a millisecond on one core, 0.2 % of what the bundled model takes for a megapixel
-(`bench/content_cost.py`). The others are read at 192 x 192.
+photographs: 0.6 ms on one core, 0.2 % of what the bundled model takes for a megapixel (`bench/content_cost.py`). The
+others are read at 192 x 192.
 """
 
 from __future__ import annotations
