@@ -20,7 +20,7 @@ from ..head import PrototypeHead
 from .compress import Embedded, InitialHead
 from .config import FitConfig
 from .distortion_triplets import DistortionTriplet
-from .losses import distortion_ranking_loss, plcc_loss
+from .losses import consistency_loss, distortion_ranking_loss, plcc_loss
 
 logger = logging.getLogger("rali")
 
@@ -140,4 +140,4 @@ def _ranking(head: PrototypeHead, triplets: TripletEmbeddings, generator: torch.
 def _consistency(head: PrototypeHead, copies: Tensor, generator: torch.Generator) -> Tensor:
     index = torch.randperm(len(copies), generator=generator)[:COPIES_PER_STEP]
     one, other = head(copies[index].flatten(0, 1)).view(-1, 2).unbind(1)
-    return functional.mse_loss(one, other)
+    return consistency_loss(one, other, squared=True)
