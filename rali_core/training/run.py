@@ -238,11 +238,13 @@ class Run:
 
     @cached_property
     def copies_key(self) -> str:
-        """SHA-256 over what the copies depend on."""
-        digest = hashlib.sha256(repr((self.config.seed, self.config.distortions.copies)).encode())
-        on_scale = [data.digest for data in self.data if data.scores in ("absolute", "mapped")]
-        for part in [*on_scale, *map(hash_file, self.pristine)]:
-            digest.update(part.encode())
+        """SHA-256 over what the copies depend on; without copies that is no image."""
+        count = self.config.distortions.copies
+        digest = hashlib.sha256(repr((self.config.seed, count)).encode())
+        if count:
+            on_scale = [data.digest for data in self.data if data.scores in ("absolute", "mapped")]
+            for part in [*on_scale, *map(hash_file, self.pristine)]:
+                digest.update(part.encode())
         return digest.hexdigest()
 
     def model(self, encoder: Path | None = None) -> RaliModel:
