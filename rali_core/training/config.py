@@ -159,7 +159,7 @@ class TuneConfig(OptimiserConfig):
 
     Attributes:
         steps: Optimiser steps; 0 leaves the stage out.
-        batch_size: Labelled images per step. The sets share them in proportion to the square root of their sizes.
+        batch_size: Labelled images per step. The sets share them in proportion to the cube root of their sizes.
         plcc_weight: Weight of 1 - PLCC within the batch, for each absolute or mapped set, and for all of them together.
         correlation_weight: The same for each set with `scores = "correlation"`.
         triplets_per_batch: Distortion triplets per step, three images each.
