@@ -28,8 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .constants import CLIP_MEAN, CLIP_STD
-from .devices import DtypeName
+from .constants import CLIP_MEAN, CLIP_STD, DtypeName
 from .encoder import EncoderConfig
 from .model import RaliModel
 from .preprocess import PreprocessConfig

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attributes import Attribute, AttributeProbes
+from .constants import Coverage
 from .encoder import EncoderConfig, build_encoder
 from .head import PrototypeHead
-from .preprocess import Coverage, PreprocessConfig, preprocess, view_weights
+from .preprocess import PreprocessConfig, preprocess, view_weights
 from .vision_transformer import ClipEncoder, DinoEncoder
 
 

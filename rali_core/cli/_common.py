@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..constants import COVERAGES, DTYPE_NAMES
 from ..files import is_video_name
 from ._clips import ClipOptions, add_clip_arguments, clip_of, score_clip
 from ._console import say, shown
@@ -48,10 +49,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, crops: bool = True) 
         "--model", metavar="NAME_OR_FILE", help="model name or .safetensors file (default: the bundled one)"
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-    group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"),
+    group.add_argument("--dtype", default="float32", choices=DTYPE_NAMES,
                        help="arithmetic of the image encoder; auto: the fastest here (default: float32)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (default: 8)")
-    group.add_argument("--coverage", choices=("center", "tiles", "adaptive", "full"),
+    group.add_argument("--coverage", choices=COVERAGES,
                        help="centre crop; crops along the longer side; these and crops at the image's own size, which "
                        "show what is seen at 100 %% zoom, of large images only (adaptive) or of all (default: the "
                        "model's own)")  # fmt: skip

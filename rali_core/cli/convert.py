@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..constants import PRECISIONS
+
 DESCRIPTION = """\
 Convert a downloaded RALI release (ckpt.pt, pca.pkl, basis.npz and best/) to one .safetensors model file: image encoder
 and head only. No pickle is run. What is missing or does not fit is listed, and then nothing is written.
@@ -23,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     task.add_argument("--check", metavar="FILE",
                       help="compare this converted file, or `official` for the downloaded one, with its release; "
                       "nothing is written")  # fmt: skip
-    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16",
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float16",
                         help="of the image encoder in the file; the head stays float32 (default: float16)")  # fmt: skip
     parser.set_defaults(run=run, usage_error=parser.error)
 

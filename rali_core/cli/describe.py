@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..constants import PRECISIONS
 from ..files import find_images
 from ._common import SLOW_SECONDS, Interruption
 
@@ -48,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
     model = parser.add_argument_group("qinsight")
     model.add_argument("--model", metavar="DIR_OR_NAME", help="folder of the model, or its name on the hub")
     model.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-    model.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
+    model.add_argument("--dtype", choices=PRECISIONS, default="bfloat16",
                        help="arithmetic of the model (default: bfloat16)")  # fmt: skip
     model.add_argument("--max-new-tokens", type=int, default=1024, metavar="N",
                        help="longest answer, in tokens (default: 1024)")  # fmt: skip

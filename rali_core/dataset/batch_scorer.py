@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..constants import Coverage, DtypeName
 from ..content import has_content
 from ..images import decode_image, to_pixels
-from ..preprocess import Coverage
-from ..scorer import DtypeName, RaliScorer
+from ..scorer import RaliScorer
 from . import storage
 from .decode import Decoded
 from .items import readable

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..constants import Coverage
 from ..content import has_content
 from ..files import is_video_name
 from ..frames import FrameReader, FrameSampling, is_animation
 from ..images import DEFAULT_LIMITS, ReadLimits, read_pixels, to_float
-from ..preprocess import Coverage, PreprocessConfig, preprocess
+from ..preprocess import PreprocessConfig, preprocess
 from . import storage
 from .items import ClipSettings, Item, Payload, readable
 

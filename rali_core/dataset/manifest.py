@@ -13,9 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..constants import Coverage, DtypeName
 from ..files import atomic_write, remove_leftovers
-from ..preprocess import Coverage
-from ..scorer import DtypeName
 from .items import ClipSettings, Payload
 from .listing import Listing
 from .shards import SHARD_GLOB, shard_path, shard_problem

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ..calibration import Calibration
 from ..checkpoint import CheckpointError, ModelInfo
+from ..constants import Precision
 from ..files import hash_file
 from ..model import RaliModel
 from . import files
@@ -21,7 +22,6 @@ from .pca_file import PcaRecord, read_pca
 from .tensor_files import load_safetensors, load_torch_file, read_basis
 from .write import Entry, ProgressCallback
 
-DtypeName = Literal["float16", "bfloat16", "float32"]
 T = TypeVar("T")
 
 SCORER_NAMES = ("pca_scale", "pca_components", "prototypes", "proto_scores", "logit_scale")
@@ -71,7 +71,7 @@ class Release:
         )
 
 
-def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: ProgressCallback | None = None) -> Release:
+def read_release(folder: Path, dtype: Precision = "float16", *, progress: ProgressCallback | None = None) -> Release:
     """Read and check a release.
 
     Args:
