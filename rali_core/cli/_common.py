@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..constants import COVERAGES, DTYPE_NAMES
 from ..files import is_video_name
 from ._clips import ClipOptions, add_clip_arguments, clip_of, score_clip
-from ._console import say, shown
+from ._console import SLOW_SECONDS, say, shown
 from ._inputs import Input, download
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 URLS_AT_ONCE = 64
 DOWNLOADS = 8
-
-SLOW_SECONDS = 2.0
-"""A progress bar appears where a run takes longer."""
 
 
 def add_path_arguments(parser: argparse.ArgumentParser) -> None:
@@ -241,28 +237,6 @@ def _with_bar(stream: Iterator[ImageScore], total: int) -> Iterable[ImageScore]:
 
     bar: Iterable[ImageScore] = tqdm(stream, total=total, unit="image", delay=SLOW_SECONDS, file=sys.stderr)
     return bar
-
-
-@contextmanager
-def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error for work that reports (done, total), on long runs at a terminal."""
-    from tqdm import tqdm
-
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    bar: Any = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:  # not earlier: the hub client's own bars may come before
-            quiet: dict[str, Any] = {"disable": None, "leave": False, "delay": SLOW_SECONDS}
-            bar = tqdm(desc=what, total=total, bar_format=form, file=sys.stderr, **quiet)
-        bar.update(done - bar.n)
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def report_errors(files: Sequence[Input], results: Iterable[ImageScore]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..constants import PRECISIONS
+from ._console import show_progress
 
 DESCRIPTION = """\
 Convert a downloaded RALI release (ckpt.pt, pca.pkl, basis.npz and best/) to one .safetensors model file: image encoder
@@ -38,7 +39,6 @@ def run(options: argparse.Namespace) -> int:
         options.usage_error("expected RELEASE_DIR, the folder that holds ckpt.pt, got none")
     from ..hub import OFFICIAL_FILE
     from ..official.convert import convert
-    from ._common import show_progress
     from ._outputs import check_file
 
     check_file(options.output or OFFICIAL_FILE, "--output")
@@ -62,7 +62,6 @@ def check(model: str, release: str | None) -> int:
     """
     from ..hub import find_model
     from ..official.verify import locate_release, verify
-    from ._common import show_progress
 
     path = find_model(model)
     folder = release or locate_release(path)

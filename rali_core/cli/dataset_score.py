@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ._clips import AGGREGATES, add_sampling_arguments, read_sampling
+from ._clips import AGGREGATES, add_frame_arguments, read_sampling
 from ._common import Interruption, add_model_arguments
 from ._console import emit, say, shown
 
@@ -40,11 +40,7 @@ def add_parser(subparsers: Any) -> None:
                         help="import this, for formats that Pillow lacks (pillow_avif, pillow_jxl)")  # fmt: skip
     source.add_argument("--max-megapixels", type=float, metavar="N", help="larger images are errors (default: 179)")
     source.add_argument("--videos", action="store_true", help="score videos as well (needs PyAV)")
-    source.add_argument("--frames", action="store_true",
-                        help="GIF, WebP, APNG and AVIF: score all of an animation, not its first frame")  # fmt: skip
-    add_sampling_arguments(source)
-    source.add_argument("--aggregate", choices=tuple(AGGREGATES), default="mean",
-                        help="which figure over its frames is a video's score (default: mean)")  # fmt: skip
+    add_frame_arguments(source)
     parser.add_argument("--reasons", action="store_true",
                         help="columns for what is wrong with each image: words, and the severity of each attribute, "
                              "0 to 1, where the model tells it")  # fmt: skip

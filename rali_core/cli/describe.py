@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..constants import PRECISIONS
 from ..files import find_images
-from ._common import SLOW_SECONDS, Interruption
+from ._common import Interruption
+from ._console import SLOW_SECONDS
 
 if TYPE_CHECKING:
-    from ..describe.describers import DescriptionRequest, FileDescriber
+    from ..describe.describers import FileDescriber
+    from ..describe.request import DescriptionRequest
 
 DESCRIPTION = """\
 Write quality descriptions of images to a file of JSON lines {image, description, score, seed, source}. Sources:
@@ -98,8 +100,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _find_requests(options: argparse.Namespace) -> tuple[list[DescriptionRequest], Path]:
     """The images and the folder that their names are relative to."""
-    from ..describe.describers import DescriptionRequest
     from ..describe.records import image_name
+    from ..describe.request import DescriptionRequest
     from ..labels import read_labels
 
     given = Path(options.images)

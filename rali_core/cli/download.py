@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from ..constants import PRECISIONS
+from ._console import show_progress
 
 DESCRIPTION = """\
 Download the authors' release (ByteDance/Q-Insight, folder RALI, about 1.7 GB), check each file's hash, and convert it
@@ -29,7 +30,6 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Download and convert."""
     from ..official.install import install_official
-    from ._common import show_progress
 
     with show_progress("converting") as progress:
         path = install_official(

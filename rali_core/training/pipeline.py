@@ -25,8 +25,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
+from ..describe.describers import describe_all, failures_path, make_describer
 from ..describe.records import image_name, read_descriptions
+from ..describe.request import Describer, DescriptionRequest
 from ..files import atomic_write, hash_file
 from ..labels import LabelledImage, scores_of
 from ..model import RaliModel
