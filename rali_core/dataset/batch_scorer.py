@@ -17,7 +17,7 @@ from ..images import decode_image, to_pixels
 from ..scorer import RaliScorer
 from . import storage
 from .decode import Decoded
-from .items import readable
+from .items import to_unicode
 from .score_shards import score_batch
 from .shards import ScoredRow
 
@@ -103,7 +103,7 @@ class RaliBatchScorer:
                 crops = self._scorer.model.preprocess(pixels.unsqueeze(0), coverage=self._scorer.coverage)[0]
             return Decoded(crops, pixels.shape[2], pixels.shape[1])
         except (OSError, ValueError, TypeError) as error:
-            return Decoded(None, error=readable(str(error)))
+            return Decoded(None, error=to_unicode(str(error)))
 
 
 def _read_pixels(image: Any) -> Tensor:

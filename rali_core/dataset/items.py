@@ -65,6 +65,6 @@ class Item(NamedTuple):
     carried: tuple[Any, ...] = ()
 
 
-def readable(name: str) -> str:
+def to_unicode(name: str) -> str:
     """A file name as valid Unicode: bytes that are not UTF-8 become \\x escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

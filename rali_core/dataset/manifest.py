@@ -229,7 +229,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _option(key: str) -> str:
     names = {"source": "SOURCE", "model_hash": "--model", "max_pixels": "--max-megapixels", "plugins": "--plugin",
-             "clips": "--videos, --frames, --fps, --max-frames, --aggregate"}  # fmt: skip
+             "carry": "--keep-column", "clips": "--videos, --frames, --fps, --max-frames, --aggregate"}  # fmt: skip
     return names.get(key, "--" + key.replace("_", "-"))
 
 
