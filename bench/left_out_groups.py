@@ -3,7 +3,7 @@
     python bench/left_out_groups.py configs/rali-small.toml agiqa-3k --encoder weights/rali-small.safetensors
 
 Cheaper than whole trainings, and to be named beside the figures: the encoder is that of a finished model, and only the
-head is made anew, without blank images and distortions, from the training images of the absolute and
+head is made again, without blank images and distortions, from the training images of the absolute and
 correlated sets and of the other groups. If the encoder was tuned on the group's images, it has seen them; give one that
 was not for a figure without. Scores are those of the group's training and held-out images; no test split is used. A
 last line leaves out the whole set.

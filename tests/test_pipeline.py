@@ -96,7 +96,7 @@ def finished(config_file: Path, tmp_path: Path, tmp_path_factory: pytest.TempPat
     if not kept.exists():
         assert main(["train", str(config_file)]) == 0
         shutil.copytree(tmp_path / "work", kept / "work")
-        for name in ("mine.safetensors", "dino.safetensors"):  # safetensors orders metadata anew for each file
+        for name in ("mine.safetensors", "dino.safetensors"):  # safetensors orders metadata differently in each file
             shutil.copy(tmp_path / name, kept)
     else:
         shutil.copytree(kept / "work", tmp_path / "work")

@@ -36,7 +36,7 @@ class Release:
 
     Attributes:
         folder: Where it lies.
-        architecture: Tower and preprocessing.
+        architecture: Encoder and preprocessing.
         entries: The tensors of the model file.
         pca: The fitted PCA.
         used: Files that were read, relative to `folder`.
