@@ -25,7 +25,7 @@ from rali_core.evaluation import measure_agreement
 from rali_core.labels import scores_of
 from rali_core.training.compress import Embedded, compress_embeddings, join_sets
 from rali_core.training.config import TrainConfig, read_config
-from rali_core.training.fit import fit_head, make_head
+from rali_core.training.fit import fit_head
 from rali_core.training.run import Run
 
 
@@ -35,11 +35,10 @@ def make_scores(
 ) -> NDArray[np.float32]:  # fmt: skip
     """Make a head of absolute, mapped and correlated sets, and score embeddings of images with it."""
     embeddings, scores, sets = join_sets(absolute, mapped)
-    initial = compress_embeddings(
+    head = compress_embeddings(
         embeddings, scores, config=config.compress, seed=config.seed, sets=sets,
         unscored=[part for part, _ in correlation],
     )  # fmt: skip
-    head = make_head(initial)
     fit_head(head, (embeddings, scores), correlation, None, None, config=config.fit, seed=config.seed)
     with torch.no_grad():
         predicted: NDArray[np.float32] = head(images).numpy()

@@ -36,7 +36,7 @@ from .attributes import fit_attributes, save_probes
 from .compress import compress_embeddings, find_line, join_sets, map_scores
 from .config import TrainConfig, to_json
 from .distortion_triplets import DistortionTriplet, render_triplet
-from .fit import TripletEmbeddings, fit_head, make_head
+from .fit import TripletEmbeddings, fit_head
 from .optimise import LOG_SETTINGS, draw_curves
 from .publish import git_commit, load_head, save
 from .run import STAGES, TRIPLETS, DataSet, Part, Run, StageName, read_data_set
@@ -246,11 +246,11 @@ def compress(run: Run) -> None:
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores, sets = _absolute(run, model)
     others = [run.embed_training(model, data)[0] for data in run.data if data.scores in ("correlation", "none")]
-    initial = compress_embeddings(
+    head = compress_embeddings(
         embeddings, scores, config=run.config.compress, seed=run.config.seed, unscored=others, sets=sets
     )
-    logger.info("compress: %d dimensions, %d prototypes", len(initial.components), len(initial.prototypes))
-    save_file(make_head(initial).state_dict(), run.path("compress", "head.safetensors"))
+    logger.info("compress: %d dimensions, %d prototypes", len(head.components), len(head.prototypes))
+    save_file(head.state_dict(), run.path("compress", "head.safetensors"))
 
 
 def _absolute(run: Run, model: RaliModel) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.intp]]:
