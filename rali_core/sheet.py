@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .images import to_pil_image
 from .selection import rank
 
+THUMBNAIL = 480
 MARGIN = 12
 BAR_HEIGHT = 6
 BACKGROUND = (250, 250, 250)
@@ -18,6 +19,15 @@ TRACK = (225, 225, 225)
 BANNER_POSITIONS = ("below", "above", "over the bottom", "over the top")
 # From red through yellow to green at the scale's five bands; distinguishable by lightness too.
 BAND_COLOURS = ((178, 40, 48), (217, 106, 45), (214, 170, 40), (120, 165, 60), (38, 128, 74))
+
+
+def make_thumbnail(image: Image.Image) -> Image.Image:
+    """A copy of at most `THUMBNAIL` pixels a side; a large JPEG that was only opened is decoded at a reduced size."""
+    image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+    image.load()
+    small: Image.Image = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return small
 
 
 def draw_contact_sheet(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ..frames import DEFAULT_FPS, DEFAULT_MAX_FRAMES
-from .storage import UNKNOWN
+from .storage import UNKNOWN, FoundFile, relative
 
 Kind = Literal["files", "list", "parquet", "webdataset"]
 """What a source is; "files" is a folder or a glob."""
@@ -63,6 +63,14 @@ class Item(NamedTuple):
     modified: int = UNKNOWN
     problem: str | None = None
     carried: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, file: FoundFile, root: str) -> Item:
+        """A whole file, named relative to a folder."""
+        return cls(
+            to_unicode(relative(file.path, root)), to_unicode(file.path), file.path,
+            file_size=file.size, modified=file.modified, problem=file.problem,
+        )  # fmt: skip
 
 
 def to_unicode(name: str) -> str:

@@ -61,11 +61,7 @@ class ParquetSource:
     def items(self) -> Iterator[Item]:
         """One item per row; one with a problem for an unusable file."""
         for file in self.files:
-            name = storage.relative(file.path, self.root)
-            whole = Item(
-                to_unicode(name), to_unicode(file.path), file.path,
-                file_size=file.size, modified=file.modified, problem=file.problem,
-            )  # fmt: skip
+            whole = Item.of(file, self.root)
             if file.problem is None:
                 try:
                     yield from self._rows(whole)

@@ -26,14 +26,7 @@ def list_tar(root: str, file: FoundFile, videos: bool = False) -> Iterator[Item]
         One item per image; for a damaged tar one with a problem after those that could be listed.
     """
     name = storage.relative(file.path, root)
-    whole = Item(
-        to_unicode(name),
-        to_unicode(file.path),
-        file.path,
-        file_size=file.size,
-        modified=file.modified,
-        problem=file.problem,
-    )
+    whole = Item.of(file, root)
     if file.problem is not None:
         yield whole
         return

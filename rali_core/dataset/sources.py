@@ -142,14 +142,7 @@ def _image_files(root: str, files: _Files, videos: bool) -> Iterator[Item]:
     for file in files:
         if file.problem is None and files.folder and not _is_wanted(file.path, root, videos):
             continue
-        yield Item(
-            to_unicode(storage.relative(file.path, root)),
-            to_unicode(file.path),
-            file.path,
-            file_size=file.size,
-            modified=file.modified,
-            problem=file.problem,
-        )
+        yield Item.of(file, root)
 
 
 def _is_wanted(path: str, root: str, videos: bool) -> bool:
