@@ -31,7 +31,6 @@ from .preprocess import PreprocessConfig
 
 FORMAT = "rali"
 FORMAT_VERSION = 1
-HEAD_TENSORS = ("mean", "scale", "components", "prototypes", "scores", "logit_scale")
 SHOWN_PROBLEMS = 20
 MAPPED_VALUES = 2**25
 """64 MB in 16 bits."""

@@ -285,17 +285,14 @@ def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
     if not count or not settings.ranking_weight:
         return None
     tokens = run.triplet_tokens().array[:count]
-    images: Any = tokens.reshape(-1, *tokens.shape[2:])
-    embeddings = run.embeddings(model, TRIPLETS, images, f"{run.triplets_digest}-{count}")
-    return TripletEmbeddings(run.triplets[:count], embeddings.view(count, 3, -1))
+    embeddings = run.embed_groups(model, TRIPLETS, tokens, f"{run.triplets_digest}-{count}")
+    return TripletEmbeddings(run.triplets[:count], embeddings)
 
 
 def _copies(run: Run, model: RaliModel) -> Tensor | None:
     if not run.config.distortions.copies or not run.config.fit.consistency_weight:
         return None
-    tokens = run.copy_tokens().array
-    images: Any = tokens.reshape(-1, *tokens.shape[2:])
-    return run.embeddings(model, "copies", images, run.copies_key).view(len(tokens), 2, -1)
+    return run.embed_groups(model, "copies", run.copy_tokens().array, run.copies_key)
 
 
 # --------------------------------------------------------------------------------------------------- running the stages

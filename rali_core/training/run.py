@@ -261,6 +261,11 @@ class Run:
         key = [hash_weights(model.encoder.state_dict()), *_shape(model), frozen, digest]
         return embed_images(model, images, frozen, path, key=key)
 
+    def embed_groups(self, model: RaliModel, name: str, tokens: NDArray[np.float16], digest: str) -> Tensor:
+        """(G, K, D) embeddings of (G, K, T, W) tokens of groups of images, kept in the work_dir."""
+        images: Any = tokens.reshape(-1, *tokens.shape[2:])
+        return self.embeddings(model, name, images, digest).view(*tokens.shape[:2], -1)
+
     def embed_validation(self, model: RaliModel, data: DataSet) -> Tensor:
         """(N, D) embeddings of a set's validation images."""
         name = f"{data.name}-validation"

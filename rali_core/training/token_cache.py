@@ -29,7 +29,7 @@ from ..images import to_rgb
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
 from ..vision_transformer import ClipEncoder, DinoEncoder, ViTConfig, split_checkerboard
-from .distortions import LIGHT_JPEG_QUALITY, recode
+from .distortions import LIGHT_JPEG_QUALITY, recode, resize_square
 
 logger = logging.getLogger("rali")
 
@@ -86,7 +86,7 @@ class SquareReader:
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
         """(S, S, 3) uint8."""
-        return np.asarray(self._resize(self._square(index)))
+        return np.asarray(resize_square(self._square(index), self.size))
 
     def _square(self, index: int) -> Image.Image:
         with Image.open(self.paths[index]) as file:
@@ -94,10 +94,6 @@ class SquareReader:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return image.crop((left, top, left + side, top + side))
-
-    def _resize(self, square: Image.Image) -> Image.Image:
-        size = (self.size, self.size)
-        return square if square.size == size else square.resize(size, Image.Resampling.BICUBIC)
 
 
 class CopyReader(SquareReader):
@@ -109,8 +105,8 @@ class CopyReader(SquareReader):
     def __call__(self, index: int) -> NDArray[np.uint8]:
         """(2, S, S, 3) uint8."""
         square = self._square(index)
-        image = self._resize(square)
-        copy = self._resize(flip_and_recompress(square)) if index % 2 else flip_and_recompress(image)
+        image = resize_square(square, self.size)
+        copy = resize_square(flip_and_recompress(square), self.size) if index % 2 else flip_and_recompress(image)
         return np.stack([np.asarray(image), np.asarray(copy)])
 
 
