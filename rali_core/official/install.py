@@ -10,7 +10,7 @@ from ..checkpoint import CheckpointError, read_metadata
 from ..constants import Precision
 from ..files import atomic_write
 from ..hub import OFFICIAL_FILE, OFFICIAL_POINTER, cache_folder
-from . import files
+from . import layout
 from .convert import CONVERTER, convert
 from .download import Downloaded, download
 from .errors import ReleaseError
@@ -65,7 +65,7 @@ def install_official(
 
 def _holds_encoder(release: Path) -> bool:
     try:
-        state = load_torch_file(release / files.CHECKPOINT).get("state_dict")
+        state = load_torch_file(release / layout.CHECKPOINT).get("state_dict")
     except ReleaseError:
         return True  # the conversion reports what is wrong; more files would not help
     return isinstance(state, dict) and any(str(name).startswith("clip.") for name in state)

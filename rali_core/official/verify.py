@@ -14,7 +14,7 @@ from ..constants import Precision
 from ..lazy import renamed_attribute
 from .download import FOLDER, REPOSITORY
 from .errors import ReleaseError, describe
-from .files import CHECKPOINT
+from .layout import CHECKPOINT
 from .release import read_release
 from .write import ProgressCallback, split_progress
 
