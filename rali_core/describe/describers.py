@@ -32,6 +32,7 @@ class MeasuredDescriber:
     """The `measured` source: puts measurements of the image, the known distortion and the score into words.
 
     Examples:
+        >>> from PIL import Image
         >>> from skimage import data
         >>> request = DescriptionRequest("astronaut", Image.fromarray(data.astronaut()), score=0.9)
         >>> "excellent" in MeasuredDescriber().describe(request, seed=1).text
