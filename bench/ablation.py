@@ -3,7 +3,7 @@
     python bench/ablation.py configs/rali-small.toml --limit 1500 --json ablation.json
     python bench/ablation.py configs/rali-small.toml --encoder weights/rali-small.safetensors
 
-With `--encoder` the encoder is that of a finished model, and only the head is made anew: minutes instead of hours, but
+With `--encoder` the encoder is that of a finished model, and only the head is made again: minutes instead of hours, but
 what a part does for the encoder is not seen. Figures are those of the held-out validation images, with 95 % bootstrap
 intervals in the JSON file; no test split is used. Each variant has its own work_dir, which begins with the training's
 embeddings and tokens, and is not deleted.
@@ -106,7 +106,7 @@ def main() -> None:
     """Run all or some variants and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG.toml")
-    parser.add_argument("--encoder", metavar="MODEL.safetensors", help="make only the head anew, on this encoder")
+    parser.add_argument("--encoder", metavar="MODEL.safetensors", help="make only the head again, on this encoder")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each set and part")
     parser.add_argument("--only", action="append", metavar="NAME", help="a variant (may be given several times)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")

@@ -3,7 +3,7 @@
     python bench/left_out_groups.py configs/rali-small.toml agiqa-3k --encoder weights/rali-small.safetensors
 
 Cheaper than whole trainings, and to be named beside the figures: the encoder is that of a finished model, and only the
-head is made anew, without blank images and distortions, from the training images of the absolute and
+head is made again, without blank images and distortions, from the training images of the absolute and
 correlated sets and of the other groups. If the encoder was tuned on the group's images, it has seen them; give one that
 was not for a figure without. Scores are those of the group's training and held-out images; no test split is used. A
 last line leaves out the whole set.
@@ -25,7 +25,7 @@ from rali_core.evaluation import measure_agreement
 from rali_core.labels import scores_of
 from rali_core.training.compress import Embedded, compress_embeddings, join_sets
 from rali_core.training.config import TrainConfig, read_config
-from rali_core.training.fit import fit_head, make_head
+from rali_core.training.fit import fit_head
 from rali_core.training.run import Run
 
 
@@ -35,11 +35,10 @@ def make_scores(
 ) -> NDArray[np.float32]:  # fmt: skip
     """Make a head of absolute, mapped and correlated sets, and score embeddings of images with it."""
     embeddings, scores, sets = join_sets(absolute, mapped)
-    initial = compress_embeddings(
+    head = compress_embeddings(
         embeddings, scores, config=config.compress, seed=config.seed, sets=sets,
         unscored=[part for part, _ in correlation],
     )  # fmt: skip
-    head = make_head(initial)
     fit_head(head, (embeddings, scores), correlation, None, None, config=config.fit, seed=config.seed)
     with torch.no_grad():
         predicted: NDArray[np.float32] = head(images).numpy()

@@ -25,6 +25,7 @@ from parity import load_helper, make_images
 
 from rali_core import RaliScorer
 from rali_core.checkpoint import LoadedModel, load_model
+from rali_core.constants import COVERAGES
 from rali_core.files import find_images
 from rali_core.hub import find_model
 from rali_core.images import load_image
@@ -75,7 +76,7 @@ def main() -> int:
     parser.add_argument("--model", metavar="NAME_OR_FILE", help="default: the bundled model")
     parser.add_argument("--release", choices=("small", "official"), help="a made release of this size instead")
     parser.add_argument("--precision", action="append", choices=("float32", "float16"), help="default: both")
-    parser.add_argument("--coverage", choices=("center", "tiles", "full"), help="default: the model's own")
+    parser.add_argument("--coverage", choices=COVERAGES, help="default: the model's own")
     parser.add_argument("--images", type=int, default=200, metavar="N", help="how many (default: 200)")
     parser.add_argument("--folder", help="images to take instead of those made by code")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
 """How a model file orders distorted versions of one image, and how little flips and re-encoding move its score.
 
-No human scores are needed: each image is distorted at five known levels, and a stronger level should score lower.
+No human scores are needed: each image is distorted at five known levels, and a more severe level should score lower.
 
-    python bench/robustness.py weights/rali-small.safetensors --pictures FOLDER [--drawings 20] [--json FILE]
+    python bench/robustness.py weights/rali-small.safetensors --images FOLDER [--graphics 20] [--json FILE]
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ USUAL: frozenset[Distortion] = frozenset({
     "darken", "banding",
 })  # fmt: skip
 """What images meet most: blur, noise, JPEG, WebP, enlarging, sharpening, saturation, exposure, banding, upscalers."""
-STRONG = 4
+SEVERE = 4
 """From this level on, a distorted image should score lower than any undistorted one."""
-FIRST_DRAWING = 2**31
+FIRST_GRAPHIC = 2**31
 """Training draws its seeds below 2**30."""
 
 
@@ -40,19 +40,19 @@ def main() -> None:
     """Print a table of pair accuracies, worst first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL.safetensors")
-    parser.add_argument("--pictures", action="append", default=[], metavar="FOLDER", help="undistorted images")
-    parser.add_argument("--drawings", type=int, default=20, metavar="N", help="synthetic graphics (default: 20)")
+    parser.add_argument("--images", action="append", default=[], metavar="FOLDER", help="undistorted images")
+    parser.add_argument("--graphics", type=int, default=20, metavar="N", help="synthetic graphics (default: 20)")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images of the folders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--dtype", default="float32", help="arithmetic of the encoder (default: float32)")
     options = parser.parse_args()
     scorer = RaliScorer.from_pretrained(options.model, dtype=options.dtype)
-    files = find_images(options.pictures, recursive=True)[: options.limit] if options.pictures else []
-    pictures = [_open(path) for path in files]
-    figures = {"pictures": measure(scorer, pictures)} if pictures else {}
-    if options.drawings:
-        drawn = [render_graphic(FIRST_DRAWING + number) for number in range(options.drawings)]
-        figures["drawings"] = measure(scorer, drawn)
+    files = find_images(options.images, recursive=True)[: options.limit] if options.images else []
+    images = [_open(path) for path in files]
+    figures = {"images": measure(scorer, images)} if images else {}
+    if options.graphics:
+        drawn = [render_graphic(FIRST_GRAPHIC + number) for number in range(options.graphics)]
+        figures["graphics"] = measure(scorer, drawn)
     for name, result in figures.items():
         print(f"\n{name}")
         for key, value in result.items():
@@ -61,31 +61,31 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def measure(scorer: RaliScorer, pictures: list[Image.Image]) -> dict[str, float]:
+def measure(scorer: RaliScorer, images: list[Image.Image]) -> dict[str, float]:
     """Figures of one set: pair accuracy over all types and by type, largest and mean moves of the score."""
-    undistorted = scorer.score(pictures).scores
+    undistorted = scorer.score(images).scores
     right: dict[str, float] = {}
     across: list[NDArray[np.bool_]] = []
     for kind in DISTORTIONS:
         distorted = [
-            scorer.score([distort(image, kind, level, seed=7) for image in pictures]).scores
+            scorer.score([distort(image, kind, level, seed=7) for image in images]).scores
             for level in range(1, LEVELS + 1)
         ]
         right[kind] = float((np.diff(np.stack([undistorted, *distorted]), axis=0) < 0).mean())
         if kind not in MILD_DISTORTIONS:
-            strong = np.concatenate(distorted[STRONG - 1 :])
-            across.append(undistorted[:, None] > strong[None, :])
+            severe = np.concatenate(distorted[SEVERE - 1 :])
+            across.append(undistorted[:, None] > severe[None, :])
         print(f"{kind}: {right[kind]:.3f}", file=sys.stderr, flush=True)
-    flips = np.abs(scorer.score([image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in pictures]).scores
+    flips = np.abs(scorer.score([image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]).scores
                    - undistorted)  # fmt: skip
-    recoded = np.abs(scorer.score([recode(image, "JPEG", quality=95) for image in pictures]).scores - undistorted)
+    recoded = np.abs(scorer.score([recode(image, "JPEG", quality=95) for image in images]).scores - undistorted)
     strict = [value for kind, value in right.items() if kind not in MILD_DISTORTIONS]
     return {
-        "count": len(pictures),
+        "count": len(images),
         "adjacent pairs, all types": float(np.mean(list(right.values()))),
-        "adjacent pairs, without gentle types": float(np.mean(strict)),
+        "adjacent pairs, without mild types": float(np.mean(strict)),
         "adjacent pairs, usual types": float(np.mean([right[kind] for kind in USUAL])),
-        "undistorted above strongly distorted, any two": float(np.mean(across)),
+        "undistorted above severely distorted, any two": float(np.mean(across)),
         **{f"  {kind}": value for kind, value in sorted(right.items(), key=lambda item: item[1])},
         "flip, largest move": float(flips.max()),
         "flip, mean move": float(flips.mean()),

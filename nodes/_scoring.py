@@ -52,11 +52,6 @@ class Scores:
         """Which of the images have no content."""
         return [reason == NO_CONTENT for reason in self.reasons]
 
-    def and_then(self, more: Scores) -> Scores:
-        """These scores and more of the same model."""
-        values, reasons = self.values + more.values, self.reasons + more.reasons
-        return replace(more, values=values, reasons=reasons, words=self.words + more.words)
-
     def ranking(self) -> list[int]:
         """0-based indexes, best first: images without content after all others, images without a score last."""
         return [*self.ranking_of_scored(), *(i for i, x in enumerate(self.values) if isnan(x))]

@@ -28,13 +28,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .constants import CLIP_MEAN, CLIP_STD
-from .devices import DtypeName
+from .constants import CLIP_MEAN, CLIP_STD, OFFICIAL_IMAGE_SIZE, DtypeName
 from .encoder import EncoderConfig
 from .model import RaliModel
 from .preprocess import PreprocessConfig
 
-OFFICIAL_SHAPE = {"image_size": 336, "layers": 24, "width": 1024, "head_width": 64, "patch_size": 14}
+OFFICIAL_SHAPE = {"image_size": OFFICIAL_IMAGE_SIZE, "layers": 24, "width": 1024, "head_width": 64, "patch_size": 14}
 EMBED_DIM, PCA_DIM, PROTOTYPES = 768, 512, 250
 OFFICIAL = "official architecture, float32"
 SLOW_S = 20.0

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from .attributes import Attribute, from_metadata, to_metadata
 from .calibration import Calibration
+from .constants import COVERAGES, Coverage
 from .encoder import EncoderConfig
 from .files import atomic_write
 from .model import RaliModel
-from .preprocess import COVERAGES, Coverage, PreprocessConfig
+from .preprocess import PreprocessConfig
 
 FORMAT = "rali"
 FORMAT_VERSION = 1
-HEAD_TENSORS = ("mean", "scale", "components", "prototypes", "scores", "logit_scale")
 SHOWN_PROBLEMS = 20
 MAPPED_VALUES = 2**25
 """64 MB in 16 bits."""

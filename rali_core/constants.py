@@ -1,6 +1,23 @@
-"""Numbers that are fixed by published work, each with its source."""
+"""Numbers that are fixed by published work, each with its source, and the names that settings take.
+
+Free of torch: the command line reads its choices here at its start.
+"""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
+
+Coverage = Literal["center", "tiles", "adaptive", "full"]
+COVERAGES: tuple[Coverage, ...] = get_args(Coverage)
+"""Which crops of an image are scored; `preprocess.preprocess` says what each is."""
+
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Arithmetic of an encoder, or its numbers in a file."""
+
+DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
+DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
+"""The dtype argument of scorers: a precision, or `"auto"` for the fastest on this machine."""
 
 CLIP_MEAN: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
 """Channel means (RGB, pixels in [0, 1]) of CLIP's preprocessing; Radford et al. 2021, `openai/CLIP`."""

@@ -11,16 +11,13 @@ import copy
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .constants import Precision
 from .vision_transformer import ClipEncoder, DinoEncoder
-
-Precision = Literal["float32", "bfloat16", "float16"]
-DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
-"""The dtype argument of scorers: a precision, or `"auto"` for the fastest on this machine."""
 
 CPU = torch.device("cpu")
 

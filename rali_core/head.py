@@ -12,6 +12,8 @@ Everything here is computed in float32 or better, whatever the encoder's dtype: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -95,6 +97,14 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Parameter(torch.zeros(prototypes, pca_dim))
         self.scores = nn.Parameter(torch.zeros(prototypes))
         self.logit_scale = nn.Parameter(torch.ones(()))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> PrototypeHead:
+        """A head of these tensors, by their names in its state dict."""
+        pca_dim, embed_dim = state["components"].shape
+        head = cls(embed_dim, pca_dim, len(state["prototypes"]))
+        head.load_state_dict(dict(state))
+        return head
 
     def weights(self, embedding: Tensor) -> Tensor:
         """(B, D) embeddings of any floating dtype to (B, K) prototype weights in float32 or better."""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attributes import Attribute, AttributeProbes
+from .constants import Coverage
 from .devices import to_device
 from .encoder import EncoderConfig, build_encoder
 from .head import PrototypeHead
-from .preprocess import Coverage, PreprocessConfig, preprocess, view_weights
+from .preprocess import PreprocessConfig, preprocess, view_weights
 from .vision_transformer import ClipEncoder, DinoEncoder
 
 

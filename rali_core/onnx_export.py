@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from . import __version__
 from .calibration import Calibration
 from .checkpoint import ModelInfo
-from .constants import BAND_NAMES
+from .constants import BAND_NAMES, Coverage
 from .content import NO_CONTENT_SCORE
 from .files import atomic_write
 from .head import score_embeddings
 from .model import RaliModel
-from .preprocess import COVERAGES, Coverage
+from .preprocess import check_coverage
 from .scorer import RaliScorer
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
-Precision = Literal["float32", "float16"]
+ExportPrecision = Literal["float32", "float16"]
 INPUT, OUTPUT = "pixels", "score"
 TOLERANCE: dict[str, float] = {"float32": 1e-4, "float16": 5e-3}
 """Largest difference from the model's scores with which a file is written."""
@@ -71,7 +71,7 @@ class OnnxExport:
 
     path: Path
     opset: int
-    precision: Precision
+    precision: ExportPrecision
     coverage: Coverage
     largest_difference: float
     images: int
@@ -83,7 +83,7 @@ def export_onnx(
     *,
     info: ModelInfo,
     coverage: Coverage | None = None,
-    precision: Precision = "float32",
+    precision: ExportPrecision = "float32",
 ) -> OnnxExport:
     """Write a model as an ONNX file, after its scores were compared with the model's.
 
@@ -103,11 +103,10 @@ def export_onnx(
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"an ONNX file's name ends in .onnx, got {path.name}")
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if precision not in get_args(ExportPrecision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(ExportPrecision))}, got {precision!r}")
     coverage = coverage or model.coverage
-    if coverage not in COVERAGES:
-        raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
+    check_coverage(coverage)
     check_packages()
     elements = sum(parameter.numel() for parameter in model.encoder.parameters())
     if elements * (4 if precision == "float32" else 2) > LARGEST_FILE:
@@ -202,7 +201,7 @@ def open_graph(path: str | os.PathLike[str]) -> Any:
     return run
 
 
-def build_graph(model: RaliModel, coverage: Coverage, precision: Precision) -> onnx.ModelProto:
+def build_graph(model: RaliModel, coverage: Coverage, precision: ExportPrecision) -> onnx.ModelProto:
     """The whole graph: what surrounds the core is put before and behind its nodes."""
     from onnx.compose import add_prefix
 
@@ -258,7 +257,7 @@ class _Core(nn.Module):
         return score_embeddings(pooled.float(), **{name: getattr(self, name) for name in self.names})
 
 
-def _export_core(model: RaliModel, precision: Precision) -> onnx.ModelProto:
+def _export_core(model: RaliModel, precision: ExportPrecision) -> onnx.ModelProto:
     from .onnx_graph import OPSET
 
     encoder = copy.deepcopy(model.encoder).cpu().to(getattr(torch, precision)).eval()

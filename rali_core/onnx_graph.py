@@ -15,7 +15,8 @@ from onnxscript import opset18 as op
 from onnxscript.optimizer import optimize
 
 from . import content, preprocess
-from .preprocess import Coverage, PreprocessConfig
+from .constants import Coverage
+from .preprocess import PreprocessConfig
 
 OPSET = 18
 """The first whose Resize is antialiased."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .constants import BAND_THRESHOLDS
-from .sheet import BACKGROUND, BAND_COLOURS, FAINT, TEXT, TRACK, shorten
+from .sheet import BACKGROUND, FAINT, TEXT, TRACK, band_colour, shorten
 from .video import PASSAGE_SECONDS, VideoScore, clock_text
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def draw_time_plot(
     radius = (3 if len(points) <= width / 8 else 1) * scale
     for (across, up), score in zip(points, scores.tolist(), strict=True):
         if not np.isnan(score):
-            colour = BAND_COLOURS[min(sum(score >= limit for limit in band_thresholds), len(BAND_COLOURS) - 1)]
-            draw.ellipse((across - radius, up - radius, across + radius, up + radius), fill=colour)
+            box = (across - radius, up - radius, across + radius, up + radius)
+            draw.ellipse(box, fill=band_colour(score, band_thresholds))
     across, up = points[video.best]
     draw.ellipse((across - 6 * scale, up - 6 * scale, across + 6 * scale, up + 6 * scale), outline=TEXT, width=scale)
     figures = (

@@ -9,17 +9,15 @@ asks for Pillow's own pixels, and images longer than `MAX_ASPECT_RATIO` are cut 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .constants import COVERAGES, Coverage
 from .devices import to_device
 from .pillow_resize import resize_levels, straight_through, to_levels
-
-Coverage = Literal["center", "tiles", "adaptive", "full"]
-COVERAGES: tuple[str, ...] = get_args(Coverage)
 
 MAX_ASPECT_RATIO = 32
 """Longer images are cut around their centre, so that a 1 x 100,000 strip cannot exhaust the memory."""
@@ -335,6 +333,12 @@ def view_weights(height: int, width: int, config: PreprocessConfig, *, coverage:
     return torch.tensor([share / crops if view.full_size else whole for view in views])
 
 
+def check_coverage(coverage: str) -> None:
+    """Raises ValueError for anything but one of `COVERAGES`."""
+    if coverage not in COVERAGES:
+        raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
+
+
 def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage = "center") -> Tensor:
     """Turn pixels into encoder input; differentiable.
 
@@ -358,8 +362,7 @@ def preprocess(pixels: Tensor, config: PreprocessConfig, *, coverage: Coverage =
         (2, 2, 3, 224, 224)
     """
     check_pixels(pixels)
-    if coverage not in COVERAGES:
-        raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
+    check_coverage(coverage)
     if pixels.dtype in (torch.float16, torch.bfloat16):
         pixels = pixels.float()
     size = config.image_size

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .attributes import no_probes
 from .checkpoint import ModelInfo, load_model
+from .constants import DTYPE_NAMES, Coverage
+from .constants import DtypeName as DtypeName
 from .content import NO_CONTENT, NO_CONTENT_SCORE, has_content, is_no_content
-from .devices import DtypeName as DtypeName
 from .devices import choose_device, fastest_precision, narrowest_precision, to_device, without_gradient
 from .devices import is_out_of_memory as is_out_of_memory
 from .explain import PrototypeShare as PrototypeShare
@@ -24,7 +25,7 @@ from .hub import find_model
 from .images import DEFAULT_LIMITS, ImageError, ImageInput, ReadLimits
 from .lazy import renamed
 from .model import RaliModel
-from .preprocess import COVERAGES, Coverage, View, locate_views
+from .preprocess import View, check_coverage, locate_views
 from .reading import Images as Images
 from .reading import (
     PixelBudget,
@@ -105,7 +106,8 @@ class RaliScorer:
         attributes: bool = False,
     ) -> None:
         _check_dtype(dtype)
-        _check_coverage(coverage)
+        if coverage is not None:
+            check_coverage(coverage)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.device = choose_device(device)
@@ -367,7 +369,8 @@ class RaliScorer:
     ) -> Iterator[list[ImageScore]]:
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be 'raise' or 'record', got {on_error!r}")
-        _check_coverage(coverage)
+        if coverage is not None:
+            check_coverage(coverage)
         prepare = partial(self._prepare, coverage=coverage or self.coverage, attributes=attributes)
         sequence = iterate(images)
         chunks = (
@@ -523,11 +526,6 @@ class _Prepared:
         return [float(each.mean() if self.shares is None else each.double() @ self.shares.double()) for each in columns]
 
 
-def _check_coverage(coverage: str | None) -> None:
-    if coverage is not None and coverage not in COVERAGES:
-        raise ValueError(f"coverage must be one of {', '.join(COVERAGES)}, got {coverage!r}")
-
-
 def _check_dtype(dtype: str) -> None:
-    if dtype not in get_args(DtypeName):
-        raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
+    if dtype not in DTYPE_NAMES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, got {dtype!r}")

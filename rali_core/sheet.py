@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .constants import BAND_THRESHOLDS
 from .images import to_pil_image
 from .selection import rank
 
+THUMBNAIL = 480
 MARGIN = 12
 BAR_HEIGHT = 6
 BACKGROUND = (250, 250, 250)
@@ -18,6 +21,20 @@ TRACK = (225, 225, 225)
 BANNER_POSITIONS = ("below", "above", "over the bottom", "over the top")
 # From red through yellow to green at the scale's five bands; distinguishable by lightness too.
 BAND_COLOURS = ((178, 40, 48), (217, 106, 45), (214, 170, 40), (120, 165, 60), (38, 128, 74))
+
+
+def band_colour(score: float, thresholds: Sequence[float] = BAND_THRESHOLDS) -> tuple[int, int, int]:
+    """The colour of a score's band."""
+    return BAND_COLOURS[bisect_right(thresholds, score)]
+
+
+def make_thumbnail(image: Image.Image) -> Image.Image:
+    """A copy of at most `THUMBNAIL` pixels a side; a large JPEG that was only opened is decoded at a reduced size."""
+    image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+    image.load()
+    small: Image.Image = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return small
 
 
 def draw_contact_sheet(
@@ -134,8 +151,7 @@ def _draw_bar(
 ) -> None:
     share = min(max(score, 0.0), 1.0)
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=TRACK)
-    colour = BAND_COLOURS[min(int(share * 5), 4)]
-    draw.rectangle((left, top, left + max(round(share * width), 1) - 1, top + height - 1), fill=colour)
+    draw.rectangle((left, top, left + max(round(share * width), 1) - 1, top + height - 1), fill=band_colour(share))
 
 
 def _thumbnail(image: Image.Image, cell: int, enlarge: bool) -> Image.Image:

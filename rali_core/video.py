@@ -26,8 +26,8 @@ from .images import ReadLimits
 from .results import ImageScore
 
 if TYPE_CHECKING:
+    from .constants import Coverage
     from .frames import Source
-    from .preprocess import Coverage
     from .scorer import RaliScorer
 
 Aggregate = Literal["mean", "worst tenth", "minimum"]

@@ -124,7 +124,7 @@ def probing_file(probing_model: RaliModel, tiny_info: ModelInfo, tmp_path: Path)
 @pytest.fixture
 def tiny_timm_file(tiny_info: ModelInfo, tmp_path: Path) -> Path:
     path = tmp_path / "tiny-timm.safetensors"
-    info = replace(tiny_info, source={"backbone": {"name": "a tower"}}, training={"images": 3})
+    info = replace(tiny_info, source={"backbone": {"name": "a backbone"}}, training={"images": 3})
     save_model(path, make_model(EncoderConfig(embed_dim=64, vision_cfg=dict(TINY_TIMM))), info)
     return path
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rali_core.training.compress import InitialHead, compress_embeddings, find_line, join_sets, map_scores
+from rali_core.training.compress import compress_embeddings, find_line, join_sets, map_scores
 from rali_core.training.config import CompressConfig
 
 
@@ -27,10 +28,11 @@ def compress(
     unscored: Sequence[NDArray[np.float32]] = (),
     sets: NDArray[np.intp] | None = None,
     **settings: Any,
-) -> InitialHead:
-    """Compress with settings of the configuration."""
+) -> SimpleNamespace:
+    """Compress with settings of the configuration; the head's tensors as arrays."""
     config = CompressConfig(**settings)
-    return compress_embeddings(embeddings, scores, config=config, seed=0, unscored=unscored, sets=sets)
+    head = compress_embeddings(embeddings, scores, config=config, seed=0, unscored=unscored, sets=sets)
+    return SimpleNamespace(**{name: tensor.numpy() for name, tensor in head.state_dict().items()})
 
 
 def test_compression_makes_the_prototypes_of_the_method() -> None:

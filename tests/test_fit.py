@@ -9,7 +9,7 @@ from rali_core.head import PrototypeHead
 from rali_core.training.compress import compress_embeddings
 from rali_core.training.config import CompressConfig, FitConfig
 from rali_core.training.distortion_triplets import DistortionTriplet
-from rali_core.training.fit import TripletEmbeddings, fit_head, make_head
+from rali_core.training.fit import TripletEmbeddings, fit_head
 
 TRIPLET = DistortionTriplet("x.png", True, "noise", 1, 3, seed=0)
 
@@ -25,12 +25,11 @@ def quality_embeddings(count: int, seed: int) -> tuple[NDArray[np.float32], NDAr
 
 def fitted(embeddings: NDArray[np.float32], scores: NDArray[np.float64], **settings: object) -> PrototypeHead:
     compressed = CompressConfig(pca_dim=16, bins=40, prototypes=60, temperature=0.07)
-    initial = compress_embeddings(embeddings, scores, config=compressed, seed=0)
+    head = compress_embeddings(embeddings, scores, config=compressed, seed=0)
     correlation = settings.pop("correlation", [])
     triplets, copies = settings.pop("triplet_embeddings", None), settings.pop("copies", None)
     off = {"correlation_weight": 0.0, "ranking_weight": 0.0}
     config = FitConfig(**{"epochs": 15, "batch_size": 64, "learning_rate": 3e-3, **off, **settings})  # type: ignore[arg-type]
-    head = make_head(initial)
     return fit_head(head, (embeddings, scores), correlation, triplets, copies, config=config, seed=0)  # type: ignore[arg-type]
 
 

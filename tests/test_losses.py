@@ -97,4 +97,6 @@ def test_the_ranking_loss_asks_for_a_margin_per_level() -> None:
 
 
 def test_consistency_is_the_mean_difference() -> None:
-    assert float(consistency_loss(torch.tensor([0.5, 0.7]), torch.tensor([0.6, 0.4]))) == pytest.approx(0.2)
+    images, copies = torch.tensor([0.5, 0.7]), torch.tensor([0.6, 0.4])
+    assert float(consistency_loss(images, copies)) == pytest.approx((0.1 + 0.3) / 2)
+    assert float(consistency_loss(images, copies, squared=True)) == pytest.approx((0.01 + 0.09) / 2)

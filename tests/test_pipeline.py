@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import runpy
@@ -95,7 +96,7 @@ def finished(config_file: Path, tmp_path: Path, tmp_path_factory: pytest.TempPat
     if not kept.exists():
         assert main(["train", str(config_file)]) == 0
         shutil.copytree(tmp_path / "work", kept / "work")
-        for name in ("mine.safetensors", "dino.safetensors"):  # safetensors orders metadata anew for each file
+        for name in ("mine.safetensors", "dino.safetensors"):  # safetensors orders metadata differently in each file
             shutil.copy(tmp_path / name, kept)
     else:
         shutil.copytree(kept / "work", tmp_path / "work")
@@ -230,6 +231,25 @@ def test_a_trial_with_few_images_leaves_the_real_training_alone(config_file: Pat
     assert read_metadata(tmp_path / "mine-limit-12.safetensors")["training"]["data"]["own"]["images"]["training"] == 12
     with pytest.raises(ValueError, match="the limit must be at least 3 images, got 2"):
         pipeline.train(read_config(config_file), limit=2)
+
+
+def test_the_copies_key_holds_the_pristine_images_only_where_there_are_copies(
+    config_file: Path, tmp_path: Path
+) -> None:
+    for name in ("pristine", "others"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(name.encode())
+    keys = {}
+    for count in (0, 4):
+        for folder in ("pristine", "others"):
+            config_file.write_text(
+                CONFIG.replace("[distortions]\n", f'[distortions]\ncopies = {count}\npristine = ["{folder}"]\n')
+            )
+            run = pipeline.Run(read_config(config_file))
+            keys[count, folder] = run.copies_key
+    assert keys[0, "pristine"] == keys[0, "others"]
+    digest = hashlib.sha256(b"(0, 4)" + run.data[0].digest.encode() + hash_file(tmp_path / "others" / "a.png").encode())
+    assert keys[4, "others"] == digest.hexdigest() != keys[4, "pristine"], "caches of earlier runs stay valid"
 
 
 def test_a_model_file_is_trained_further_without_aligning(config_file: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rali_core.cli import main
-from rali_core.sheet import BACKGROUND, MARGIN, draw_contact_sheet
+from rali_core.sheet import BACKGROUND, BAND_COLOURS, BAR_HEIGHT, MARGIN, band_colour, draw_contact_sheet
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 
@@ -38,6 +38,14 @@ def test_the_bar_is_as_long_as_the_score() -> None:
         sheet = np.asarray(draw_contact_sheet([Image.new("RGB", (100, 100), BACKGROUND)], [score], cell=200))
         bar = sheet[MARGIN + 200 + 8, MARGIN : MARGIN + 200]
         assert (bar == bar[0]).all(axis=-1).sum() == round(score * 200)
+
+
+def test_a_bars_colour_is_that_of_the_scores_band() -> None:
+    for score, band in ((0.0, 0), (0.19, 0), (0.2, 1), (0.59, 2), (0.6, 3), (0.8, 4), (1.0, 4)):
+        assert band_colour(score) == BAND_COLOURS[band]
+        sheet = draw_contact_sheet([Image.new("RGB", (80, 80), "white")], [score])
+        assert find(sheet, BAND_COLOURS[band])[3] == BAR_HEIGHT
+    assert band_colour(0.75, (0.3, 0.5, 0.6, 0.7)) == BAND_COLOURS[4]
 
 
 def test_an_image_without_a_score_is_left_out() -> None:

@@ -138,7 +138,7 @@ def test_pixels_stay_and_untagged_is_byte_for_byte_what_was_there(name: str) -> 
     assert not kept
     assert len(data) < len(tagged) < len(data) + 1200
     assert frames(tagged) == frames(data)
-    assert compressed_pixels(tagged)[0].startswith(compressed_pixels(data)[0][:-1]), "nothing is encoded anew"
+    assert compressed_pixels(tagged)[0].startswith(compressed_pixels(data)[0][:-1]), "nothing is encoded again"
     assert take_tag(tagged) == data
     assert put_tag(tagged, TAG)[0] == tagged, "a second time changes nothing"
     assert take_tag(put_tag(tagged, POOR)[0]) == data

@@ -22,6 +22,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from rali_core.constants import COVERAGES
+
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "try"
 RUNTIME = "onnxruntime-web@1.30.0"
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
@@ -113,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="folder (default: build/try)")  # fmt: skip
     parser.add_argument("--model", metavar="NAME_OR_FILE", help="default: the bundled model")
     parser.add_argument("--precision", choices=("float32", "float16"), default="float16", help="default: float16")
-    parser.add_argument("--coverage", choices=("center", "tiles", "adaptive", "full"), help="default: the model's own")
+    parser.add_argument("--coverage", choices=COVERAGES, help="default: the model's own")
     parser.add_argument("--runtime", type=Path, metavar="DIR", help="folder with onnxruntime-web's files")
     parser.add_argument("--serve", type=int, nargs="?", const=8000, metavar="PORT", help="show it at this port (8000)")
     options = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ from rali_core.benchmark import EMBED_DIM as EMBED
 from rali_core.benchmark import OFFICIAL_SHAPE as OFFICIAL
 from rali_core.benchmark import Contender, ModelContender, random_head, random_model
 from rali_core.checkpoint import ModelInfo, save_model
-from rali_core.devices import DtypeName
+from rali_core.constants import DtypeName
 from rali_core.head import score_embeddings
 from rali_core.model import with_image_size
 from rali_core.scorer import RaliScorer

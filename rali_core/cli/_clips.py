@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..files import is_image_name, is_video_name
-from ._console import shown
+from ._console import show_progress, shown
 from ._inputs import Input
 
 if TYPE_CHECKING:
@@ -64,22 +64,22 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     """`--videos`, `--frames`, `--fps`, `--max-frames`, `--aggregate` and `--passage`."""
     group = parser.add_argument_group("videos and animations (videos need PyAV)")
     group.add_argument("--videos", action="store_true", help="score the videos in folders as well")
+    add_frame_arguments(group)
+
+
+def add_frame_arguments(group: Any) -> None:
+    """`--frames`, `--fps`, `--max-frames` and `--aggregate`."""
     group.add_argument("--frames", action="store_true",
                        help="GIF, WebP, APNG and AVIF: score all of an animation, not its first frame")  # fmt: skip
-    add_sampling_arguments(group)
+    group.add_argument("--fps", type=float, metavar="R", help="frames scored per second; 0: all (default: 2)")
+    group.add_argument("--max-frames", type=int, metavar="N",
+                       help="at most N frames per video, spread evenly (default: 600)")  # fmt: skip
     group.add_argument("--aggregate", choices=tuple(AGGREGATES), default="mean",
                        help="which figure over its frames is a video's score (default: mean)")  # fmt: skip
 
 
-def add_sampling_arguments(group: Any) -> None:
-    """`--fps` and `--max-frames`."""
-    group.add_argument("--fps", type=float, metavar="R", help="frames scored per second; 0: all (default: 2)")
-    group.add_argument("--max-frames", type=int, metavar="N",
-                       help="at most N frames per video, spread evenly (default: 600)")  # fmt: skip
-
-
 def read_sampling(options: argparse.Namespace) -> FrameSampling:
-    """Parse the options of `add_sampling_arguments`.
+    """Parse `--fps` and `--max-frames` of `add_frame_arguments`.
 
     Raises:
         ValueError: A number is out of range.
@@ -125,7 +125,6 @@ def check_clips(files: list[Input], clips: ClipOptions) -> list[Input]:
 def score_clip(scorer: RaliScorer, path: Path, clips: ClipOptions, *, stop: Callable[[], bool]) -> ImageScore | None:
     """A video's or animation's result; None where `stop` ended it."""
     from ..video import ClipScore, as_image_score, score_video
-    from ._common import show_progress
 
     with show_progress(shown(path.name)) as show:
 

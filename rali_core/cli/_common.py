@@ -9,15 +9,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..constants import COVERAGES, DTYPE_NAMES
 from ..files import is_video_name
 from ._clips import ClipOptions, add_clip_arguments, clip_of, score_clip
-from ._console import say, shown
+from ._console import SLOW_SECONDS, say, shown
 from ._inputs import Input, download
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 URLS_AT_ONCE = 64
 DOWNLOADS = 8
-
-SLOW_SECONDS = 2.0
-"""A progress bar appears where a run takes longer."""
 
 
 def add_path_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +45,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, crops: bool = True) 
         "--model", metavar="NAME_OR_FILE", help="model name or .safetensors file (default: the bundled one)"
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-    group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"),
+    group.add_argument("--dtype", default="float32", choices=DTYPE_NAMES,
                        help="arithmetic of the image encoder; auto: the fastest here (default: float32)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (default: 8)")
-    group.add_argument("--coverage", choices=("center", "tiles", "adaptive", "full"),
+    group.add_argument("--coverage", choices=COVERAGES,
                        help="centre crop; crops along the longer side; these and crops at the image's own size, which "
                        "show what is seen at 100 %% zoom, of large images only (adaptive) or of all (default: the "
                        "model's own)")  # fmt: skip
@@ -240,28 +237,6 @@ def _with_bar(stream: Iterator[ImageScore], total: int) -> Iterable[ImageScore]:
 
     bar: Iterable[ImageScore] = tqdm(stream, total=total, unit="image", delay=SLOW_SECONDS, file=sys.stderr)
     return bar
-
-
-@contextmanager
-def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error for work that reports (done, total), on long runs at a terminal."""
-    from tqdm import tqdm
-
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    bar: Any = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:  # not earlier: the hub client's own bars may come before
-            quiet: dict[str, Any] = {"disable": None, "leave": False, "delay": SLOW_SECONDS}
-            bar = tqdm(desc=what, total=total, bar_format=form, file=sys.stderr, **quiet)
-        bar.update(done - bar.n)
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def report_errors(files: Sequence[Input], results: Iterable[ImageScore]) -> int:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from ..text_files import printable
 
 ESCAPE = "rali-escape"
+
+SLOW_SECONDS = 2.0
+"""A progress bar appears where a run takes longer."""
 
 lost_output: list[str] = []
 """Why standard output could not be written; the exit status is then 1, after all the work."""
@@ -62,6 +66,28 @@ def silence(stream: TextIO) -> None:
 def shown(name: object) -> str:
     """A file name for one line of the console."""
     return printable(str(name))
+
+
+@contextmanager
+def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error for work that reports (done, total), on long runs at a terminal."""
+    from tqdm import tqdm
+
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    bar: Any = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:  # not earlier: the hub client's own bars may come before
+            quiet: dict[str, Any] = {"disable": None, "leave": False, "delay": SLOW_SECONDS}
+            bar = tqdm(desc=what, total=total, bar_format=form, file=sys.stderr, **quiet)
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..constants import PRECISIONS
+from ._console import show_progress
+
 DESCRIPTION = """\
 Convert a downloaded RALI release (ckpt.pt, pca.pkl, basis.npz and best/) to one .safetensors model file: image encoder
 and head only. No pickle is run. What is missing or does not fit is listed, and then nothing is written.
@@ -23,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     task.add_argument("--check", metavar="FILE",
                       help="compare this converted file, or `official` for the downloaded one, with its release; "
                       "nothing is written")  # fmt: skip
-    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16",
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float16",
                         help="of the image encoder in the file; the head stays float32 (default: float16)")  # fmt: skip
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -36,7 +39,6 @@ def run(options: argparse.Namespace) -> int:
         options.usage_error("expected RELEASE_DIR, the folder that holds ckpt.pt, got none")
     from ..hub import OFFICIAL_FILE
     from ..official.convert import convert
-    from ._common import show_progress
     from ._outputs import check_file
 
     check_file(options.output or OFFICIAL_FILE, "--output")
@@ -60,7 +62,6 @@ def check(model: str, release: str | None) -> int:
     """
     from ..hub import find_model
     from ..official.verify import locate_release, verify
-    from ._common import show_progress
 
     path = find_model(model)
     folder = release or locate_release(path)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..exports import Mode
-from ._common import SLOW_SECONDS
-from ._console import say, shown
+from ._console import SLOW_SECONDS, say, shown
 from ._outputs import check_file, check_folder, open_output
 from .best import add_export_arguments, export_target
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ._clips import AGGREGATES, add_sampling_arguments, read_sampling
+from ._clips import AGGREGATES, add_frame_arguments, read_sampling
 from ._common import Interruption, add_model_arguments
 from ._console import emit, say, shown
 
@@ -34,17 +34,14 @@ def add_parser(subparsers: Any) -> None:
                         help="what SOURCE is, if its name does not say it")  # fmt: skip
     source.add_argument("--image-column", metavar="NAME", help="Parquet: column of images or paths (default: by name)")
     source.add_argument("--id-column", metavar="NAME", help="Parquet: column of unique ids (default: file and row)")
-    source.add_argument("--carry", metavar="NAME", action="append", default=[],
+    source.add_argument("--keep-column", metavar="NAME", action="append", default=[],
                         help="Parquet: copy this column into the result; may be given several times")  # fmt: skip
+    source.add_argument("--carry", action="append", default=[], help=argparse.SUPPRESS)  # its name of version 0.1
     source.add_argument("--plugin", metavar="MODULE", action="append", default=[],
                         help="import this, for formats that Pillow lacks (pillow_avif, pillow_jxl)")  # fmt: skip
     source.add_argument("--max-megapixels", type=float, metavar="N", help="larger images are errors (default: 179)")
     source.add_argument("--videos", action="store_true", help="score videos as well (needs PyAV)")
-    source.add_argument("--frames", action="store_true",
-                        help="GIF, WebP, APNG and AVIF: score all of an animation, not its first frame")  # fmt: skip
-    add_sampling_arguments(source)
-    source.add_argument("--aggregate", choices=tuple(AGGREGATES), default="mean",
-                        help="which figure over its frames is a video's score (default: mean)")  # fmt: skip
+    add_frame_arguments(source)
     parser.add_argument("--reasons", action="store_true",
                         help="columns for what is wrong with each image: words, and the severity of each attribute, "
                              "0 to 1, where the model tells it")  # fmt: skip
@@ -68,6 +65,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score, with progress, and summarise."""
+    if options.carry:
+        say("--carry is deprecated and goes in the next release; use --keep-column")
     if "torch" not in sys.modules:
         # Threads that spin while they wait for each other take the processors from the decoding processes: without
         # this the whole reached 81 to 86 % of the model's own rate, with it 90 to 94 %.
@@ -99,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
             kind=options.kind,
             image_column=options.image_column,
             id_column=options.id_column,
-            carry=options.carry,
+            carry=options.keep_column + options.carry,
             plugins=options.plugin,
             retry_errors=options.retry_errors,
             videos=options.videos,

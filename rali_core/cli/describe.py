@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..constants import PRECISIONS
 from ..files import find_images
-from ._common import SLOW_SECONDS, Interruption
+from ._common import Interruption
+from ._console import SLOW_SECONDS
 
 if TYPE_CHECKING:
-    from ..describe.describers import DescriptionRequest, FileDescriber
+    from ..describe.describers import FileDescriber
+    from ..describe.request import DescriptionRequest
 
 DESCRIPTION = """\
 Write quality descriptions of images to a file of JSON lines {image, description, score, seed, source}. Sources:
@@ -48,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
     model = parser.add_argument_group("qinsight")
     model.add_argument("--model", metavar="DIR_OR_NAME", help="folder of the model, or its name on the hub")
     model.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-    model.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
+    model.add_argument("--dtype", choices=PRECISIONS, default="bfloat16",
                        help="arithmetic of the model (default: bfloat16)")  # fmt: skip
     model.add_argument("--max-new-tokens", type=int, default=1024, metavar="N",
                        help="longest answer, in tokens (default: 1024)")  # fmt: skip
@@ -97,8 +100,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _find_requests(options: argparse.Namespace) -> tuple[list[DescriptionRequest], Path]:
     """The images and the folder that their names are relative to."""
-    from ..describe.describers import DescriptionRequest
     from ..describe.records import image_name
+    from ..describe.request import DescriptionRequest
     from ..labels import read_labels
 
     given = Path(options.images)

@@ -6,6 +6,9 @@ import argparse
 import sys
 from typing import Any
 
+from ..constants import PRECISIONS
+from ._console import show_progress
+
 DESCRIPTION = """\
 Download the authors' release (ByteDance/Q-Insight, folder RALI, about 1.7 GB), check each file's hash, and convert it
 (about 610 MB more in float16). Afterwards `--model official` works in every command and in Python. HF_ENDPOINT,
@@ -18,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("download", help="download the authors' weights", description=DESCRIPTION)
     parser.add_argument("model", choices=("official",), help="which model")
     parser.add_argument("--folder", metavar="DIR", help="where to put it (default: the user's cache)")
-    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16",
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float16",
                         help="of the converted image encoder (default: float16)")  # fmt: skip
     parser.add_argument("--revision", default="main", help="branch, tag or commit of the repository (default: main)")
     parser.set_defaults(run=run)
@@ -27,7 +30,6 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Download and convert."""
     from ..official.install import install_official
-    from ._common import show_progress
 
     with show_progress("converting") as progress:
         path = install_official(

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from ..constants import COVERAGES
+
 DESCRIPTION = """\
 Write a model as one ONNX file (opset 18) that needs neither torch nor this package to run. What the graph does:
 input `pixels`, (B, H, W, 3) uint8, sRGB, of any size and any batch size; images longer than 32:1 are cut to that; the
@@ -24,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE.onnx", help="file to write")
     parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
                         help="weights and arithmetic of the encoder (default: float32)")  # fmt: skip
-    parser.add_argument("--coverage", choices=("center", "tiles", "adaptive", "full"),
+    parser.add_argument("--coverage", choices=COVERAGES,
                         help="centre crop, crops along the longer side, or these and crops at the image's own size, "
                              "of large images only or of all (default: the model's own)")  # fmt: skip
     parser.set_defaults(run=run)

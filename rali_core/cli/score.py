@@ -41,8 +41,6 @@ PLOT_LIMIT = 40
 SHEET_LIMIT = 200
 """At most so many thumbnails fit into one readable contact sheet."""
 
-THUMBNAIL = 480
-
 DESCRIPTION = """\
 Score images and print a table, best first: score (0 worst, 1 best), band, percentile among the model's reference
 images (of each kind, where it has several), file. A video's score is the mean of its frames' (see --aggregate); its
@@ -274,12 +272,7 @@ def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) 
         bands=[result.reason or result.band for result, _ in drawn],
         notes=[", ".join(result.attributes.words) if result.attributes else "" for result, _ in drawn],
     )
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG" if target == "-" else _format(target))
-    with open_output(target) as file:
-        file.write(buffer.getvalue())
-    left_out = f", the best {len(drawn)} of {len(results)}" if len(results) > len(drawn) else ""
-    say(f"wrote {shown(target)}{left_out}")
+    _write_image(sheet, target, len(drawn), len(results))
 
 
 def _draw_plots(target: str, files: Sequence[Input], results: list[ImageScore], passage: float) -> None:
@@ -290,23 +283,27 @@ def _draw_plots(target: str, files: Sequence[Input], results: list[ImageScore], 
         say(f"no video reaches the plot, so {shown(target)} is not written")
         return
     drawn = [(os.path.basename(shown(files[result.index])), video) for result, video in found[:PLOT_LIMIT]]
-    buffer = io.BytesIO()
-    draw_time_plots(drawn, passage=passage).save(buffer, "PNG" if target == "-" else _format(target))
-    with open_output(target) as file:
-        file.write(buffer.getvalue())
-    left_out = f", the best {len(drawn)} of {len(found)}" if len(found) > len(drawn) else ""
-    say(f"wrote {shown(target)}{left_out}")
+    _write_image(draw_time_plots(drawn, passage=passage), target, len(drawn), len(found))
 
 
-def _format(target: str) -> str:
+def _write_image(image: Image.Image, target: str, drawn: int, found: int) -> None:
+    """Write a sheet or plot in the format of its name, and say so, and how much of what was found is on it."""
     from PIL import Image
 
-    return Image.registered_extensions()[os.path.splitext(target)[1].lower()]
+    buffer = io.BytesIO()
+    ending = os.path.splitext(target)[1].lower()
+    image.save(buffer, "PNG" if target == "-" else Image.registered_extensions()[ending])
+    with open_output(target) as file:
+        file.write(buffer.getvalue())
+    left_out = f", the best {drawn} of {found}" if found > drawn else ""
+    say(f"wrote {shown(target)}{left_out}")
 
 
 def _thumbnail(file: Input, result: ImageScore) -> Image.Image | None:
     """A thumbnail, for a video of its best frame; None if the image cannot be read any more."""
     from PIL import Image
+
+    from ..sheet import make_thumbnail
 
     try:
         if (video := clip_of(result)) is not None:
@@ -314,15 +311,11 @@ def _thumbnail(file: Input, result: ImageScore) -> Image.Image | None:
             from ..images import to_pil_image
 
             with local_file(file) as path:
-                frame = to_pil_image(FrameReader(path, name=str(file)).at(float(video.times[video.best])))
-            frame.thumbnail((THUMBNAIL, THUMBNAIL))
-            return frame
+                return make_thumbnail(
+                    to_pil_image(FrameReader(path, name=str(file)).at(float(video.times[video.best])))
+                )
         with local_file(file) as path, Image.open(path) as image:
-            image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded at a reduced size
-            image.load()
-            small: Image.Image = image.copy()
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-            return small
+            return make_thumbnail(image)
     except Exception as error:  # it was scored, but has been deleted or changed since
         say(shown(f"{file} is left out of the sheet: {error}"))
         return None

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..constants import Coverage, DtypeName
 from ..content import has_content
 from ..images import decode_image, to_pixels
-from ..preprocess import Coverage
-from ..scorer import DtypeName, RaliScorer
+from ..scorer import RaliScorer
 from . import storage
 from .decode import Decoded
-from .items import readable
+from .items import to_unicode
 from .score_shards import score_batch
 from .shards import ScoredRow
 
@@ -103,7 +103,7 @@ class RaliBatchScorer:
                 crops = self._scorer.model.preprocess(pixels.unsqueeze(0), coverage=self._scorer.coverage)[0]
             return Decoded(crops, pixels.shape[2], pixels.shape[1])
         except (OSError, ValueError, TypeError) as error:
-            return Decoded(None, error=readable(str(error)))
+            return Decoded(None, error=to_unicode(str(error)))
 
 
 def _read_pixels(image: Any) -> Tensor:

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..constants import Coverage
 from ..content import has_content
 from ..files import is_video_name
 from ..frames import FrameReader, FrameSampling, is_animation
 from ..images import DEFAULT_LIMITS, ReadLimits, read_pixels, to_float
-from ..preprocess import Coverage, PreprocessConfig, preprocess
+from ..preprocess import PreprocessConfig, preprocess
 from . import storage
-from .items import ClipSettings, Item, Payload, readable
+from .items import ClipSettings, Item, Payload, to_unicode
 
 DEFAULT_MAX_PIXELS = DEFAULT_LIMITS.max_pixels
 
@@ -129,7 +130,7 @@ def decode(task: DecodeTask, settings: DecodeSettings) -> Iterator[Decoded]:
         yield Decoded(crops, pixels.shape[2], pixels.shape[1])
     except Exception as error:  # a single odd image must not end the run
         known = isinstance(error, OSError | ValueError)
-        reason = readable(str(error) if known else f"{type(error).__name__}: {error}")
+        reason = to_unicode(str(error) if known else f"{type(error).__name__}: {error}")
         uri = task.item.uri
         yield Decoded(None, error=reason if uri in reason else f"{uri}: {reason}")
 

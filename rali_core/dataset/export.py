@@ -13,7 +13,7 @@ from ..files import atomic_write, is_video_name
 from ..images import IMAGE_SUFFIXES, open_image
 from . import storage
 from .filter import Selection
-from .items import Item, readable
+from .items import Item, to_unicode
 from .result import ContentReader
 
 ITEMS_AT_ONCE = 1024
@@ -35,8 +35,8 @@ def write_list(chosen: Selection, file: IO[bytes], *, end: bytes = b"\n") -> Non
         broken = [name for name in names() if b"\n" in name or b"\r" in name]
         if broken:
             raise ValueError(
-                f"{len(broken)} names hold a line break, such as {readable(os.fsdecode(broken[0]))!r}: end the list's "
-                "names with a null byte (-0)"
+                f"{len(broken)} names hold a line break, such as {to_unicode(os.fsdecode(broken[0]))!r}: end the "
+                "list's names with a null byte (-0)"
             )
     for name in names():
         file.write(name + end)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ..frames import DEFAULT_FPS, DEFAULT_MAX_FRAMES
-from .storage import UNKNOWN
+from .storage import UNKNOWN, FoundFile, relative
 
 Kind = Literal["files", "list", "parquet", "webdataset"]
 """What a source is; "files" is a folder or a glob."""
@@ -64,7 +64,15 @@ class Item(NamedTuple):
     problem: str | None = None
     carried: tuple[Any, ...] = ()
 
+    @classmethod
+    def of(cls, file: FoundFile, root: str) -> Item:
+        """A whole file, named relative to a folder."""
+        return cls(
+            to_unicode(relative(file.path, root)), to_unicode(file.path), file.path,
+            file_size=file.size, modified=file.modified, problem=file.problem,
+        )  # fmt: skip
 
-def readable(name: str) -> str:
+
+def to_unicode(name: str) -> str:
     """A file name as valid Unicode: bytes that are not UTF-8 become \\x escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

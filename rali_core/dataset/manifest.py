@@ -13,9 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..constants import Coverage, DtypeName
 from ..files import atomic_write, remove_leftovers
-from ..preprocess import Coverage
-from ..scorer import DtypeName
 from .items import ClipSettings, Payload
 from .listing import Listing
 from .shards import SHARD_GLOB, shard_path, shard_problem
@@ -230,7 +229,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _option(key: str) -> str:
     names = {"source": "SOURCE", "model_hash": "--model", "max_pixels": "--max-megapixels", "plugins": "--plugin",
-             "clips": "--videos, --frames, --fps, --max-frames, --aggregate"}  # fmt: skip
+             "carry": "--keep-column", "clips": "--videos, --frames, --fps, --max-frames, --aggregate"}  # fmt: skip
     return names.get(key, "--" + key.replace("_", "-"))
 
 

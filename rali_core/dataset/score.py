@@ -15,11 +15,10 @@ import torch
 
 from ..attributes import from_metadata, no_probes
 from ..checkpoint import read_metadata
-from ..devices import DtypeName
+from ..constants import Coverage, DtypeName
 from ..files import hash_file
 from ..frames import DEFAULT_FPS, DEFAULT_MAX_FRAMES, FrameSampling, check_pyav
 from ..hub import find_model
-from ..preprocess import Coverage
 from ..scorer import ProgressCallback, RaliScorer
 from ..video import AGGREGATES, Aggregate
 from . import storage

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import storage
-from .items import Item, Payload, readable
+from .items import Item, Payload, to_unicode
 from .storage import FoundFile
 
 if TYPE_CHECKING:
@@ -61,17 +61,13 @@ class ParquetSource:
     def items(self) -> Iterator[Item]:
         """One item per row; one with a problem for an unusable file."""
         for file in self.files:
-            name = storage.relative(file.path, self.root)
-            whole = Item(
-                readable(name), readable(file.path), file.path,
-                file_size=file.size, modified=file.modified, problem=file.problem,
-            )  # fmt: skip
+            whole = Item.of(file, self.root)
             if file.problem is None:
                 try:
                     yield from self._rows(whole)
                     continue
                 except (OSError, ValueError, KeyError) as error:
-                    whole = whole._replace(problem=f"not a usable Parquet file: {error}: {readable(file.path)}")
+                    whole = whole._replace(problem=f"not a usable Parquet file: {error}: {to_unicode(file.path)}")
             yield whole
 
     def _rows(self, whole: Item) -> Iterator[Item]:
@@ -117,7 +113,7 @@ class ParquetSource:
             )
         target = storage.find(storage.parent(whole.path), str(path))
         file = storage.stat(target)
-        return Item(name, readable(target), target, file_size=file.size, modified=file.modified, carried=carried)
+        return Item(name, to_unicode(target), target, file_size=file.size, modified=file.modified, carried=carried)
 
     def _first_schema(self) -> pa.Schema:
         problems = []
@@ -128,7 +124,7 @@ class ParquetSource:
                 with storage.open_binary(file.path) as handle, open_parquet(handle) as table:
                     return table.schema_arrow
             except (OSError, ValueError) as error:
-                problems.append(f"{readable(file.path)}: {error}")
+                problems.append(f"{to_unicode(file.path)}: {error}")
         raise ValueError("no readable Parquet file" + ("; " + "; ".join(problems[:3]) if problems else ""))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ..files import VIDEO_SUFFIXES, is_companion
 from ..images import IMAGE_SUFFIXES
 from . import storage
-from .items import Item, readable
+from .items import Item, to_unicode
 from .storage import FoundFile
 
 
@@ -26,14 +26,7 @@ def list_tar(root: str, file: FoundFile, videos: bool = False) -> Iterator[Item]
         One item per image; for a damaged tar one with a problem after those that could be listed.
     """
     name = storage.relative(file.path, root)
-    whole = Item(
-        readable(name),
-        readable(file.path),
-        file.path,
-        file_size=file.size,
-        modified=file.modified,
-        problem=file.problem,
-    )
+    whole = Item.of(file, root)
     if file.problem is not None:
         yield whole
         return
@@ -50,12 +43,12 @@ def list_tar(root: str, file: FoundFile, videos: bool = False) -> Iterator[Item]
                     seen[member.name] += 1
                     again = f"#{seen[member.name]}" if seen[member.name] > 1 else ""  # a tar may repeat a name
                     yield whole._replace(
-                        id=readable(f"{name}/{member.name}{again}"),
-                        uri=readable(f"{file.path}#{member.name}{again}"),
+                        id=to_unicode(f"{name}/{member.name}{again}"),
+                        uri=to_unicode(f"{file.path}#{member.name}{again}"),
                         offset=member.offset_data,
                         length=member.size,
                     )
             if file.size != storage.UNKNOWN and end > file.size:
                 raise tarfile.ReadError("it ends in the middle of a member")
     except (tarfile.TarError, OSError) as error:
-        yield whole._replace(problem=f"not a complete, uncompressed tar: {error}: {readable(file.path)}")
+        yield whole._replace(problem=f"not a complete, uncompressed tar: {error}: {to_unicode(file.path)}")

@@ -11,7 +11,7 @@ from ..files import VIDEO_SUFFIXES, is_companion
 from ..images import IMAGE_SUFFIXES
 from ..text_files import read_list
 from . import storage
-from .items import Item, Kind, Payload, readable
+from .items import Item, Kind, Payload, to_unicode
 from .source_parquet import ParquetSource
 from .source_webdataset import list_tar
 from .storage import FoundFile
@@ -76,7 +76,7 @@ def open_source(
         table = ParquetSource(root, _only(files, ".parquet"), image_column, id_column, tuple(carry))
         return Source(kind, table.payload, table.items(), table.carried, table.image_column)
     if image_column or id_column or tuple(carry):
-        raise ValueError(f"--image-column, --id-column and --carry belong to Parquet sources; {source} is {kind}")
+        raise ValueError(f"--image-column, --id-column and --keep-column belong to Parquet sources; {source} is {kind}")
     if kind == "webdataset":
         return Source(kind, "tar", (item for file in _only(files, ".tar") for item in list_tar(root, file, videos)))
     if kind == "list":
@@ -142,14 +142,7 @@ def _image_files(root: str, files: _Files, videos: bool) -> Iterator[Item]:
     for file in files:
         if file.problem is None and files.folder and not _is_wanted(file.path, root, videos):
             continue
-        yield Item(
-            readable(storage.relative(file.path, root)),
-            readable(file.path),
-            file.path,
-            file_size=file.size,
-            modified=file.modified,
-            problem=file.problem,
-        )
+        yield Item.of(file, root)
 
 
 def _is_wanted(path: str, root: str, videos: bool) -> bool:
@@ -163,7 +156,7 @@ def _read_list(path: str) -> Iterator[Item]:
         for name in read_list(lines):
             target = storage.find(folder, name)
             file = storage.stat(target)
-            yield Item(readable(name), readable(target), target, file_size=file.size, modified=file.modified)
+            yield Item(to_unicode(name), to_unicode(target), target, file_size=file.size, modified=file.modified)
 
 
 def _ending(path: str) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from ..files import atomic_write
 from ..frames import FrameReader
 from ..images import open_image, to_pil_image
-from ..sheet import draw_contact_sheet
+from ..sheet import draw_contact_sheet, make_thumbnail
 from .items import Item
 from .result import ContentReader, ScoredDataset
 from .stats import DatasetSummary, summarise
@@ -27,7 +27,6 @@ HISTOGRAM = "_histogram.png"
 SHEET = "_contact-sheet.png"
 
 SHEET_COLUMNS = 4
-THUMBNAIL = 480
 
 
 def write_summary(folder: Path) -> DatasetSummary:
@@ -104,14 +103,8 @@ def _thumbnail(reader: ContentReader, item: Item, seconds: float) -> Image.Image
     """A thumbnail, for a video of its frame at that time; NaN for an image."""
     try:
         if seconds == seconds:
-            frame = to_pil_image(FrameReader(reader.read(item), name=item.uri).at(seconds))
-            frame.thumbnail((THUMBNAIL, THUMBNAIL))
-            return frame
+            return make_thumbnail(to_pil_image(FrameReader(reader.read(item), name=item.uri).at(seconds)))
         with open_image(reader.read(item)) as image:
-            image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded at a reduced size
-            image.load()
-            small: Image.Image = image.copy()
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-            return small
+            return make_thumbnail(image)
     except Exception:  # it was scored, but has been deleted or changed since, or its URL has expired
         return None

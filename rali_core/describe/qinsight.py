@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .describers import Description, DescriptionError, DescriptionRequest
+from .request import Description, DescriptionError, DescriptionRequest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 WORST, BEST = 1.0, 5.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from .. import __version__
 from ..checkpoint import encode_metadata
-from .release import DtypeName, Release, read_release
+from ..constants import PRECISIONS, Precision
+from .release import Release, read_release
 from .write import ProgressCallback, split_progress, write_entries
 
 CONVERTER = f"rali-score {__version__}"
@@ -38,7 +39,7 @@ def convert(
     release_dir: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    dtype: DtypeName = "float16",
+    dtype: Precision = "float16",
     origin: dict[str, str] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Conversion:
@@ -66,8 +67,8 @@ def convert(
     output = Path(output)
     if output.suffix != ".safetensors":
         raise ValueError(f"a model file's name ends in .safetensors, got {output.name}")
-    if dtype not in get_args(DtypeName):
-        raise ValueError(f"dtype must be one of {', '.join(get_args(DtypeName))}, got {dtype!r}")
+    if dtype not in PRECISIONS:
+        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}")
     checked, written = split_progress(progress)
     release = read_release(Path(release_dir), dtype, progress=checked)
     source = {

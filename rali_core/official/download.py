@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..files import hash_file
-from . import files
+from . import layout
 
 REPOSITORY, FOLDER = "ByteDance/Q-Insight", "RALI"
 ATTEMPTS = 3
@@ -86,7 +86,7 @@ def download(
     from huggingface_hub import constants, snapshot_download
 
     patterns = [
-        f"{FOLDER}/{name}" for name in (*files.REQUIRED, *(files.ENCODER_WEIGHTS if with_encoder_weights else ()))
+        f"{FOLDER}/{name}" for name in (*layout.REQUIRED, *(layout.ENCODER_WEIGHTS if with_encoder_weights else ()))
     ]
     target = Path(folder).expanduser() if folder is not None else None
     place = target or Path(constants.HF_HUB_CACHE)
@@ -94,7 +94,7 @@ def download(
     commit: str | None = None
     if not constants.HF_HUB_OFFLINE:
         commit, remote = _retry(lambda: _list_files(revision), place)
-        missing = [name for name in files.REQUIRED if f"{FOLDER}/{name}" not in remote]
+        missing = [name for name in layout.REQUIRED if f"{FOLDER}/{name}" not in remote]
         if missing:
             raise DownloadError(
                 f"{REPOSITORY} at {commit} lacks {', '.join(f'{FOLDER}/{name}' for name in missing)}: the release "
@@ -112,7 +112,7 @@ def download(
     if target is None:
         commit = snapshot.name
     release = snapshot / FOLDER
-    absent = [name for name in files.REQUIRED if not (release / name).is_file()]
+    absent = [name for name in layout.REQUIRED if not (release / name).is_file()]
     if absent:
         raise DownloadError(
             f"{release} lacks {', '.join(absent)}: run `rali download official` again, with a connection"

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..checkpoint import CheckpointError, read_metadata
+from ..constants import Precision
 from ..files import atomic_write
 from ..hub import OFFICIAL_FILE, OFFICIAL_POINTER, cache_folder
-from . import files
+from . import layout
 from .convert import CONVERTER, convert
 from .download import Downloaded, download
 from .errors import ReleaseError
-from .release import DtypeName
 from .tensor_files import load_torch_file
 from .write import ProgressCallback
 
@@ -21,7 +21,7 @@ from .write import ProgressCallback
 def install_official(
     folder: str | os.PathLike[str] | None = None,
     *,
-    dtype: DtypeName = "float16",
+    dtype: Precision = "float16",
     revision: str = "main",
     report: Callable[[str], object] = str,
     progress: ProgressCallback | None = None,
@@ -65,13 +65,13 @@ def install_official(
 
 def _holds_encoder(release: Path) -> bool:
     try:
-        state = load_torch_file(release / files.CHECKPOINT).get("state_dict")
+        state = load_torch_file(release / layout.CHECKPOINT).get("state_dict")
     except ReleaseError:
         return True  # the conversion reports what is wrong; more files would not help
     return isinstance(state, dict) and any(str(name).startswith("clip.") for name in state)
 
 
-def _is_current(output: Path, downloaded: Downloaded, dtype: DtypeName) -> bool:
+def _is_current(output: Path, downloaded: Downloaded, dtype: Precision) -> bool:
     try:
         source = read_metadata(output).get("source")
     except (FileNotFoundError, CheckpointError):

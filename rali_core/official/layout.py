@@ -11,7 +11,12 @@ from typing import Any
 
 from ..encoder import EncoderConfig
 from ..preprocess import PreprocessConfig
-from .files import CHECKPOINT, MODEL_CONFIG, PROCESSOR_CONFIG, REQUIRED
+
+CHECKPOINT, PCA, BASIS = "ckpt.pt", "pca.pkl", "basis.npz"
+MODEL_CONFIG, PROCESSOR_CONFIG = "best/config.json", "best/preprocessor_config.json"
+REQUIRED = (CHECKPOINT, PCA, BASIS, MODEL_CONFIG, PROCESSOR_CONFIG)
+ENCODER_WEIGHTS = ("best/model.safetensors", "best/pytorch_model.bin")
+"""Needed only where `ckpt.pt` holds no encoder; the first that exists is taken."""
 
 VISION_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,

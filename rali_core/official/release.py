@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ..calibration import Calibration
 from ..checkpoint import CheckpointError, ModelInfo
+from ..constants import Precision
 from ..files import hash_file
 from ..model import RaliModel
-from . import files
+from . import layout
 from .clip_mapping import check_tensor, check_values, is_dropped, map_encoder
 from .errors import ReleaseError, describe
 from .layout import Architecture, find_release, read_architecture
@@ -21,7 +22,6 @@ from .pca_file import PcaRecord, read_pca
 from .tensor_files import load_safetensors, load_torch_file, read_basis
 from .write import Entry, ProgressCallback
 
-DtypeName = Literal["float16", "bfloat16", "float32"]
 T = TypeVar("T")
 
 SCORER_NAMES = ("pca_scale", "pca_components", "prototypes", "proto_scores", "logit_scale")
@@ -36,7 +36,7 @@ class Release:
 
     Attributes:
         folder: Where it lies.
-        architecture: Tower and preprocessing.
+        architecture: Encoder and preprocessing.
         entries: The tensors of the model file.
         pca: The fitted PCA.
         used: Files that were read, relative to `folder`.
@@ -71,7 +71,7 @@ class Release:
         )
 
 
-def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: ProgressCallback | None = None) -> Release:
+def read_release(folder: Path, dtype: Precision = "float16", *, progress: ProgressCallback | None = None) -> Release:
     """Read and check a release.
 
     Args:
@@ -85,7 +85,7 @@ def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: Progre
             finite; everything that was found is listed.
     """
     folder = find_release(folder)
-    problems = [f"{name}: missing" for name in files.REQUIRED if not (folder / name).is_file()]
+    problems = [f"{name}: missing" for name in layout.REQUIRED if not (folder / name).is_file()]
     encoder_dtype = getattr(torch, dtype)
 
     def load(name: str, read: Callable[[Path], T]) -> T | None:
@@ -99,18 +99,18 @@ def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: Progre
             problems.append(f"{name}: cannot be read ({error})")
         return None
 
-    pca = load(files.PCA, read_pca)
-    basis = load(files.BASIS, read_basis)
-    state = _split_state(load(files.CHECKPOINT, load_torch_file), problems)
-    described = all((folder / name).is_file() for name in (files.MODEL_CONFIG, files.PROCESSOR_CONFIG))
+    pca = load(layout.PCA, read_pca)
+    basis = load(layout.BASIS, read_basis)
+    state = _split_state(load(layout.CHECKPOINT, load_torch_file), problems)
+    described = all((folder / name).is_file() for name in (layout.MODEL_CONFIG, layout.PROCESSOR_CONFIG))
     architecture = read_architecture(folder, problems) if described else None
     if pca is None or basis is None or state is None or architecture is None:
         raise ReleaseError(describe(f"the release in {folder} cannot be used", problems))
 
     clip, scorer = state
-    used = [*files.REQUIRED]
+    used = [*layout.REQUIRED]
     dropped = {}
-    weights = next((name for name in files.ENCODER_WEIGHTS if (folder / name).is_file()), None)
+    weights = next((name for name in layout.ENCODER_WEIGHTS if (folder / name).is_file()), None)
     if not clip and weights is not None:
         loaded = load(weights, load_safetensors if weights.endswith(".safetensors") else load_torch_file)
         clip = loaded if loaded is not None else {}
@@ -118,10 +118,10 @@ def read_release(folder: Path, dtype: DtypeName = "float16", *, progress: Progre
     elif weights is not None:
         dropped[weights] = "the encoder in ckpt.pt counts"
     if not clip:
-        names = " or ".join(files.ENCODER_WEIGHTS)
-        problems.append(f"{files.CHECKPOINT}: holds no clip.* tensors, and no {names} gives the encoder instead")
+        names = " or ".join(layout.ENCODER_WEIGHTS)
+        problems.append(f"{layout.CHECKPOINT}: holds no clip.* tensors, and no {names} gives the encoder instead")
         raise ReleaseError(describe(f"the release in {folder} cannot be used", problems))
-    where = f"{weights}: " if weights in used else f"{files.CHECKPOINT}: clip."
+    where = f"{weights}: " if weights in used else f"{layout.CHECKPOINT}: clip."
     entries = [
         *_plan_encoder(architecture, clip, encoder_dtype, where, problems),
         *_plan_head(architecture, scorer, pca, basis, problems),
@@ -148,13 +148,13 @@ def _split_state(loaded: dict[str, Any] | None, problems: list[str]) -> tuple[Ma
     state = loaded.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         shown = ", ".join(sorted(str(key)[:40] for key in loaded)[:10]) or "nothing"
-        problems.append(f'{files.CHECKPOINT}: expected a state dict under "state_dict", found the keys: {shown}')
+        problems.append(f'{layout.CHECKPOINT}: expected a state dict under "state_dict", found the keys: {shown}')
         return None
     clip = {name.removeprefix("clip."): state[name] for name in state if name.startswith("clip.")}
     scorer = {name.removeprefix("scorer."): state[name] for name in state if name.startswith("scorer.")}
     unknown = [name for name in state if not name.startswith(("clip.", "scorer."))]
     unknown += [f"scorer.{name}" for name in scorer if name not in SCORER_NAMES]
-    problems += [f"{files.CHECKPOINT}: unknown key {name[:120]}" for name in unknown]
+    problems += [f"{layout.CHECKPOINT}: unknown key {name[:120]}" for name in unknown]
     return clip, scorer
 
 
@@ -187,7 +187,7 @@ def _plan_head(
     vectors = basis["vectors"].shape
     if len(vectors) != 2 or 0 in vectors or basis["scores"].shape != vectors[:1]:
         problems.append(
-            f"{files.BASIS}: expected vectors (K, P) and scores (K,), got {vectors} and {basis['scores'].shape}"
+            f"{layout.BASIS}: expected vectors (K, P) and scores (K,), got {vectors} and {basis['scores'].shape}"
         )
         return []
     prototypes, dimension = vectors
@@ -199,15 +199,15 @@ def _plan_head(
         "logit_scale": (),
     }
     if pca.mean.shape != (embed,):
-        problems.append(f"{files.PCA}: mean_: expected {(embed,)}, the encoder's output, got {pca.mean.shape}")
+        problems.append(f"{layout.PCA}: mean_: expected {(embed,)}, the encoder's output, got {pca.mean.shape}")
     if pca.components_shape not in (None, (dimension, embed)):
-        problems.append(f"{files.PCA}: components_: expected {(dimension, embed)}, got {pca.components_shape}")
+        problems.append(f"{layout.PCA}: components_: expected {(dimension, embed)}, got {pca.components_shape}")
     mean = torch.from_numpy(pca.mean)
     entries = [Entry("head.mean", (embed,), torch.float32, lambda: mean)]
     for name, shape in wanted.items():
         problem = check_tensor(scorer[name], shape) if name in scorer else f"missing, expected shape {shape}"
         if problem:
-            problems.append(f"{files.CHECKPOINT}: scorer.{name}: {problem}")
+            problems.append(f"{layout.CHECKPOINT}: scorer.{name}: {problem}")
         else:
             tensor = scorer[name].detach()
             entries.append(Entry(f"head.{HEAD_NAMES[name]}", shape, torch.float32, lambda tensor=tensor: tensor))  # type: ignore[misc]

@@ -10,11 +10,12 @@ import torch
 from safetensors import safe_open
 
 from ..checkpoint import read_metadata
+from ..constants import Precision
 from ..lazy import renamed_attribute
 from .download import FOLDER, REPOSITORY
 from .errors import ReleaseError, describe
-from .files import CHECKPOINT
-from .release import DtypeName, read_release
+from .layout import CHECKPOINT
+from .release import read_release
 from .write import ProgressCallback, split_progress
 
 
@@ -112,9 +113,9 @@ def verify(
     return Verification(encoder, len(release.entries) - encoder, " and ".join(sorted(dtypes)), largest, found)
 
 
-def _encoder_dtype(path: Path) -> DtypeName:
+def _encoder_dtype(path: Path) -> Precision:
     """The dtype of the file's first encoder tensor; all others are compared with what they are stored in."""
-    names: dict[str, DtypeName] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    names: dict[str, Precision] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
     with safe_open(path, framework="pt") as file:
         code = next((file.get_slice(name).get_dtype() for name in file.keys() if name.startswith("encoder.")), None)  # noqa: SIM118
     if code not in names:

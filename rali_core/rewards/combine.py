@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -10,11 +11,14 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from ..lazy import DEPRECATED
 from .transforms import OnBadSample, Ranks, Standardise, Transform, apply_all, check_on_error
 
-Normalisation = Literal["none", "standardise", "ranks"]
+Normalisation = Literal["none", "z-score", "rank"]
 Reward: TypeAlias = Callable[[Any], Sequence[float]]
-_TRANSFORMS: dict[str, tuple[Transform, ...]] = {"none": (), "standardise": (Standardise(),), "ranks": (Ranks(),)}
+_TRANSFORMS: dict[str, tuple[Transform, ...]] = {"none": (), "z-score": (Standardise(),), "rank": (Ranks(),)}
+_OLD_NAMES = {"standardise": "z-score", "ranks": "rank"}
+"""Of version 0.1."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class CombinedReward:
     Attributes:
         rewards: By name, each with its weight; each is called as `reward(images)` and gives a number per image.
         normalise: How each reward's batch is normalised before it is weighted: `"none"` where all share a scale (then
-            the sum is absolute); `"standardise"` or `"ranks"` where they do not.
+            the sum is absolute); `"z-score"` (`Standardise`) or `"rank"` (`Ranks`) where they do not.
         on_error: How to handle an image with a reward that is not finite: `"raise"`; or its sum is NaN (`"nan"`) or
             this number, and it is left out of the normalisation.
 
@@ -34,7 +38,7 @@ class CombinedReward:
     Examples:
         >>> bright = lambda images: [0.2, 0.8]
         >>> sharp = lambda images: [30.0, 10.0]
-        >>> CombinedReward({"bright": (bright, 1.0), "sharp": (sharp, 0.5)}, normalise="ranks")(["a", "b"])
+        >>> CombinedReward({"bright": (bright, 1.0), "sharp": (sharp, 0.5)}, normalise="rank")(["a", "b"])
         [0.5, 1.0]
     """
 
@@ -49,6 +53,10 @@ class CombinedReward:
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name} must be finite, got {weight}")
         check_on_error(self.on_error)
+        if self.normalise in _OLD_NAMES:
+            new = _OLD_NAMES[self.normalise]
+            warnings.warn(DEPRECATED.format(old=f"normalise={self.normalise!r}", new=repr(new)), DeprecationWarning, 3)
+            object.__setattr__(self, "normalise", new)
         if self.normalise not in get_args(Normalisation):
             raise ValueError(f"normalise must be one of {', '.join(get_args(Normalisation))}, got {self.normalise!r}")
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..constants import Coverage, DtypeName
 from ..content import lower_blank
-from ..preprocess import Coverage
-from ..scorer import DtypeName, Images, RaliScorer
+from ..scorer import Images, RaliScorer
 from .transforms import OnBadSample, Transform, apply_all, check_on_error
 
 _log = logging.getLogger("rali")

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from ..constants import Coverage
 from ..content import lower_blank
 from ..model import RaliModel
-from ..preprocess import Coverage
 
 Reduction = Literal["mean", "sum", "none"]
 

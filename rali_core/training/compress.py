@@ -13,39 +13,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ..head import PrototypeHead
 from .config import CompressConfig
 
 logger = logging.getLogger("rali")
 
 Embedded = tuple[NDArray[np.float32], NDArray[np.float64]]
 """(N, D) embeddings and (N,) scores of a set."""
-
-
-@dataclass(frozen=True)
-class InitialHead:
-    """The head's tensors before they are fitted, float32.
-
-    Attributes:
-        mean: (D,) mean of the embeddings.
-        scale: (D,) standard deviation of each dimension.
-        components: (P, D) principal components of the standardised embeddings; the last row may be the direction that
-            tells sets apart.
-        prototypes: (K, P) unit vectors.
-        scores: (K,) mean human score of each prototype's members.
-        logit_scale: Initial inverse temperature.
-    """
-
-    mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    components: NDArray[np.float32]
-    prototypes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    logit_scale: float
 
 
 def find_line(
@@ -119,7 +98,7 @@ def compress_embeddings(
     seed: int,
     unscored: Sequence[NDArray[np.float32]] = (),
     sets: NDArray[np.intp] | None = None,
-) -> InitialHead:
+) -> PrototypeHead:
     """Run PCA and binned K-means.
 
     Args:
@@ -129,6 +108,10 @@ def compress_embeddings(
         seed: Seed of K-means.
         unscored: (U, D) further embeddings of each set for the PCA; they give no prototypes.
         sets: (N,) which kind of set each image is of, 0 or 1; each kind has bins, and so prototypes, of its own.
+
+    Returns:
+        The head before it is fitted: prototypes of length 1 with the mean human score of their members. The last
+        component may be the direction that tells sets apart.
 
     Raises:
         ValueError: Shapes or ranges do not fit, or there are more occupied bins than prototypes.
@@ -153,14 +136,9 @@ def compress_embeddings(
     bins = np.minimum((scores * each).astype(int), each - 1) + each * kinds
     members = [np.flatnonzero(bins == index) for index in np.unique(bins)]
     centroids, centroid_scores = _cluster_bins(projected, scores, members, config.prototypes, seed)
-    return InitialHead(
-        mean=mean.astype(np.float32),
-        scale=scale.astype(np.float32),
-        components=components.astype(np.float32),
-        prototypes=centroids.astype(np.float32),
-        scores=centroid_scores.astype(np.float32),
-        logit_scale=1.0 / config.temperature,
-    )
+    head = {"mean": mean, "scale": scale, "components": components, "prototypes": centroids, "scores": centroid_scores}
+    state = {name: torch.from_numpy(values).float() for name, values in head.items()}
+    return PrototypeHead.from_state({**state, "logit_scale": torch.tensor(1.0 / config.temperature)})
 
 
 def _principal_components(

@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..preprocess import Coverage
+from ..constants import Coverage, Precision
 from ..vision_transformer import PatchPattern
 from .optimise import OptimiserConfig
 
@@ -102,7 +102,7 @@ class DescribeConfig:
     seeds: int = 3
     model: str | None = None
     prompt_file: Path | None = None
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Precision = "bfloat16"
     max_new_tokens: int = 1024
     attempts: int = 3
 
@@ -159,7 +159,7 @@ class TuneConfig(OptimiserConfig):
 
     Attributes:
         steps: Optimiser steps; 0 leaves the stage out.
-        batch_size: Labelled images per step. The sets share them in proportion to the square root of their sizes.
+        batch_size: Labelled images per step. The sets share them in proportion to the cube root of their sizes.
         plcc_weight: Weight of 1 - PLCC within the batch, for each absolute or mapped set, and for all of them together.
         correlation_weight: The same for each set with `scores = "correlation"`.
         triplets_per_batch: Distortion triplets per step, three images each.

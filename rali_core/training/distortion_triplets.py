@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from ..images import to_rgb
 from ..labels import LabelledImage
-from .distortions import DISTORTIONS, LIGHT_JPEG_QUALITY, Distortion, distort, recode
+from .distortions import DISTORTIONS, LIGHT_JPEG_QUALITY, Distortion, distort, recode, resize_square
 
 GRAPHICS_SHARE, PRISTINE_SHARE = 0.10, 0.55
 """Shares of synthetic graphics and of pristine images in the triplets; the rest are good labelled images."""
@@ -94,7 +94,7 @@ def render_triplet(triplet: DistortionTriplet, size: int) -> NDArray[np.uint8]:
     images = [image] + [
         distort(image, triplet.distortion, level, seed=triplet.seed) for level in (triplet.mild, triplet.severe)
     ]
-    images = [_resize(image, size) for image in images]
+    images = [resize_square(image, size) for image in images]
     if random.random() < RECODED_SHARE:
         images = [recode(image, "JPEG", quality=LIGHT_JPEG_QUALITY) for image in images]
     return np.stack([np.asarray(image) for image in images])
@@ -107,12 +107,8 @@ def _square_crop(image: Image.Image, random: np.random.Generator, size: int) -> 
     left, top = int(random.integers(image.width - side + 1)), int(random.integers(image.height - side + 1))
     image = image.crop((left, top, left + side, top + side))
     if random.random() < 0.7 or side <= size:
-        return _resize(image, size)
-    return _resize(image, DISTORTED_SIZE_LARGE) if side > 700 else image
-
-
-def _resize(image: Image.Image, side: int) -> Image.Image:
-    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+        return resize_square(image, size)
+    return resize_square(image, DISTORTED_SIZE_LARGE) if side > 700 else image
 
 
 class TripletRenderer:

@@ -129,6 +129,11 @@ def recode(image: Image.Image, container: str, **options: Any) -> Image.Image:
     return recoded
 
 
+def resize_square(image: Image.Image, side: int) -> Image.Image:
+    """A square image at another side, bicubic; the image itself where that is its side."""
+    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+
+
 def _shrink_and_enlarge(image: Image.Image, factor: float, down: Image.Resampling, up: Image.Resampling) -> Image.Image:
     small = (max(1, round(image.width / factor)), max(1, round(image.height / factor)))
     return image.resize(small, down).resize(image.size, up)

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..head import PrototypeHead
-from .compress import Embedded, InitialHead
+from .compress import Embedded
 from .config import FitConfig
 from .distortion_triplets import DistortionTriplet
-from .losses import distortion_ranking_loss, plcc_loss
+from .losses import consistency_loss, distortion_ranking_loss, plcc_loss
 
 logger = logging.getLogger("rali")
 
@@ -42,21 +42,6 @@ class TripletEmbeddings:
     embeddings: Tensor
 
 
-def make_head(initial: InitialHead) -> PrototypeHead:
-    """The trainable head from an initial head of `compress`."""
-    pca_dim, embed_dim = initial.components.shape
-    head = PrototypeHead(embed_dim, pca_dim, len(initial.prototypes))
-    head.load_state_dict({
-        "mean": torch.from_numpy(initial.mean),
-        "scale": torch.from_numpy(initial.scale),
-        "components": torch.from_numpy(initial.components),
-        "prototypes": torch.from_numpy(initial.prototypes),
-        "scores": torch.from_numpy(initial.scores),
-        "logit_scale": torch.tensor(initial.logit_scale),
-    })  # fmt: skip
-    return head
-
-
 def fit_head(
     head: PrototypeHead,
     absolute: Embedded,
@@ -70,7 +55,7 @@ def fit_head(
     """Fine-tune prototypes, scores and temperature in place.
 
     Args:
-        head: From `make_head`.
+        head: From `compress_embeddings`.
         absolute: (N, D) embeddings and (N,) scores in [0, 1], which the head learns.
         correlation: The same of further sets, each on its own scale: only which image is better, and by how much,
             counts.
@@ -140,4 +125,4 @@ def _ranking(head: PrototypeHead, triplets: TripletEmbeddings, generator: torch.
 def _consistency(head: PrototypeHead, copies: Tensor, generator: torch.Generator) -> Tensor:
     index = torch.randperm(len(copies), generator=generator)[:COPIES_PER_STEP]
     one, other = head(copies[index].flatten(0, 1)).view(-1, 2).unbind(1)
-    return functional.mse_loss(one, other)
+    return consistency_loss(one, other, squared=True)

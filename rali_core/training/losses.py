@@ -125,18 +125,24 @@ def distortion_ranking_loss(scores: Tensor, triplets: Sequence[DistortionTriplet
     """
     device = scores.device
     levels = torch.tensor([[0.0, triplet.mild, triplet.severe] for triplet in triplets], device=device)
-    gentle = torch.tensor([triplet.distortion in MILD_DISTORTIONS for triplet in triplets], device=device)
+    hardly_hurts = torch.tensor([triplet.distortion in MILD_DISTORTIONS for triplet in triplets], device=device)
     pristine = torch.tensor([triplet.pristine for triplet in triplets], device=device).float()
     pairs = torch.tensor([[0, 1], [0, 2], [1, 2]])
     margin = MARGIN_PER_LEVEL * (levels[:, pairs[:, 1]] - levels[:, pairs[:, 0]])
-    margin = torch.where(gentle[:, None], margin / 2, margin)
+    margin = torch.where(hardly_hurts[:, None], margin / 2, margin)
     order = functional.relu(margin - (scores[:, pairs[:, 0]] - scores[:, pairs[:, 1]])).mean()
     top, per_level = DISTORTED_CEILING
-    strong = (levels >= 3) & ~gentle[:, None]
-    above = (functional.relu(scores - (top - per_level * levels)) * strong).mean()
+    severe = (levels >= 3) & ~hardly_hurts[:, None]
+    above = (functional.relu(scores - (top - per_level * levels)) * severe).mean()
     return order, (pristine * functional.relu(PRISTINE_FLOOR - scores[:, 0])).mean() + above
 
 
-def consistency_loss(scores: Tensor, copies: Tensor) -> Tensor:
-    """Mean absolute difference between the scores of images and of copies that should score the same; both (B,)."""
-    return (scores - copies).abs().mean()
+def consistency_loss(scores: Tensor, copies: Tensor, *, squared: bool = False) -> Tensor:
+    """Mean difference between the scores of images and of copies that should score the same.
+
+    Args:
+        scores: (B,) scores of the images.
+        copies: (B,) scores of their copies.
+        squared: The squared difference instead of the absolute one.
+    """
+    return functional.mse_loss(scores, copies) if squared else (scores - copies).abs().mean()

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..files import atomic_write
+from .token_cache import Computed
 
 logger = logging.getLogger("rali")
 
@@ -97,19 +98,6 @@ def make_optimiser(encoder: nn.Module, head: nn.Module, config: OptimiserConfig)
     return torch.optim.AdamW(groups)
 
 
-class _Steps(Dataset[Any], Generic[Batch]):
-    """The batches of all steps as a data set, for a `DataLoader` with worker processes."""
-
-    def __init__(self, draw: Callable[[int], Batch], steps: int) -> None:
-        self.draw, self.steps = draw, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.draw(step)
-
-
 def _collate(item: Any) -> Any:
     """A batch as it was drawn."""
     return item
@@ -164,9 +152,9 @@ def optimise(
     settings = {name: value for name, value in asdict(config).items() if name not in LOG_SETTINGS}
     checkpoint = _Checkpoint(folder / "checkpoint.pt", {"inputs": inputs, "config": settings})
     first, log = checkpoint.restore(model, optimiser, ema)
-    steps = _Steps(draw, config.steps)
     loader: DataLoader[Batch] = DataLoader(
-        steps, batch_size=None, sampler=range(first, config.steps), num_workers=workers, collate_fn=_collate,
+        Computed(draw, config.steps), batch_size=None, sampler=range(first, config.steps), num_workers=workers,
+        collate_fn=_collate,
     )  # fmt: skip
     recent: list[dict[str, Tensor]] = []
     written = time.monotonic()

@@ -25,8 +25,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..describe.describers import Describer, DescriptionRequest, describe_all, failures_path, make_describer
+from ..describe.describers import describe_all, failures_path, make_describer
 from ..describe.records import image_name, read_descriptions
+from ..describe.request import Describer, DescriptionRequest
 from ..files import atomic_write, hash_file
 from ..labels import LabelledImage, scores_of
 from ..model import RaliModel
@@ -35,7 +36,7 @@ from .attributes import fit_attributes, save_probes
 from .compress import compress_embeddings, find_line, join_sets, map_scores
 from .config import TrainConfig, to_json
 from .distortion_triplets import DistortionTriplet, render_triplet
-from .fit import TripletEmbeddings, fit_head, make_head
+from .fit import TripletEmbeddings, fit_head
 from .optimise import LOG_SETTINGS, draw_curves
 from .publish import git_commit, load_head, save
 from .run import STAGES, TRIPLETS, DataSet, Part, Run, StageName, read_data_set
@@ -245,11 +246,11 @@ def compress(run: Run) -> None:
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores, sets = _absolute(run, model)
     others = [run.embed_training(model, data)[0] for data in run.data if data.scores in ("correlation", "none")]
-    initial = compress_embeddings(
+    head = compress_embeddings(
         embeddings, scores, config=run.config.compress, seed=run.config.seed, unscored=others, sets=sets
     )
-    logger.info("compress: %d dimensions, %d prototypes", len(initial.components), len(initial.prototypes))
-    save_file(make_head(initial).state_dict(), run.path("compress", "head.safetensors"))
+    logger.info("compress: %d dimensions, %d prototypes", len(head.components), len(head.prototypes))
+    save_file(head.state_dict(), run.path("compress", "head.safetensors"))
 
 
 def _absolute(run: Run, model: RaliModel) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.intp]]:
@@ -284,17 +285,14 @@ def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
     if not count or not settings.ranking_weight:
         return None
     tokens = run.triplet_tokens().array[:count]
-    images: Any = tokens.reshape(-1, *tokens.shape[2:])
-    embeddings = run.embeddings(model, TRIPLETS, images, f"{run.triplets_digest}-{count}")
-    return TripletEmbeddings(run.triplets[:count], embeddings.view(count, 3, -1))
+    embeddings = run.embed_groups(model, TRIPLETS, tokens, f"{run.triplets_digest}-{count}")
+    return TripletEmbeddings(run.triplets[:count], embeddings)
 
 
 def _copies(run: Run, model: RaliModel) -> Tensor | None:
     if not run.config.distortions.copies or not run.config.fit.consistency_weight:
         return None
-    tokens = run.copy_tokens().array
-    images: Any = tokens.reshape(-1, *tokens.shape[2:])
-    return run.embeddings(model, "copies", images, run.copies_key).view(len(tokens), 2, -1)
+    return run.embed_groups(model, "copies", run.copy_tokens().array, run.copies_key)
 
 
 # --------------------------------------------------------------------------------------------------- running the stages

@@ -147,8 +147,4 @@ def git_commit() -> str | None:
 
 def load_head(path: Path) -> PrototypeHead:
     """Load a head from a stage's file."""
-    state = load_file(path)
-    pca_dim, embed_dim = state["components"].shape
-    head = PrototypeHead(embed_dim, pca_dim, len(state["prototypes"]))
-    head.load_state_dict(state)
-    return head.eval()
+    return PrototypeHead.from_state(load_file(path)).eval()

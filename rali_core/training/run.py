@@ -238,11 +238,13 @@ class Run:
 
     @cached_property
     def copies_key(self) -> str:
-        """SHA-256 over what the copies depend on."""
-        digest = hashlib.sha256(repr((self.config.seed, self.config.distortions.copies)).encode())
-        on_scale = [data.digest for data in self.data if data.scores in ("absolute", "mapped")]
-        for part in [*on_scale, *map(hash_file, self.pristine)]:
-            digest.update(part.encode())
+        """SHA-256 over what the copies depend on; without copies that is no image."""
+        count = self.config.distortions.copies
+        digest = hashlib.sha256(repr((self.config.seed, count)).encode())
+        if count:
+            on_scale = [data.digest for data in self.data if data.scores in ("absolute", "mapped")]
+            for part in [*on_scale, *map(hash_file, self.pristine)]:
+                digest.update(part.encode())
         return digest.hexdigest()
 
     def model(self, encoder: Path | None = None) -> RaliModel:
@@ -258,6 +260,11 @@ class Run:
         path, frozen = self.config.work_dir / "embeddings" / f"{name}.npy", self.config.backbone.frozen_blocks
         key = [hash_weights(model.encoder.state_dict()), *_shape(model), frozen, digest]
         return embed_images(model, images, frozen, path, key=key)
+
+    def embed_groups(self, model: RaliModel, name: str, tokens: NDArray[np.float16], digest: str) -> Tensor:
+        """(G, K, D) embeddings of (G, K, T, W) tokens of groups of images, kept in the work_dir."""
+        images: Any = tokens.reshape(-1, *tokens.shape[2:])
+        return self.embeddings(model, name, images, digest).view(*tokens.shape[:2], -1)
 
     def embed_validation(self, model: RaliModel, data: DataSet) -> Tensor:
         """(N, D) embeddings of a set's validation images."""

@@ -14,13 +14,13 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..devices import device_of, training_autocast
@@ -29,9 +29,11 @@ from ..images import to_rgb
 from ..model import RaliModel
 from ..preprocess import PreprocessConfig
 from ..vision_transformer import ClipEncoder, DinoEncoder, ViTConfig, split_checkerboard
-from .distortions import LIGHT_JPEG_QUALITY, recode
+from .distortions import LIGHT_JPEG_QUALITY, recode, resize_square
 
 logger = logging.getLogger("rali")
+
+Item = TypeVar("Item")
 
 PROGRESS_EVERY = 500
 """Images between two writes of a cache's progress."""
@@ -63,15 +65,17 @@ class TokenCache(Sequence[NDArray[np.float16]]):
         return np.array(self.array[index])
 
 
-class _Rendered(Dataset[NDArray[np.uint8]]):
-    def __init__(self, render: Callable[[int], NDArray[np.uint8]], count: int) -> None:
-        self.render, self.count = render, count
+class Computed(Dataset[Item], Generic[Item]):
+    """A function's results for 0, 1, ... as a data set, for a `DataLoader` with worker processes."""
+
+    def __init__(self, compute: Callable[[int], Item], count: int) -> None:
+        self.compute, self.count = compute, count
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self.render(index)
+    def __getitem__(self, index: int) -> Item:
+        return self.compute(index)
 
 
 class SquareReader:
@@ -82,7 +86,7 @@ class SquareReader:
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
         """(S, S, 3) uint8."""
-        return np.asarray(self._resize(self._square(index)))
+        return np.asarray(resize_square(self._square(index), self.size))
 
     def _square(self, index: int) -> Image.Image:
         with Image.open(self.paths[index]) as file:
@@ -90,10 +94,6 @@ class SquareReader:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return image.crop((left, top, left + side, top + side))
-
-    def _resize(self, square: Image.Image) -> Image.Image:
-        size = (self.size, self.size)
-        return square if square.size == size else square.resize(size, Image.Resampling.BICUBIC)
 
 
 class CopyReader(SquareReader):
@@ -105,8 +105,8 @@ class CopyReader(SquareReader):
     def __call__(self, index: int) -> NDArray[np.uint8]:
         """(2, S, S, 3) uint8."""
         square = self._square(index)
-        image = self._resize(square)
-        copy = self._resize(flip_and_recompress(square)) if index % 2 else flip_and_recompress(image)
+        image = resize_square(square, self.size)
+        copy = resize_square(flip_and_recompress(square), self.size) if index % 2 else flip_and_recompress(image)
         return np.stack([np.asarray(image), np.asarray(copy)])
 
 
@@ -147,7 +147,7 @@ def cache_tokens(
         return TokenCache(path)
     items_per_pass = max(1, images_per_pass(model, device) // math.prod(shape[1:]))
     loader: DataLoader[NDArray[np.uint8]] = DataLoader(
-        _Rendered(render, shape[0]), batch_size=items_per_pass, sampler=range(done, shape[0]), num_workers=workers,
+        Computed(render, shape[0]), batch_size=items_per_pass, sampler=range(done, shape[0]), num_workers=workers,
         collate_fn=np.stack,
     )  # fmt: skip
     for items in loader:
@@ -240,14 +240,24 @@ def to_inputs(images: NDArray[np.uint8], config: PreprocessConfig, device: torch
     return (pixels - mean) / std
 
 
-def encode(model: RaliModel, images: NDArray[Any], frozen_blocks: int, device: torch.device) -> Tensor:
-    """(B, T, W) float16 tokens, or (B, S, S, 3) uint8 images, to (B, D) embeddings in training's arithmetic."""
-    encoder: Any = model.encoder
+def encode(
+    model: RaliModel,
+    images: NDArray[Any],
+    frozen_blocks: int,
+    device: torch.device,
+    *,
+    encoder: nn.Module | None = None,
+) -> Tensor:
+    """(B, T, W) float16 tokens, or (B, S, S, 3) uint8 images, to (B, D) embeddings in training's arithmetic.
+
+    `encoder`, such as an EMA, takes the place of the model's.
+    """
+    used: Any = model.encoder if encoder is None else encoder
     with training_autocast(device):
         if images.dtype == np.uint8:
-            embeddings: Tensor = encoder(to_inputs(images, model.preprocess_config, device))
+            embeddings: Tensor = used(to_inputs(images, model.preprocess_config, device))
         else:
-            embeddings = encoder.forward_rest(torch.from_numpy(images).to(device).float(), frozen_blocks)
+            embeddings = used.forward_rest(torch.from_numpy(images).to(device).float(), frozen_blocks)
     return embeddings.float()
 
 
@@ -258,6 +268,7 @@ def embed_images(
     path: Path | None = None,
     *,
     key: object = None,
+    encoder: nn.Module | None = None,
 ) -> Tensor:
     """Embeddings of images, without gradient and in training's arithmetic.
 
@@ -267,6 +278,7 @@ def embed_images(
         frozen_blocks: Number of blocks after which tokens were taken.
         path: `.npy` file to keep them in, with its progress beside it: existing ones are not computed again.
         key: Everything that they depend on, as plain JSON types.
+        encoder: As for `encode`.
 
     Returns:
         (N, D) float32 on the CPU.
@@ -282,7 +294,7 @@ def embed_images(
         stop = min(start + batch, len(images))
         with torch.no_grad():
             part = np.stack([images[index] for index in range(start, stop)])
-            array[start:stop] = encode(model, part, frozen_blocks, device).cpu().numpy()
+            array[start:stop] = encode(model, part, frozen_blocks, device, encoder=encoder).cpu().numpy()
         if stop == len(images) or stop // PROGRESS_EVERY != start // PROGRESS_EVERY:
             finish(stop)
             if path is not None:

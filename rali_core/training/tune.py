@@ -258,14 +258,10 @@ def validate_linear(
 ) -> dict[str, float]:
     """SRCC and PLCC of an encoder with its provisional head on each held-out set."""
     figures: dict[str, float] = {}
-    trained = model.encoder
-    model.encoder = encoder
-    try:
-        for scored in validation:
-            with torch.no_grad():
-                predicted = head(embed_images(model, scored.images, frozen_blocks).to(device_of(model))).cpu().numpy()
-            agreement = measure_agreement(predicted, scored.scores)
-            figures |= {f"SRCC {scored.name}": agreement.srcc, f"PLCC {scored.name}": agreement.plcc}
-    finally:
-        model.encoder = trained
+    for scored in validation:
+        embeddings = embed_images(model, scored.images, frozen_blocks, encoder=encoder)
+        with torch.no_grad():
+            predicted = head(embeddings.to(device_of(model))).cpu().numpy()
+        agreement = measure_agreement(predicted, scored.scores)
+        figures |= {f"SRCC {scored.name}": agreement.srcc, f"PLCC {scored.name}": agreement.plcc}
     return figures

@@ -510,7 +510,7 @@ def test_a_quality_map_marks_the_spoiled_half(
     assert [seen[key][0]["shape"] for key in ("value", "value2", "value3")] == [[1, 512, 512, 3]] * 2 + [[1, 512, 512]]
     assert 0 < seen["value3"][0]["mean"] <= 0.5
     regions = len(seen["value4"])
-    assert regions == 16 if mode == "tiles" else regions > 16  # how many patches there are is the tower's affair
+    assert regions == 16 if mode == "tiles" else regions > 16  # how many patches there are is the encoder's affair
     mask = np.asarray(Image.open(server.folder / "output" / run.outputs["s"]["images"][0]["filename"]).convert("L"))
     assert mask[:, :256].mean() > mask[:, 256:].mean()
 

@@ -46,6 +46,18 @@ def test_conditions_choose_what_sorting_the_rows_chooses(photos: Path, score: Sc
     assert chosen_ids(out, min_score=2.0) == []
 
 
+def test_a_parquet_column_is_kept_by_its_option_and_by_the_options_old_name(
+    parquet_file: Path, tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, options = str(tmp_path / "out"), ["--model", str(tiny_file), "--device", "cpu", "--workers", "1"]
+    command = ["dataset", "score", str(parquet_file), out, *options, "--keep-column", "prompt", "--carry", "key"]
+    assert main(command) == 0
+    kept = {(row["prompt"], row["key"]) for row in read_rows(tmp_path / "out").values()}
+    assert len(kept) == 11
+    assert ("a dog", "k1") in kept
+    assert "--carry is deprecated and goes in the next release; use --keep-column" in capsys.readouterr().err
+
+
 def test_groups_come_from_a_carried_column(parquet_file: Path, score: Score, tmp_path: Path) -> None:
     score(parquet_file, carry=["prompt"])
     out = tmp_path / "out"

@@ -191,7 +191,7 @@ def test_an_ambiguous_source_is_refused(tmp_path: Path, parquet_file: Path, tar_
     with pytest.raises(ValueError, match="holds parquet and webdataset files: say which with --kind"):
         open_source(str(tar_file.parent))
     assert len(ids(tar_file.parent, kind="webdataset")) == 6
-    with pytest.raises(ValueError, match="belong to Parquet sources"):
+    with pytest.raises(ValueError, match="--keep-column belong to Parquet sources"):
         open_source(str(photos), id_column="key")
     with pytest.raises(ValueError, match="kind must be one of files, list, parquet, webdataset, got 'csv'"):
         open_source(str(photos), kind="csv")  # type: ignore[arg-type]

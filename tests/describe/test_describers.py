@@ -12,9 +12,6 @@ from PIL import Image
 
 from rali_core.cli import main
 from rali_core.describe.describers import (
-    Description,
-    DescriptionError,
-    DescriptionRequest,
     FileDescriber,
     MeasuredDescriber,
     ScoreDescriber,
@@ -23,6 +20,7 @@ from rali_core.describe.describers import (
     make_describer,
 )
 from rali_core.describe.records import DescriptionRecord, read_descriptions
+from rali_core.describe.request import Description, DescriptionError, DescriptionRequest
 from rali_core.labels import read_labels
 from rali_core.training.distortions import distort
 

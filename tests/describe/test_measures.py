@@ -1,4 +1,4 @@
-"""Each measurement: known values, and a steady answer to the distortion that it is there for."""
+"""Each measurement: known values, and a monotonic answer to the distortion that it is there for."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from rali_core.cli import main
-from rali_core.describe.describers import DescriptionError, DescriptionRequest
 from rali_core.describe.qinsight import PROMPT, QInsightDescriber, read_answer
 from rali_core.describe.records import read_descriptions
+from rali_core.describe.request import DescriptionError, DescriptionRequest
 
 THOUGHTS = {"The image is sharp.": "4.00", "Strong blur hides it.": "2.00", "There is some noise.": "3.00"}
 ANSWERS = [f'<think>{text}</think><answer>{{"rating": {rating}}}</answer>' for text, rating in THOUGHTS.items()]

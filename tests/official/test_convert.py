@@ -230,7 +230,7 @@ def test_all_problems_are_listed_at_once(release_copy: Path, tmp_path: Path) -> 
     [
         ("nowhere", {}, FileNotFoundError, "no folder .*nowhere"),
         ("release/ckpt.pt", {}, NotADirectoryError, "expected the folder of a release .*got a file"),
-        ("release", {"dtype": "int8"}, ValueError, "dtype must be one of float16, bfloat16, float32, got 'int8'"),
+        ("release", {"dtype": "int8"}, ValueError, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
         ("release", {"output": "model.pt"}, ValueError, "a model file's name ends in .safetensors, got model.pt"),
     ],
 )

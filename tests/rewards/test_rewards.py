@@ -132,10 +132,18 @@ def test_rewards_are_combined_by_weight_and_made_comparable(tiny_scorer: Any, pi
     assert combined(pil_images) == pytest.approx(expected.tolist(), rel=1e-6)
     raw, _ = combined.parts(pil_images)
     assert raw["bright"] == brightness(pil_images)
-    ranked = CombinedReward({"a": (lambda _: [1, 2, 3], 1.0), "b": (lambda _: [900, 100, 500], 1.0)}, normalise="ranks")
+    ranked = CombinedReward({"a": (lambda _: [1, 2, 3], 1.0), "b": (lambda _: [900, 100, 500], 1.0)}, normalise="rank")
     assert ranked(pil_images) == [1.0, 0.5, 1.5]
-    even = CombinedReward({"a": (lambda _: [0, 1], 1.0), "b": (lambda _: [900, 100], 1.0)}, normalise="standardise")
+    even = CombinedReward({"a": (lambda _: [0, 1], 1.0), "b": (lambda _: [900, 100], 1.0)}, normalise="z-score")
     assert even(pil_images) == pytest.approx([0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize(("old", "new"), [("ranks", "rank"), ("standardise", "z-score")])
+def test_normalisations_of_the_last_release_work_and_say_what_to_use(old: Any, new: Any) -> None:
+    rewards = {"a": (lambda _: [1, 2, 3], 1.0), "b": (lambda _: [900, 100, 500], 1.0)}
+    with pytest.warns(DeprecationWarning, match=f"normalise='{old}' is deprecated .* use '{new}'"):
+        combined = CombinedReward(rewards, normalise=old)
+    assert combined == CombinedReward(rewards, normalise=new)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +257,7 @@ def test_a_combination_takes_on_error_too() -> None:
     nan = float("nan")
     rewards = {"a": (lambda _: [1.0, nan, 3.0], 1.0), "b": (lambda _: [30.0, 20.0, 10.0], 1.0)}
     assert CombinedReward(rewards, on_error=-5.0)([]) == [31.0, -5.0, 13.0]
-    assert CombinedReward({"a": rewards["a"]}, normalise="ranks", on_error=-5.0)([]) == [0.0, -5.0, 1.0]
+    assert CombinedReward({"a": rewards["a"]}, normalise="rank", on_error=-5.0)([]) == [0.0, -5.0, 1.0]
     with pytest.raises(ValueError, match="not finite"):
         CombinedReward(rewards)([])
 

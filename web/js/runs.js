@@ -10,7 +10,6 @@ const INSIDE = -10; // the origin of a link that comes from a subgraph's own inp
 const runs = new Map(); // prompt id: its outcome
 const origins = new Map(); // id of a result: the graphs, as texts, that gave it
 let begun = 0;
-let tellChanged = () => {};
 
 export const rootGraph = () => app.rootGraph ?? app.graph;
 
@@ -151,33 +150,36 @@ function rememberOrigin(one, locator, result) {
   if (origins.size > 500) origins.delete(origins.keys().next().value);
 }
 
-const queuePrompt = api.queuePrompt;
-api.queuePrompt = async function (number, data, options) {
-  const root = rootGraph();
-  const prompt = data?.output ?? {};
-  const locators = new Map(Object.keys(prompt).map((id) => [id, locatorOfExecution(id, root)]));
-  const nodes = readWorkflow(JSON.parse(JSON.stringify(data?.workflow ?? {})));
-  const reply = await queuePrompt.apply(this, arguments);
-  if (reply?.prompt_id) {
-    const one = run(reply.prompt_id);
-    one.graph = root?.id;
-    one.nodes = nodes;
-    one.locators = locators;
-    one.parts = new Set([...reached(prompt, options?.partialExecutionTargets)].map((id) => locators.get(id)));
-    // On a busy machine the reply may come after the run's first messages, or after its last one.
-    for (const [locator, results] of one.executed) remember(one, locator, results);
-    tellChanged();
-  }
-  return reply;
-};
-
 function remember(one, locator, results) {
   for (const each of results ?? []) rememberOrigin(one, locator, each);
   if (!results) showsItsResult(one, locator);
 }
 
+// Keeps the graph of each prompt that is queued from now on.
+function watchQueue(changed) {
+  const queuePrompt = api.queuePrompt;
+  api.queuePrompt = async function (number, data, options) {
+    const root = rootGraph();
+    const prompt = data?.output ?? {};
+    const locators = new Map(Object.keys(prompt).map((id) => [id, locatorOfExecution(id, root)]));
+    const nodes = readWorkflow(JSON.parse(JSON.stringify(data?.workflow ?? {})));
+    const reply = await queuePrompt.apply(this, arguments);
+    if (reply?.prompt_id) {
+      const one = run(reply.prompt_id);
+      one.graph = root?.id;
+      one.nodes = nodes;
+      one.locators = locators;
+      one.parts = new Set([...reached(prompt, options?.partialExecutionTargets)].map((id) => locators.get(id)));
+      // On a busy machine the reply may come after the run's first messages, or after its last one.
+      for (const [locator, results] of one.executed) remember(one, locator, results);
+      changed();
+    }
+    return reply;
+  };
+}
+
 export function listen(changed) {
-  tellChanged = changed;
+  watchQueue(changed);
   const on = (event, handle) =>
     api.addEventListener(event, ({ detail }) => {
       handle(detail);
