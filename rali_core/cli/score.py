@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from ._clips import CLIP_COLUMNS, check_clips, clip_of, clip_record, read_clip_options
@@ -21,9 +21,9 @@ from ._common import (
     report_errors,
     score_files,
 )
-from ._console import emit, say, shown, silence
+from ._console import cannot_write, emit, lost_output, say, shown, silence
 from ._inputs import Input, display_name, find_inputs, local_file
-from ._outputs import check_file, check_one_output, open_output, save_suffixes
+from ._outputs import check_file, check_not_inputs, check_one_output, save_suffixes, write_output
 from ._tags import Tagger, add_tag_arguments, check_tag_options, untag
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
     check_file(options.plot, "--plot", save_suffixes() if options.plot else ())
     inputs = find_inputs(options)
     files = inputs.files
+    check_not_inputs(files, csv=options.csv, sheet=options.sheet, plot=options.plot)
     videos = check_clips(files, clips)
     if options.plot and not videos:
         raise ValueError("--plot draws videos over time, and there is none (animations: with --frames)")
@@ -276,10 +277,9 @@ def _draw_sheet(target: str, files: Sequence[Input], results: list[ImageScore]) 
     )
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG" if target == "-" else _format(target))
-    with open_output(target) as file:
-        file.write(buffer.getvalue())
-    left_out = f", the best {len(drawn)} of {len(results)}" if len(results) > len(drawn) else ""
-    say(f"wrote {shown(target)}{left_out}")
+    if write_output(target, buffer.getvalue()):
+        left_out = f", the best {len(drawn)} of {len(results)}" if len(results) > len(drawn) else ""
+        say(f"wrote {shown(target)}{left_out}")
 
 
 def _draw_plots(target: str, files: Sequence[Input], results: list[ImageScore], passage: float) -> None:
@@ -292,10 +292,9 @@ def _draw_plots(target: str, files: Sequence[Input], results: list[ImageScore], 
     drawn = [(os.path.basename(shown(files[result.index])), video) for result, video in found[:PLOT_LIMIT]]
     buffer = io.BytesIO()
     draw_time_plots(drawn, passage=passage).save(buffer, "PNG" if target == "-" else _format(target))
-    with open_output(target) as file:
-        file.write(buffer.getvalue())
-    left_out = f", the best {len(drawn)} of {len(found)}" if len(found) > len(drawn) else ""
-    say(f"wrote {shown(target)}{left_out}")
+    if write_output(target, buffer.getvalue()):
+        left_out = f", the best {len(drawn)} of {len(found)}" if len(found) > len(drawn) else ""
+        say(f"wrote {shown(target)}{left_out}")
 
 
 def _format(target: str) -> str:
@@ -306,18 +305,17 @@ def _format(target: str) -> str:
 
 def _thumbnail(file: Input, result: ImageScore) -> Image.Image | None:
     """A thumbnail, for a video of its best frame; None if the image cannot be read any more."""
-    from PIL import Image
+    from ..images import open_image, to_pil_image
 
     try:
         if (video := clip_of(result)) is not None:
             from ..frames import FrameReader
-            from ..images import to_pil_image
 
             with local_file(file) as path:
                 frame = to_pil_image(FrameReader(path, name=str(file)).at(float(video.times[video.best])))
             frame.thumbnail((THUMBNAIL, THUMBNAIL))
             return frame
-        with local_file(file) as path, Image.open(path) as image:
+        with local_file(file) as path, open_image(path) as image:
             image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a large JPEG is decoded at a reduced size
             image.load()
             small: Image.Image = image.copy()
@@ -347,6 +345,7 @@ class _CsvFile:
         self._columns = (*COLUMNS, *(CLIP_COLUMNS if clip_columns else ()))
         self._columns += ("words", *attributes) if attributes else ()
         self._file: IO[bytes] | None = None
+        self._good: int | None = 0
 
     def __enter__(self) -> _CsvFile:
         if self._name == "-":
@@ -357,7 +356,8 @@ class _CsvFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        with suppress(OSError):  # what could not be written was reported
+            self._stack.close()
 
     def write(self, result: ImageScore) -> None:
         """Write a row."""
@@ -378,6 +378,17 @@ class _CsvFile:
             # Bytes that are not UTF-8 are written unchanged; Windows has no such names.
             self._file.write(text.getvalue().encode("utf-8", "surrogatepass" if os.name == "nt" else "surrogateescape"))
             self._file.flush()
+            self._good = self._file.tell() if self._file.seekable() else None
         except BrokenPipeError:  # of standard output; the other outputs are written all the same
             silence(sys.stdout)
+            self._file = None
+        except OSError as error:  # a full disk must not cost the scores
+            if self._name == "-":
+                silence(sys.stdout)
+                lost_output.append(error.strerror or str(error))
+            else:
+                cannot_write(self._name or "", error)
+                with suppress(OSError):
+                    if self._good is not None:
+                        os.truncate(self._file.fileno(), self._good)  # whole rows only
             self._file = None
