@@ -281,7 +281,7 @@ def arguments_of(name: str) -> dict[str, Any]:
             "prompt_embeds_llama3": embeds(2, 2, 1, 7, WIDTH), "negative_prompt_embeds_llama3": embeds(3, 2, 1, 7, WIDTH),
         },
         "kandinsky22": {
-            **large, "image_embeds": embeds(0, 1, WIDTH), "negative_image_embeds": embeds(1, 1, WIDTH),
+            "image_embeds": embeds(0, 1, WIDTH), "negative_image_embeds": embeds(1, 1, WIDTH),
             "guidance_scale": 3.0,
         },
         "kandinsky5": {

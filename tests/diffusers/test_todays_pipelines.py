@@ -21,7 +21,7 @@ DECODED = [*NAMES, "sd15", "sdxl", "sd3", "flux"]
 """With previews; every way in which latents are packed, scaled or normalised is among them."""
 
 KINDS = ("pil", "np", "pt", "latent")
-SIZED = ("lumina2", "hidream", "kandinsky22", "kandinsky5")
+SIZED = ("lumina2", "hidream", "kandinsky5")
 """Make images of other sizes than asked for, with these tiny VAEs."""
 
 
