@@ -147,7 +147,7 @@ def test_the_table_says_what_happens(name: str, condition: str, families: Any) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fullgraph", [False, True])
-@pytest.mark.parametrize("name", ["sd15", "chroma"])
+@pytest.mark.parametrize("name", ["chroma"])
 def test_generated_code_gives_the_same_image_and_is_not_compiled_again_for_each_call(
     name: str, fullgraph: bool, families: Any
 ) -> None:
