@@ -297,7 +297,7 @@ def find_images(
     found: dict[str, Path] = {}
     survey = Survey() if survey is None else survey
     for path in map(Path, given):
-        if path.is_dir():
+        if os.path.isdir(path):  # Path.is_dir() raises for names that are too long
             for file in sorted(_walk(path, recursive, survey)):
                 if is_companion(file.relative_to(path)):
                     continue

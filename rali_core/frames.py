@@ -271,13 +271,19 @@ def _read_animation(reader: FrameReader, begin: Begin) -> Generator[Frame, None,
     with open_image(reader.source, name=reader.name, limits=reader.limits) as image:
         count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
         step = _frame_seconds(image)
-        free, clock = begin(0.0, step), begin(step * count if count > 1 else 0.0, step)
+        until = reader.length or float("inf")
+        free, clock = begin(0.0, step), begin(min(step * count, until) if count > 1 else 0.0, step)
         if clock.interval != free.interval:  # it depends on the length, which is known only after all frames
-            clock = begin(sum(_walk(image, count, reader, lambda: _frame_seconds(image))), step)
+            whole = sum(_walk(image, count, reader, lambda: _frame_seconds(image))) - reader.start
+            clock = begin(min(max(whole, 0.0), until), step)
+        end = -reader.start if count > 1 else 0.0
         for seconds, pixels in _walk(image, count, reader, lambda: (_frame_seconds(image), decode_pil(image))):
-            since, reader.end = reader.end, round(reader.end + seconds, 6)
-            if times := clock.take(since, reader.end):
+            since, end = end, round(end + seconds, 6)
+            reader.end = max(min(end, until), 0.0)
+            if end > EPSILON and (times := clock.take(max(since, 0.0), reader.end)):
                 yield Frame(times, pixels)
+            if end >= until - EPSILON:
+                break
     if count == 1:
         reader.end = 0.0
     reader.duration = reader.end
@@ -326,7 +332,7 @@ class _Clock:
                 return ()
             self._number -= 1
             return (since,) if self._number < 0 else ()
-        last = max(self._number, ceil(until / self.interval - EPSILON))  # not included: it belongs to the next frame
+        last = max(self._number, ceil((until - EPSILON) / self.interval))  # not included: it belongs to the next frame
         times = tuple(number * self.interval for number in range(self._number, last))
         self._number = last
         return times
@@ -338,27 +344,32 @@ def _read_video(reader: FrameReader, begin: Begin) -> Generator[Frame, None, Non
 
     source = reader.source
     try:
-        # A file may name others, which are read only if they are files.
-        with av.open(
-            BytesIO(source) if isinstance(source, bytes) else str(source),
-            options={"protocol_whitelist": "file,crypto,data"},
-            metadata_errors="replace",
-        ) as container:
+        with closing(_Video(_open(source, av), reader, av)) as video:
             found = False
-            for frame in _Video(container, reader, av).read(begin):
+            for frame in video.read(begin):
                 found = True
                 yield frame
             if not found and not reader.end:
                 raise VideoError(f"no frame could be decoded{f': {reader.problem}' if reader.problem else ''}")
     except VideoError as error:
         raise VideoError(f"{reader.name}: {error}") from error
-    except PermissionError as error:
-        raise VideoError(f"no permission to read {reader.name}") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
         why = getattr(error, "strerror", None) or error
         reason = f"damaged, or not a video that FFmpeg can read ({why})" if size else "the file is empty"
+        # FFmpeg gives the same error for files that name others, and for what cannot be sought.
+        if isinstance(error, PermissionError) and not isinstance(source, bytes) and not os.access(source, os.R_OK):
+            reason = "no permission to read it"
         raise VideoError(f"{reader.name}: {reason}") from error
+
+
+def _open(source: Path | bytes, av: Any) -> Any:
+    """PyAV's open container. A file may name others, which are read only if they are files."""
+    return av.open(
+        BytesIO(source) if isinstance(source, bytes) else str(source),
+        options={"protocol_whitelist": "file,crypto,data"},
+        metadata_errors="replace",
+    )
 
 
 def _is_cover(stream: Any) -> bool:
@@ -380,21 +391,13 @@ class _Video:
     """
 
     def __init__(self, container: Any, reader: FrameReader, av: Any) -> None:
-        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
-        if not streams:
-            raise VideoError(
-                "it holds no video, only sound" if container.streams.audio else "it holds no video, or is damaged"
-            )
-        self._container, self._stream, self._reader, self._av = container, streams[0], reader, av
-        context = self._stream.codec_context
-        if context is None:
-            raise VideoError("FFmpeg has no decoder for it here")
-        if context.width * context.height > reader.limits.max_pixels:
-            raise VideoError(
-                f"{context.width} x {context.height} pixels are more than the limit of {reader.limits.max_pixels}"
-            )
-        self._stream.thread_type = "AUTO"
-        context.thread_count = min(torch.get_num_threads(), MAX_THREADS)
+        self._container, self._reader, self._av = container, reader, av
+        try:
+            self._choose()
+        except BaseException:
+            container.close()
+            raise
+        self._prepare()
         self._base = float(self._stream.time_base) if self._stream.time_base else 0.0
         self._zero = (self._stream.start_time or 0) * self._base + reader.start
         rate = self._stream.average_rate or self._stream.guessed_rate
@@ -405,19 +408,48 @@ class _Video:
         # If only the whole file states a duration, that may be the sound's.
         self._knows_end = bool(self._stream.duration) or not container.streams.audio
 
+    def close(self) -> None:
+        """Close the container."""
+        self._container.close()
+
+    def _choose(self) -> None:
+        streams = [stream for stream in self._container.streams.video if not _is_cover(stream)]
+        if not streams:
+            sound = self._container.streams.audio
+            raise VideoError("it holds no video, only sound" if sound else "it holds no video, or is damaged")
+        self._stream = streams[0]
+        context, most = self._stream.codec_context, self._reader.limits.max_pixels
+        if context is None:
+            raise VideoError("FFmpeg has no decoder for it here")
+        if context.width * context.height > most:
+            raise VideoError(f"{context.width} x {context.height} pixels are more than the limit of {most}")
+
+    def _prepare(self) -> None:
+        self._stream.thread_type = "AUTO"
+        self._stream.codec_context.thread_count = min(torch.get_num_threads(), MAX_THREADS)
+
     def _said_duration(self) -> float:
         """Duration stated in the file, else from all its packets without decoding them."""
         if self._stream.duration and self._base:
             return float(self._stream.duration) * self._base
         if self._container.duration:
-            return float(self._container.duration) / float(self._av.time_base)
+            said = float(self._container.duration) / float(self._av.time_base)
+            # Matroska states the end, which counts from 0.
+            ends = "matroska" in self._container.format.name
+            return said - max((self._stream.start_time or 0) * self._base, 0.0) if ends else said
         packets, last = 0, 0.0
         with suppress(self._av.error.FFmpegError):
             for packet in self._container.demux(self._stream):
                 packets += packet.size > 0
                 if packet.pts is not None:
                     last = max(last, packet.pts * self._base - self._zero)
-        self._container.seek(0)
+        try:
+            self._container.seek(0)
+        except (self._av.error.FFmpegError, OSError):  # a raw stream without a container
+            self._container.close()
+            self._container = _open(self._reader.source, self._av)
+            self._stream = self._container.streams[self._stream.index]
+            self._prepare()
         return max(last + self._step, packets * self._step if not last else 0.0)
 
     def read(self, begin: Begin) -> Iterator[Frame]:

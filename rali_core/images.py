@@ -21,6 +21,7 @@ import io
 import logging
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,10 +186,18 @@ def _as_file(source: Any, name: str | None) -> tuple[Path | BytesIO, str]:
         return BytesIO(read_stream(source)), name or str(getattr(source, "name", None) or "image data")
     path = Path(source)
     name = name or str(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {name}")
-    if not path.is_file():
-        raise ImageError(f"expected an image file, got {'a folder' if path.is_dir() else 'a special file'}: {name}")
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no such file: {name}") from None
+    except PermissionError:
+        raise ImageError(f"no permission to read {name}") from None
+    except (OSError, ValueError) as error:  # a name that is too long or holds a null byte, a loop of links
+        raise ImageError(f"{getattr(error, 'strerror', None) or error}: {name}") from None
+    if not stat.S_ISREG(mode):
+        raise ImageError(
+            f"expected an image file, got {'a folder' if stat.S_ISDIR(mode) else 'a special file'}: {name}"
+        )
     return path, name
 
 
@@ -202,16 +211,20 @@ def read_stream(stream: IO[bytes]) -> bytes:
 
     Raises:
         TypeError: It was opened for text.
+        ImageError: It cannot be read, such as a closed one.
     """
     if isinstance(stream, io.TextIOBase):
         raise TypeError("expected a file opened in binary mode ('rb'), got one opened for text")
-    seekable = bool(getattr(stream, "seekable", lambda: False)())
-    position = stream.tell() if seekable else 0
-    if seekable:
-        stream.seek(0)
-    data = stream.read()
-    if seekable:
-        stream.seek(position)
+    try:
+        seekable = bool(getattr(stream, "seekable", lambda: False)())
+        position = stream.tell() if seekable else 0
+        if seekable:
+            stream.seek(0)
+        data = stream.read()
+        if seekable:
+            stream.seek(position)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"the open file cannot be read: {error}") from error
     if not isinstance(data, bytes):
         raise TypeError(f"expected a file whose read() gives bytes, got {type(data).__name__}")
     return data
@@ -518,6 +531,9 @@ def _from_tensor(tensor: Tensor) -> Tensor:
         looks_hwc = tensor.ndim == 3 and tensor.shape[2] in (1, 3, 4)
         hint = "; this looks like (H, W, C): permute it with x.permute(2, 0, 1)" if looks_hwc else ""
         raise ImageError(f"expected a tensor of shape (C, H, W) with C = 1, 3 or 4, got {tuple(tensor.shape)}{hint}")
+    if tensor.is_meta or tensor.layout != torch.strided:
+        kind = "on the meta device, which holds no values" if tensor.is_meta else f"of layout {tensor.layout}"
+        raise ImageError(f"expected a dense tensor with values, got one {kind}")
     if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
         raise ImageError(f"expected uint8 or floating-point values, got {tensor.dtype}")
     return _scale(tensor.detach(), f"a tensor of type {tensor.dtype}")

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -424,3 +425,108 @@ def test_a_full_disk_behind_the_output_costs_the_printing_only(tiny_file: Path, 
     assert done.returncode == 1
     assert done.stderr == b"rali: standard output could not be written: No space left on device\n"
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 4
+
+
+def run_here(tiny_file: Path, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    from rali_core.cli import main
+
+    status = main([*map(os.fspath, arguments), "--model", str(tiny_file), "--device", "cpu"])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+class FullDisk(io.BytesIO):
+    """A file whose disk is full after some bytes."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self.room:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("option", ["--csv", "--sheet", "--plot"])
+def test_a_full_disk_behind_an_output_file_costs_that_file_only(
+    option: str, tiny_file: Path, tmp_path: Path, write_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for number in range(3):
+        save(tmp_path / "p" / f"{number}.png", number)
+    random = np.random.default_rng(0)
+    write_clip(tmp_path / "p" / "c.mp4", [random.integers(0, 256, (48, 64, 3), dtype=np.uint8)] * 3)
+    target = tmp_path / f"out{'.csv' if option == '--csv' else '.png'}"
+    real = open
+    FullDisk.room = 100  # a heading, and no row
+
+    def opened(name: Any, *others: Any, **named: Any) -> Any:
+        return FullDisk() if str(name) == str(target) else real(name, *others, **named)
+
+    monkeypatch.setattr("builtins.open", opened)
+    status, out, err = run_here(tiny_file, capsys, "score", tmp_path / "p", "--videos", option, target)
+    assert status == 1
+    assert len([line for line in out.splitlines() if line.endswith((".png", ".mp4"))]) == 4, "the table is printed"
+    assert err.count("cannot be written") == 1
+    assert f"{target} cannot be written: No space left on device" in err
+
+
+def test_an_output_that_is_an_image_to_score_is_refused_before_the_work(
+    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = save(tmp_path / "a.png"), save(tmp_path / "b.png", 1)
+    before = second.read_bytes()
+    for option in ("--csv", "--sheet"):
+        status, _, err = run_here(tiny_file, capsys, "score", first, second, option, second)
+        assert status == 1
+        assert "b.png is one of the images to score" in err
+    assert second.read_bytes() == before
+    if hasattr(os, "symlink") and os.name != "nt":
+        (tmp_path / "link.csv").symlink_to(tmp_path / "made.csv")
+        assert run_here(tiny_file, capsys, "score", first, "--csv", tmp_path / "link.csv")[0] == 0
+        assert (tmp_path / "made.csv").read_text().count("\n") == 2
+
+
+def test_a_name_that_no_file_can_have_costs_no_other(
+    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = save(tmp_path / "a.png")
+    names = [str(good), str(tmp_path / ("x" * 300 + ".png"))]
+    status, out, err = run_here(tiny_file, capsys, "score", *names)
+    assert (status, out.count("a.png")) == (1, 1)
+    assert "1 of 2 images could not be scored" in err
+    listed = io.TextIOWrapper(io.BytesIO("\n".join([*names, "y" * 5000]).encode()))
+    monkeypatch.setattr(sys, "stdin", listed)
+    status, out, err = run_here(tiny_file, capsys, "score", "-")
+    assert (status, out.count("a.png")) == (1, 1)
+    assert "2 of 3 images could not be scored" in err
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    status, out, err = run_here(tiny_file, capsys, "score", tmp_path)
+    assert (status, out.count("a.png")) == (1, 1)
+    assert "loop.png" in err
+
+
+def test_images_that_are_scored_reach_the_sheet_too(
+    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 2_000_000, zip=True)
+    with Image.open(save(tmp_path / "a.png")) as image:
+        image.save(tmp_path / "b.png", pnginfo=text)
+    status, _, err = run_here(tiny_file, capsys, "score", tmp_path / "b.png", "--sheet", tmp_path / "s.png")
+    assert status == 0
+    assert err == f"rali: wrote {tmp_path / 's.png'}\n"
+
+
+def test_moving_into_the_images_own_folder_changes_no_name(
+    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        save(tmp_path / "p" / f"{number}.png", number)
+    status, out, _ = run_here(tiny_file, capsys, "best", tmp_path / "p", "-k", "2", "--move", tmp_path / "p")
+    assert (status, out.count(".png")) == (0, 2)
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["0.png", "1.png"]
+    _, out, err = run_here(tiny_file, capsys, "best", tmp_path / "p", "--min-score", "2")
+    assert (out, err) == ("", "rali: no image is within the limits\n")

@@ -174,3 +174,48 @@ def test_a_batch_is_sampled_as_a_file_is() -> None:
     assert sample_batch(2, 1.0, FrameSampling(2)) == [(0, (0.0, 0.5)), (1, (1.0, 1.5))]
     with pytest.raises(ValueError, match="more than 0 frames per second"):
         sample_batch(2, 0.0, FrameSampling())
+
+
+def test_a_window_of_an_animation_is_that_part_of_it(tmp_path: Path) -> None:
+    images = [Image.fromarray(array) for array in levels(6)]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=200)
+    window = FrameReader(tmp_path / "a.gif", start=0.5, length=0.5)
+    assert seen(window, FrameSampling(0)) == [(0.0, 2), (0.1, 3), (0.3, 4)]
+    assert (window.duration, window.end) == (0.5, 0.5)
+    assert seen(window, FrameSampling(0, max_frames=2)) == [(0.0, 2), (0.25, 3)]
+    assert float(window.at(0.35).float().mean()) == pytest.approx(40, abs=3)
+    rest = FrameReader(tmp_path / "a.gif", start=0.9)
+    assert seen(rest, FrameSampling(5)) == [(0.0, 4), (0.2, 5)]
+
+
+def test_streams_without_a_container_and_late_starts_are_read(tmp_path: Path, write_clip: Callable[..., Path]) -> None:
+    import av
+
+    with av.open(str(write_clip(tmp_path / "a.mp4", levels(10)))) as container, open(tmp_path / "a.h264", "wb") as raw:
+        annex_b = av.BitStreamFilterContext("h264_mp4toannexb", container.streams.video[0])
+        for packet in container.demux(video=0):
+            for part in annex_b.filter(packet):
+                raw.write(bytes(part))
+    found = [level for _, level in seen(FrameReader(tmp_path / "a.h264"), FrameSampling(0))]
+    assert found == list(range(10))
+    late = FrameReader(write_clip(tmp_path / "late.mkv", levels(4), times=[5000, 5100, 5200, 5300]))
+    assert seen(late, FrameSampling(0)) == [(0.0, 0), (0.1, 1), (0.2, 2), (0.3, 3)]
+    assert (late.duration, late.problem) == (pytest.approx(0.4, abs=0.11), None)
+
+
+def test_one_frame_of_a_long_video_is_its_first(tmp_path: Path, write_clip: Callable[..., Path]) -> None:
+    reader = FrameReader(write_clip(tmp_path / "a.mp4", levels(10)))
+    for sampling in (FrameSampling(1e-9), FrameSampling(0, max_frames=1)):
+        assert seen(reader, sampling) == [(0.0, 0)]
+
+
+def test_a_video_without_frames_and_one_that_names_others_are_errors(
+    tmp_path: Path, write_clip: Callable[..., Path]
+) -> None:
+    data = write_clip(tmp_path / "a.mkv", levels(3)).read_bytes()
+    header = data[: data.index(b"\x1f\x43\xb6\x75")]  # up to the first cluster
+    (tmp_path / "other.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path / 'a.mkv'}\n")
+    for source, name in ((header, "header.mkv"), (tmp_path / "other.mp4", None)):
+        with pytest.raises(VideoError) as raised:
+            list(FrameReader(source, name=name).frames(FrameSampling()))
+        assert "permission" not in str(raised.value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -164,3 +165,17 @@ def test_the_input_is_left_as_it_is() -> None:
     to_pixels(tensor)
     assert (array == 0.5).all()
     assert (tensor == 0.5).all()
+
+
+def test_open_files_and_tensors_without_values_are_one_images_error() -> None:
+    closed = io.BytesIO(b"x")
+    closed.close()
+    for image, message in (
+        (closed, "the open file cannot be read"),
+        (torch.zeros(3, 9, 9).to_sparse(), "expected a dense tensor with values, got one of layout torch.sparse_coo"),
+        (torch.zeros(3, 9, 9, device="meta"), "on the meta device, which holds no values"),
+        ("x" * 5000, "File name too long"),
+        ("a\0b.png", "embedded null byte"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            to_pixels(image)

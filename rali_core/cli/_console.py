@@ -19,6 +19,9 @@ SLOW_SECONDS = 2.0
 lost_output: list[str] = []
 """Why standard output could not be written; the exit status is then 1, after all the work."""
 
+lost_files: list[str] = []
+"""Names of output files that could not be written; likewise."""
+
 
 def set_up_console() -> None:
     """Show characters that the console's encoding lacks as escapes."""
@@ -53,6 +56,12 @@ def emit(line: str = "", *, end: str = "\n", file: TextIO | None = None) -> None
 def say(line: str) -> None:
     """Print a line on standard error, after the program's name."""
     emit(f"rali: {line}", file=sys.stderr)
+
+
+def cannot_write(name: str, error: OSError) -> None:
+    """Report an output file that could not be written; the work goes on, and the exit status is 1."""
+    say(shown(f"{name} cannot be written: {error.strerror or error}"))
+    lost_files.append(name)
 
 
 def silence(stream: TextIO) -> None:

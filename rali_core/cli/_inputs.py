@@ -134,6 +134,8 @@ def download(url: str, path: Path) -> Path:
 
     try:
         path.write_bytes(storage.read_bytes(url))
+    except FileNotFoundError:
+        raise OSError(f"there is nothing at {url}") from None
     except Exception as error:  # every protocol's package has its own exceptions
         reason = str(error) or type(error).__name__
         raise OSError(reason if url in reason else f"{url}: {reason}") from error

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
+
+from ._console import cannot_write, lost_output, silence
 
 STANDARD_OUTPUT = "-"
 
@@ -30,6 +33,8 @@ def check_file(name: str | None, option: str, suffixes: Sequence[str] = ()) -> N
     if suffixes and path.suffix.lower() not in suffixes:
         ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
         raise ValueError(f"{option} {name} {ending}; expected one of {', '.join(suffixes)}")
+    if os.path.islink(path) and not os.path.exists(path):
+        path = Path(os.path.realpath(path))  # writing follows the link
     try:
         if path.is_dir():
             raise ValueError("it is a folder; expected the name of a file")
@@ -91,9 +96,43 @@ def open_output(name: str) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        from ._console import silence
-
         silence(sys.stdout)
+
+
+def write_output(name: str, data: bytes) -> bool:
+    """Write a file, or to standard output for `-`; False if it failed, which is reported and ends no work."""
+    try:
+        with open_output(name) as file:
+            file.write(data)
+    except OSError as error:
+        if name == STANDARD_OUTPUT:
+            silence(sys.stdout)
+            lost_output.append(error.strerror or str(error))
+        else:
+            cannot_write(name, error)
+            with contextlib.suppress(OSError):
+                if Path(name).is_file():
+                    Path(name).unlink()  # half an image
+        return False
+    return True
+
+
+def check_not_inputs(files: Sequence[Path | str], **outputs: str | None) -> None:
+    """Check that no output file is one of the images.
+
+    Raises:
+        ValueError: The message names it.
+    """
+    for option, name in outputs.items():
+        if name is None or name == STANDARD_OUTPUT or not os.path.isfile(name):
+            continue
+        for file in files:
+            with contextlib.suppress(OSError, ValueError):
+                if isinstance(file, Path) and os.path.samefile(file, name):
+                    break
+        else:
+            continue
+        raise ValueError(f"--{option} {name} is one of the images to score, and would be overwritten")
 
 
 def save_suffixes() -> tuple[str, ...]:

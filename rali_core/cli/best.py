@@ -110,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
         folders = [(result.band or "unbanded") if options.into_bands else "" for result in chosen]
         images = [files[result.index] for result in chosen]
         failed = place_images(images, folders, Path(target), mode, sidecars=options.sidecars)
+    if not chosen and any(result.error is None for result in results):
+        say("no image is within the limits")
     for result in chosen:
         emit(f"{result.score:.4f}  {shown(files[result.index])}")
         if result.reason is not None:
@@ -146,6 +148,8 @@ def place_images(images: list[Input], folders: list[str], target: Path, mode: Mo
 def _place(image: Input, folder: str, target: Path, names: FreeNames, mode: Mode) -> Path:
     """Put an image into a folder under a free name, changed where the file system does not allow it."""
     name = image.name if isinstance(image, Path) else os.path.basename(image.split("?")[0].rstrip("/"))
+    if mode == "move" and isinstance(image, Path) and image.parent.resolve() == (target / folder).resolve():
+        return image  # it is there already
     with local_file(image) as source:
         for attempt in (name, safe_name(name)):
             path = target / names.take(f"{folder}/{attempt}" if folder else attempt)

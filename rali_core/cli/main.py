@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import average, bench, best, convert, dataset, describe, download, evaluate, export, info, score, train, verify
-from ._console import lost_output, say, set_up_console, silence
+from ._console import lost_files, lost_output, say, set_up_console, silence
 
 COMMANDS = (score, best, dataset, info, evaluate, train, average, describe, download, convert, verify, export, bench)
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"standard output could not be written: {lost_output[0]}")
             lost_output.clear()
             return status or 1
-        return status
+        return status or int(bool(lost_files))
     except KeyboardInterrupt:
         say("stopped")
         return 130
@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"too little memory: {str(error).splitlines()[0] if str(error) else 'the machine has no more'}")
         return 1
     finally:
+        lost_files.clear()
         logger.removeHandler(handler)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from ._clips import CLIP_COLUMNS, check_clips, clip_of, clip_record, read_clip_options
@@ -21,9 +21,9 @@ from ._common import (
     report_errors,
     score_files,
 )
-from ._console import emit, say, shown, silence
+from ._console import cannot_write, emit, lost_output, say, shown, silence
 from ._inputs import Input, display_name, find_inputs, local_file
-from ._outputs import check_file, check_one_output, open_output, save_suffixes
+from ._outputs import check_file, check_not_inputs, check_one_output, save_suffixes, write_output
 from ._tags import Tagger, add_tag_arguments, check_tag_options, untag
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
     check_file(options.plot, "--plot", save_suffixes() if options.plot else ())
     inputs = find_inputs(options)
     files = inputs.files
+    check_not_inputs(files, csv=options.csv, sheet=options.sheet, plot=options.plot)
     videos = check_clips(files, clips)
     if options.plot and not videos:
         raise ValueError("--plot draws videos over time, and there is none (animations: with --frames)")
@@ -293,28 +294,25 @@ def _write_image(image: Image.Image, target: str, drawn: int, found: int) -> Non
     buffer = io.BytesIO()
     ending = os.path.splitext(target)[1].lower()
     image.save(buffer, "PNG" if target == "-" else Image.registered_extensions()[ending])
-    with open_output(target) as file:
-        file.write(buffer.getvalue())
-    left_out = f", the best {drawn} of {found}" if found > drawn else ""
-    say(f"wrote {shown(target)}{left_out}")
+    if write_output(target, buffer.getvalue()):
+        left_out = f", the best {drawn} of {found}" if found > drawn else ""
+        say(f"wrote {shown(target)}{left_out}")
 
 
 def _thumbnail(file: Input, result: ImageScore) -> Image.Image | None:
     """A thumbnail, for a video of its best frame; None if the image cannot be read any more."""
-    from PIL import Image
-
+    from ..images import open_image, to_pil_image
     from ..sheet import make_thumbnail
 
     try:
         if (video := clip_of(result)) is not None:
             from ..frames import FrameReader
-            from ..images import to_pil_image
 
             with local_file(file) as path:
                 return make_thumbnail(
                     to_pil_image(FrameReader(path, name=str(file)).at(float(video.times[video.best])))
                 )
-        with local_file(file) as path, Image.open(path) as image:
+        with local_file(file) as path, open_image(path) as image:
             return make_thumbnail(image)
     except Exception as error:  # it was scored, but has been deleted or changed since
         say(shown(f"{file} is left out of the sheet: {error}"))
@@ -340,6 +338,7 @@ class _CsvFile:
         self._columns = (*COLUMNS, *(CLIP_COLUMNS if clip_columns else ()))
         self._columns += ("words", *attributes) if attributes else ()
         self._file: IO[bytes] | None = None
+        self._good: int | None = 0
 
     def __enter__(self) -> _CsvFile:
         if self._name == "-":
@@ -350,7 +349,8 @@ class _CsvFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        with suppress(OSError):  # what could not be written was reported
+            self._stack.close()
 
     def write(self, result: ImageScore) -> None:
         """Write a row."""
@@ -371,6 +371,17 @@ class _CsvFile:
             # Bytes that are not UTF-8 are written unchanged; Windows has no such names.
             self._file.write(text.getvalue().encode("utf-8", "surrogatepass" if os.name == "nt" else "surrogateescape"))
             self._file.flush()
+            self._good = self._file.tell() if self._file.seekable() else None
         except BrokenPipeError:  # of standard output; the other outputs are written all the same
             silence(sys.stdout)
+            self._file = None
+        except OSError as error:  # a full disk must not cost the scores
+            if self._name == "-":
+                silence(sys.stdout)
+                lost_output.append(error.strerror or str(error))
+            else:
+                cannot_write(self._name or "", error)
+                with suppress(OSError):
+                    if self._good is not None:
+                        os.truncate(self._file.fileno(), self._good)  # whole rows only
             self._file = None

@@ -32,6 +32,14 @@ _PER_PROMPT_TENSORS = frozenset(
         *("prompt_attention_mask", "negative_prompt_attention_mask", "image", "mask_image", "control_image"),
     }
 )
+_RAW_TENSORS = frozenset(
+    {
+        *("KandinskyPipeline", "KandinskyInpaintPipeline", "KandinskyCombinedPipeline"),
+        *("KandinskyInpaintCombinedPipeline", "KandinskyV22Pipeline", "KandinskyV22ControlnetPipeline"),
+        *("KandinskyV22InpaintPipeline", "KandinskyV22CombinedPipeline", "KandinskyV22InpaintCombinedPipeline"),
+        "Kandinsky3Pipeline",
+    }
+)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -94,6 +102,11 @@ def why_no_images(kind: type) -> str | None:
     if "frames" in fields:
         return None
     return f"{name} gives {', '.join(fields)}, and best_of_n needs images"
+
+
+def gives_raw_tensors(kind: type) -> bool:
+    """Whether a pipeline class gives its decoder's values, in [-1, 1], for `output_type="pt"`."""
+    return any(base.__name__ in _RAW_TENSORS for base in kind.__mro__)
 
 
 def makes_videos(kind: type) -> bool:

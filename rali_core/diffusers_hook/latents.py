@@ -28,6 +28,15 @@ _OWN_LOOPS = {
 }
 
 
+_FACTOR_UNUSED = frozenset(
+    {
+        *("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline", "KandinskyV22InpaintPipeline"),
+        *("Kandinsky3Pipeline", "Kandinsky3Img2ImgPipeline", "GlmImagePipeline"),
+    }
+)
+"""Pipelines that leave their VAE's `scaling_factor` out, though its configuration has one."""
+
+
 def why_no_preview(kind: type) -> str | None:
     """Why a pipeline class has no denoised previews, or None if it has, as far as the class shows.
 
@@ -123,10 +132,13 @@ def latents_to_pixels(
         latents = latents.permute(0, 4, 1, 2, 3)  # Kandinsky 5: (B, 1, h, w, C)
     if getattr(own, "bn", None) is not None:
         latents = _undo_batch_norm(pipe, own, latents)
-    return decode_latents(decoder, latents, check_finite=check_finite)
+    unused = decoder is own and any(base.__name__ in _FACTOR_UNUSED for base in type(pipe).__mro__)
+    return decode_latents(decoder, latents, check_finite=check_finite, scaling_factor=1.0 if unused else None)
 
 
-def decode_latents(vae: Any, latents: Tensor, *, check_finite: bool = True) -> Tensor:
+def decode_latents(
+    vae: Any, latents: Tensor, *, check_finite: bool = True, scaling_factor: float | None = None
+) -> Tensor:
     """Undo a VAE's latent scaling and decode; computed in float32 where the VAE asks for it.
 
     Args:
@@ -134,6 +146,7 @@ def decode_latents(vae: Any, latents: Tensor, *, check_finite: bool = True) -> T
             videos (`AutoencoderKLQwenImage`, `AutoencoderKLWan`, ...), of which the first frame is decoded.
         latents: (B, C, h, w) as the denoiser sees them, or (B, C, 1, h, w).
         check_finite: Refuse pixels that are NaN or infinite.
+        scaling_factor: The factor that the latents were multiplied by; by default the VAE's own.
 
     Returns:
         (B, 3, H, W) in [0, 1]; float32, or float64 where the VAE is.
@@ -151,7 +164,8 @@ def decode_latents(vae: Any, latents: Tensor, *, check_finite: bool = True) -> T
         )
     dtype = vae.dtype
     upcast = dtype == torch.float16 and bool(getattr(config, "force_upcast", False))
-    latents = _unscale(config, latents.to(torch.float32 if upcast or dtype == torch.float32 else dtype))
+    latents = latents.to(torch.float32 if upcast or dtype == torch.float32 else dtype)
+    latents = _unscale(config, latents, scaling_factor)
     of_videos = getattr(config, "z_dim", None) is not None or "temporal_compression_ratio" in config
     if of_videos and not frames:
         latents = latents.unsqueeze(2)
@@ -178,10 +192,10 @@ def decode_latents(vae: Any, latents: Tensor, *, check_finite: bool = True) -> T
     return pixels
 
 
-def _unscale(config: Any, latents: Tensor) -> Tensor:
+def _unscale(config: Any, latents: Tensor, scaling: float | None) -> Tensor:
     """From the denoiser's scale to the VAE's: statistics of each channel, or one factor and shift."""
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    scaling = getattr(config, "scaling_factor", None)
+    scaling = getattr(config, "scaling_factor", None) if scaling is None else scaling
     scaling = 1.0 if scaling is None else scaling
     if mean is not None and std is not None:
         shape = (1, -1) + (1,) * (latents.ndim - 2)

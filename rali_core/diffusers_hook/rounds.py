@@ -17,7 +17,7 @@ from torch import Tensor
 from ..content import NO_CONTENT
 from ..selection import top_k
 from ..video import Aggregate, VideoScore
-from .arguments import UserCallback, complete_call, isolate, takes_callback
+from .arguments import UserCallback, complete_call, gives_raw_tensors, isolate, takes_callback
 from .latents import latents_to_pixels, watch_latents
 from .pruning import DenoiserCounter, SuccessiveHalving
 from .scoring import ScoreFunction, frames_of, shows_content, to_pil
@@ -281,6 +281,8 @@ def _finish(job: GenerationJob, seeds: Sequence[int], output: Any, latents: Tens
     if job.arguments.get("output_type") == "latent":
         clean = torch.as_tensor(images) if isinstance(images, Tensor) else torch.stack(list(images))
         scored = job.decode(job.pipe, finite_latents(clean).get("latents", clean), check=False)
+    elif isinstance(images, Tensor) and gives_raw_tensors(type(job.pipe)):
+        scored = (images / 2.0 + 0.5).clamp(0.0, 1.0)
     finite = [True] * len(seeds) if latents is None or len(latents) != len(seeds) else are_finite(latents)
     # A safety checker replaces what it finds by a black image, whose score means nothing.
     filtered = [bool(flag) for flag in (getattr(output, "nsfw_content_detected", None) or [False] * len(seeds))]

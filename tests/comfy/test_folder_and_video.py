@@ -97,6 +97,31 @@ def test_a_trimmed_video_and_one_made_of_images_are_scored(server: Any, clip: Pa
         assert f"connect either video or images: {message}" in failed.error
 
 
+def test_an_animation_is_a_video_and_a_folders_image(server: Any, photographs: dict[str, Image.Image]) -> None:
+    """A GIF of two seconds whose frames from 0.8 s to 1.2 s are damaged."""
+    root = server.folder / "input" / "animated"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    frames = [photographs["rocket"].crop((8 * number, 20, 8 * number + 256, 212)) for number in range(10)]
+    frames[4:6] = [distort(distort(frame, "blur", 4), "noise", 3) for frame in frames[4:6]]
+    frames[0].save(root / "walk.gif", save_all=True, append_images=frames[1:], duration=200)
+    every = {**VIDEO, "sample_fps": 0.0, "passage_seconds": 0.4}
+    prompt = {
+        "l": node("LoadVideo", file="animated/walk.gif"),
+        "s": node("RALI_ScoreVideo", video=["l", 0], **every),
+        "p": probe("s", 8),
+        "f": node("RALI_ScoreFolder", **{**FOLDER, "folder": "animated"}),
+        "q": probe("f", 3),
+    }
+    run = server.run(prompt).check()
+    seen = run.seen("p")
+    assert seen["value8"] == pytest.approx([0.2 * place for place in range(10)])
+    assert (seen["value5"], seen["value6"]) == ([pytest.approx(0.8)], [pytest.approx(1.2)])
+    assert int(np.argmin(seen["value7"])) in (4, 5)
+    assert run.seen("q")["value"][0]["shape"][-3:] == [192, 256, 3]
+    assert run.seen("q")["value3"] == pytest.approx(seen["value7"][:1], abs=1e-4)
+
+
 def test_a_folder_is_ranked_and_its_best_saved_read_and_drawn(server: Any, photographs: dict[str, Image.Image]) -> None:
     root = server.folder / "input" / "ranked"
     shutil.rmtree(root, ignore_errors=True)

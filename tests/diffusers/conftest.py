@@ -42,10 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @cache
 def import_example(name: str) -> ModuleType:
-    """A module of the examples' folder."""
+    """A module of the examples' folder, or `families` of this one."""
     if name != "tiny_pipelines":
         import_example("tiny_pipelines")
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    folder = Path(__file__).parent if name == "families" else EXAMPLES
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -69,6 +70,12 @@ def load_example() -> Any:
 def tiny() -> ModuleType:
     """The builders of tiny pipelines."""
     return import_example("tiny_pipelines")
+
+
+@pytest.fixture(scope="session")
+def families() -> ModuleType:
+    """Tiny pipelines of the newest diffusers: `families.build(name)` gives a shared one and a call's arguments."""
+    return import_example("families")
 
 
 @pytest.fixture(scope="session")

@@ -320,6 +320,7 @@ def test_saving_writes_images_with_metadata_a_sheet_and_all_figures(
         ({"latents": torch.zeros(1, 4, 16, 16)}, "latents cannot be given here"),
         ({"callback": print}, "callback cannot be given here: it is deprecated"),
         ({"generator_device": "nowhere"}, "generator_device must be a device of this machine"),
+        ({"generator_device": "meta"}, "generator_device must be a device of this machine"),
         ({"output_type": "jpeg"}, "output_type must be one of"),
         ({"prompt": []}, "empty list"),
         ({"prompt": ["a", "b"], "negative_prompt": ["c"]}, "expected 2 entries in negative_prompt"),
@@ -354,6 +355,9 @@ def test_generators_are_on_the_device_that_was_asked_for(
     monkeypatch.setattr(torch, "Generator", note)
     best_of_n(sd15, n=1, scorer=contrast, generator_device="cpu", **arguments("sd15", num_inference_steps=1))
     assert set(asked) == {"cpu"}
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="generator_device must be a device of this machine.*got 'cuda'"):
+            best_of_n(sd15, n=1, scorer=contrast, generator_device="cuda", **arguments("sd15"))
     if torch.cuda.is_available():
         noise = torch.randn(1, 4, 16, 16, device="cuda", generator=generator("cuda").manual_seed(0))
         pipe = sd15.to("cuda")

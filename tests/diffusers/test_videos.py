@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +12,7 @@ import torch
 from rali_core.diffusers_hook import SuccessiveHalving, best_of_n
 from rali_core.diffusers_hook.scoring import frames_of, shows_content
 
-diffusers = pytest.importorskip("diffusers", minversion="0.42")
-WIDTH = 32
-
-
-def wan() -> Any:
-    return diffusers.WanPipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0), text_encoder=None, tokenizer=None,
-        vae=diffusers.AutoencoderKLWan(
-            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        ).eval(),
-        transformer=diffusers.WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16,
-            text_dim=WIDTH, freq_dim=32, ffn_dim=32, num_layers=1, cross_attn_norm=True, rope_max_seq_len=32,
-        ).eval(),
-    )  # fmt: skip
-
-
-def ltx() -> Any:
-    vae = diffusers.AutoencoderKLLTXVideo(
-        latent_channels=8, block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, layers_per_block=(1,) * 5,
-        decoder_layers_per_block=(1,) * 5, spatio_temporal_scaling=(True, True, False, False),
-        decoder_spatio_temporal_scaling=(True, True, False, False), decoder_inject_noise=(False,) * 5,
-        upsample_residual=(False,) * 4, upsample_factor=(1,) * 4, patch_size=1, patch_size_t=1,
-    ).eval()  # fmt: skip
-    return diffusers.LTXPipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=None, tokenizer=None,
-        transformer=diffusers.LTXVideoTransformer3DModel(
-            in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=2, attention_head_dim=8,
-            cross_attention_dim=16, num_layers=1, caption_channels=WIDTH,
-        ).eval(),
-    )  # fmt: skip
-
-
-@cache
-def build(name: str) -> tuple[Any, dict[str, Any]]:
-    embeds = torch.randn(1, 7, WIDTH, generator=torch.Generator().manual_seed(0))
-    call: dict[str, Any] = {
-        "height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 2, "guidance_scale": 1.0,
-        "prompt_embeds": embeds,
-    }  # fmt: skip
-    if name == "ltx":
-        call["prompt_attention_mask"] = torch.ones(1, 7, dtype=torch.bool)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return {"wan": wan, "ltx": ltx}[name](), call
+pytest.importorskip("diffusers", minversion="0.42")
 
 
 def contrast(images: list[Any]) -> list[float]:
@@ -65,9 +20,11 @@ def contrast(images: list[Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
-@pytest.mark.parametrize("name", ["wan", "ltx"])
-def test_the_best_video_is_kept_and_its_seed_makes_it_again(name: str, output_type: str, tmp_path: Path) -> None:
-    pipe, call = build(name)
+@pytest.mark.parametrize("name", ["wan", "ltx", "animatediff", "cogvideox"])
+def test_the_best_video_is_kept_and_its_seed_makes_it_again(
+    name: str, output_type: str, families: Any, tmp_path: Path
+) -> None:
+    pipe, call = families.build(name)
     result = best_of_n(
         pipe, n=3, keep=2, scorer=contrast, aggregate="worst tenth", video_frames=4, output_type=output_type, **call
     )
@@ -87,8 +44,8 @@ def test_the_best_video_is_kept_and_its_seed_makes_it_again(name: str, output_ty
     assert len(result.save(tmp_path)) == 2
 
 
-def test_unsupported_options_for_videos_are_an_error_before_generation() -> None:
-    pipe, call = build("wan")
+def test_unsupported_options_for_videos_are_an_error_before_generation(families: Any) -> None:
+    pipe, call = families.build("wan")
     for options, message in (
         ({"prune": SuccessiveHalving()}, "makes videos: no denoised preview; best_of_n without prune= works"),
         ({"batch_size": 2}, "videos are made one a call"),
@@ -101,8 +58,8 @@ def test_unsupported_options_for_videos_are_an_error_before_generation() -> None
             best_of_n(pipe, n=2, scorer=contrast, **call, **options)  # type: ignore[arg-type]
 
 
-def test_a_video_that_is_mostly_black_is_never_kept() -> None:
-    pipe, call = build("wan")
+def test_a_video_that_is_mostly_black_is_never_kept(families: Any) -> None:
+    pipe, call = families.build("wan")
 
     class Black(type(pipe)):  # type: ignore[misc]
         def __call__(self, *args: Any, **options: Any) -> Any:
