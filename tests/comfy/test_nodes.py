@@ -474,6 +474,49 @@ def test_an_interrupted_scoring_stops_and_the_server_keeps_running(server: Any, 
     server.run({**collected([images["good"]]), "s": rali("RALI_Score", images=["c", 1])}).check()
 
 
+@pytest.mark.both_versions
+def test_progress_moves_image_by_image(server: Any) -> None:
+    prompt = {"o": plain("Test_Odd", kind="noise", count=5, seed=77), "s": rali("RALI_Score", images=["o", 0])}
+    run = server.run(prompt).check()
+    progress = [data for kind, data in run.messages if kind == "progress" and data["node"] == "s"]
+    assert {(data["value"], data["max"]) for data in progress} >= {(done, 5) for done in range(1, 6)}
+
+
+@pytest.mark.both_versions
+@pytest.mark.parametrize("kind", ["RALI_Score", "RALI_QualityMap", "RALI_ScoreFolder", "RALI_ScoreVideo"])
+def test_an_interrupt_takes_less_than_a_second(server: Any, kind: str) -> None:
+    folder = server.folder / "input" / "interrupted"
+    folder.mkdir(exist_ok=True)
+    noise = np.random.default_rng()  # new in each run: nothing of it was scored before
+    for number in range(40 if kind == "RALI_ScoreFolder" else 0):
+        Image.fromarray(noise.integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    inputs = {
+        "RALI_Score": {"images": ["o", 0], "coverage": "full"},
+        "RALI_QualityMap": {"images": ["o", 0], "mode": "full"},
+        "RALI_ScoreFolder": {"folder": str(folder), "coverage": "full"},
+        "RALI_ScoreVideo": {"images": ["o", 0], "sample_fps": 0.0, "coverage": "full"},
+    }[kind]
+    took = []
+    for _ in range(2):  # the machine may be busy with something else for a moment
+        moments: list[float] = []  # of the first two messages on progress, and of the end
+
+        def interrupt(host: Any, event: str, data: dict[str, Any], moments: list[float] = moments) -> None:
+            if event == "execution_interrupted" or (event == "progress" and data["node"] == "s" and len(moments) < 2):
+                moments.append(time.monotonic())
+                if len(moments) == 2:
+                    host.post("/interrupt", {})
+
+        prompt = {
+            "o": plain("Test_Odd", kind="noise", count=200, seed=int(noise.integers(1 << 30))),
+            "s": rali(kind, **inputs),
+            "p": plain("Test_Probe", value=["s", 0]),
+        }
+        assert server.run(prompt, on_message=interrupt).ending == "execution_interrupted"
+        first, second, end = moments
+        took.append((end - second) / max(1.0, second - first))  # slower only where an image or a small batch is, too
+    assert min(took) < 1.0, took
+
+
 def test_an_interrupted_quality_map_stops_between_its_tiles(server: Any, images: dict[str, str]) -> None:
     sent = []
 
