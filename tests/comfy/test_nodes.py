@@ -385,6 +385,8 @@ def test_the_sampler_stops_early_and_its_progress_spans_all_tries(server: Any, j
     early = server.run(sampler(judge, n=4, seed=100, threshold=0.0)).check()
     assert early.seen("p")["value5"][0].startswith("stopped early: 1 reached 0 after 1 of 4 seeds")
     assert early.seen("p")["value3"] == [100]
+    ending = early.seen("p")["value5"][0].splitlines()[0]
+    assert early.outputs["b"]["rali"][0]["note"] == f"best: seed 100; {ending}"
 
 
 def test_the_samplers_memory_grows_with_keep_and_not_with_n(server: Any, judge: str) -> None:
