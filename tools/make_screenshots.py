@@ -146,11 +146,11 @@ def swap_model(route: Any) -> None:
     body = json.loads(route.request.post_data)
     prompt = body["prompt"]
     kinds = {number: node["class_type"] for number, node in prompt.items()}
-    for node in prompt.values():
+    left = {number: node for number, node in prompt.items() if kinds[number] not in STAND_IN}
+    for node in left.values():
         for name, value in node["inputs"].items():
             if isinstance(value, list) and kinds.get(value[0]) in STAND_IN:
                 node["inputs"][name] = ["model", STAND_IN[kinds[value[0]]][value[1]]]
-    left = {number: node for number, node in prompt.items() if kinds[number] not in STAND_IN}
     body["prompt"] = {"model": {"class_type": "Test_PhotographDiffusion", "inputs": {}}, **left}
     route.continue_(post_data=json.dumps(body))
 
