@@ -50,6 +50,7 @@ BOX = """(kinds) => { const all = app.graph._nodes.filter(n => !kinds || kinds.i
     return [app.canvasPosToClientPos([left, top]), app.canvasPosToClientPos([right, bottom])]; }"""
 # As after a click: the page checks whether the graph has changed.
 NOTICE = "() => { app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState(); }"
+CHOOSE = """(name) => { const [widget] = app.graph._nodes[0].widgets; widget.value = name; widget.callback?.(name); }"""
 ZOOM = """([scale, x, y]) => { const view = app.canvas.ds; view.scale = scale; view.offset[0] = x; view.offset[1] = y;
     app.canvas.setDirty(true, true); }"""
 
@@ -318,7 +319,7 @@ def make_walkthrough(camera: Camera) -> None:
     keep("1-new", ["RALI_Score"])
     camera.run()
     keep("2-scores", ["RALI_Score"])
-    camera.page.evaluate("() => { app.graph._nodes[0].widgets[0].value = 'damaged.png'; }")
+    camera.page.evaluate(CHOOSE, "damaged.png")
     keep("3-changed", ["LoadImage", "RALI_Score"])
     camera.run()
     camera.page.evaluate("() => { app.graph._nodes.at(-1).collapse(); }")
