@@ -125,12 +125,20 @@ def get_model(
     if key not in _models:
         offload_device = torch.device("cpu")
         scorer = RaliScorer.from_pretrained(path, device=offload_device, dtype=dtype, cache=_cache)
+        scorer.model.encoder.register_forward_pre_hook(_stop_if_interrupted)
         patcher = ModelPatcher(_Managed(scorer.model), load_device=load_device, offload_device=offload_device)
         _models[key] = ModelHandle(scorer, patcher)
         while len(_models) > KEPT_MODELS:
             _models.popitem(last=False)
     _models.move_to_end(key)
     return _models[key]
+
+
+def _stop_if_interrupted(*_: Any) -> None:
+    """Before each pass of the encoder: a batch, or an image of many crops, would else be finished first."""
+    import comfy.model_management as management
+
+    management.throw_exception_if_processing_interrupted()
 
 
 def ready_model(handle: ModelHandle | None) -> ModelHandle:

@@ -19,7 +19,7 @@ from ..rali_core.images import ImageError
 from ..rali_core.replay import Replay
 from ..rali_core.seed_search import OUT_OF_MEMORY, SeedSearch, Try, search_seeds
 from ._models import ModelHandle, get_model
-from ._panel import tell_tries
+from ._panel import Note, tell_tries
 from ._sampling import Sampling, StepReporter, decode, planned_steps, prepare_samples, to_latent
 from ._scoring import Scores, chosen_coverage, score_panel, score_what_can_be
 
@@ -328,7 +328,7 @@ def _output(state: _Unfinished, options: Options, resumed: int) -> io.NodeOutput
         [each.score for each in tried], [each.reason for each in tried], options.model.scorer.info.calibration
     )
     winners = [each.seed for each in search.kept]
-    note = f"best: seed {winners[0]}; {search.ending}" + (f"; resumed after {resumed} steps" if resumed else "")
+    more = [_ending(search, options), *([Note.of("resumed", steps=resumed)] if resumed else [])]
     report = search.report()
     if options.halving:
         report += f"\ndenoiser calls: {state.calls} of {options.n * state.calls_per_try}"
@@ -342,7 +342,18 @@ def _output(state: _Unfinished, options: Options, resumed: int) -> io.NodeOutput
             scores,
             threshold=options.threshold,
             chosen=[index for index, each in enumerate(tried) if each.seed in winners],
-            note=note,
+            note=Note.of("best seed", seed=str(winners[0])),
+            more=more,
             headline=search.kept[0].score,
         ),
     )
+
+
+def _ending(search: SeedSearch, options: Options) -> Note:
+    """`search.ending`, which the page can translate."""
+    counts = {"tried": len(search.tried), "of": len(search.seeds)}
+    if not search.finished:
+        return Note.of("interrupted", **counts)
+    if search.stopped_early:
+        return Note.of("stopped early", keep=search.keep, threshold=f"{options.threshold:g}", **counts)
+    return Note.of("all tried", **counts)

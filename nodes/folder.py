@@ -20,6 +20,7 @@ from ._attachments import block_output
 from ._convert import from_core, from_pil
 from ._inputs import coverage_input, model_input
 from ._models import ready_model
+from ._panel import Note
 from ._scoring import Scores, chosen_coverage, progress_reporter, rank_with_content, score_panel
 
 ORDERS = ["best first", "by name"]
@@ -147,12 +148,13 @@ def _folder_panel(
     results: list[Any], best: list[int], images: list[Any], failed: list[int], survey: Survey, calibration: Any
 ) -> dict[str, Any]:
     """The panel of the best images, with a note on files and folders that could not be read."""
-    note = f"best {len(best)} of {len(results):,}"
-    note += f"; {len(failed):,} cannot be scored: {results[failed[0]].error}" if failed else ""
-    note += "".join(f"; the folder cannot be read: {text}" for text in survey.unreadable)
+    more = [Note("unreadable", {}, str(text)) for text in survey.unreadable]
+    if failed:
+        more.insert(0, Note("not scored", {"count": f"{len(failed):,}"}, str(results[failed[0]].error)))
     chosen = [results[index] for index in best[:SHOWN]]
     shown = Scores([result.score for result in chosen], [result.reason for result in chosen], calibration)
-    return score_panel(shown, note=note, images=images[:SHOWN])
+    note = Note.of("best of", count=len(best), of=f"{len(results):,}")
+    return score_panel(shown, note=note, more=more, images=images[:SHOWN])
 
 
 def _list(folder: str, recursive: bool, include: str, exclude: str, survey: Survey) -> list[Path]:
@@ -300,5 +302,5 @@ class RaliLoadScore(io.ComfyNode):
                 "it; save images with RALI Save Image, or switch score_if_missing on"
             )
         shown = Scores([score], reasons, calibration)
-        panel = score_panel(shown, note=source, headline=score, images=[image])
+        panel = score_panel(shown, note=Note.of(source), headline=score, images=[image])
         return io.NodeOutput(score, image, source, saved is not None, ui=panel)

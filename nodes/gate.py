@@ -163,13 +163,12 @@ class RaliGate(io.ComfyNode):
         if judged is None:
             return block_without_images(cls)
         opened, number, scores = judged
-        signs = ("<=", ">") if scores.scale.lower_is_better else (">=", "<")
-        verdict = f"{number:.3f} {signs[0] if opened else signs[1]} {scalar(threshold):.3f}"
+        sign = {(False, True): "≥", (False, False): "<", (True, True): "≤", (True, False): ">"}[
+            scores.scale.lower_is_better, opened
+        ]
+        verdict = f"{number:.3f} {sign} {scalar(threshold):.3f}"
         result = list(value or []) if opened else _when_shut(scalar(mode), otherwise, scores, verdict)
-        state = "open" if opened else "shut"
-        note: Note | str = Note.of(state, score=number, threshold=float(scalar(threshold)))
-        if scores.scale.lower_is_better:
-            note = f"{state}: {verdict}"
+        note = Note.of("open" if opened else "shut", score=number, sign=sign, threshold=float(scalar(threshold)))
         ui = score_panel(scores, threshold=scalar(threshold), note=note, headline=number, images=split_images(images))
         return io.NodeOutput(result, opened, number, ui=ui)
 

@@ -23,6 +23,7 @@ from ._inputs import (
     scores_input,
     threshold_input,
 )
+from ._panel import Note
 from ._scoring import (
     AGGREGATIONS,
     Scores,
@@ -229,7 +230,8 @@ def _output(loop: Retry, scored: Scores, threshold: float, passed: bool) -> io.N
     if isnan(best.score):
         raise ValueError(f"RALI Retry: none of the {len(loop.lines)} tries made an image with a score: {loop.lines[0]}")
     tries = len(loop.lines)
-    ending = f"{'reached' if passed else 'did not reach'} {threshold:g} in {tries} {'try' if tries == 1 else 'tries'}"
+    text = f"{tries} {'try' if tries == 1 else 'tries'}"
+    ending = Note.of("reached" if passed else "not reached", threshold=f"{threshold:g}", count=tries, tries=text)
     score = scored.scale.upwards([best.score])[0]
     images, values = best.result
     return io.NodeOutput(
@@ -238,11 +240,12 @@ def _output(loop: Retry, scored: Scores, threshold: float, passed: bool) -> io.N
         best.seed,
         tries,
         passed,
-        "\n".join([ending, *loop.lines]),
+        "\n".join([str(ending), *loop.lines]),
         *(values.get(name, block_output()) for name in VALUES),
         ui=score_panel(
             Scores([score], [None], scored.calibration, scored.scale),
             threshold=threshold,
-            note=f"best: seed {best.seed}; {ending}",
+            note=Note.of("best seed", seed=str(best.seed)),
+            more=[ending],
         ),
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..rali_core.files import append_json_line
 from ._convert import check_numbers, split_images, to_pil
 from ._files import FORMATS, both_scales, encode, write_new
-from ._inputs import direction_input, images_input, model_input, scale_of, scores_input
+from ._inputs import images_input, model_input, scale_inputs, scale_of, scores_input
 from ._names import NameFields, check_template, make_prefix
 from ._scoring import Scores, block_without_images, scalar, score_panel, score_what_can_be
 
@@ -97,7 +97,7 @@ class RaliSaveImage(io.ComfyNode):
                         "instead of rali_score and aesthetic_score."
                     ),
                 ),
-                direction_input(),
+                *scale_inputs(),
             ],
             outputs=[
                 io.Image.Output("images", is_output_list=True, tooltip="The images, unchanged."),
@@ -128,6 +128,8 @@ class RaliSaveImage(io.ComfyNode):
         model: list[Any] | None = None,
         scores_name: list[str] | None = None,
         scores_direction: list[str] | None = None,
+        scores_low: list[float] | None = None,
+        scores_high: list[float] | None = None,
     ) -> io.NodeOutput:
         single = split_images(images)
         if not single:
@@ -137,7 +139,7 @@ class RaliSaveImage(io.ComfyNode):
         wired = check_numbers(scores, count, "scores")
         key = _own_name(scalar(scores_name, ""), wired)
         numbers = check_numbers(seeds, count, "seeds") or [None] * count
-        scale = scale_of(scores_direction)
+        scale = scale_of(scores_direction, scores_low, scores_high)
         scored = Scores(wired, [None] * count, scale=scale) if wired else score_what_can_be(single, scalar(model))
         order, files, shown = scored.ranking(), [], []
         for index, (image, value) in enumerate(zip(single, scored.values, strict=True)):

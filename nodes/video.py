@@ -12,6 +12,7 @@ from ..rali_core.images import to_float
 from ._convert import from_core, from_pil, split_images, to_core
 from ._inputs import coverage_input, model_input
 from ._models import ready_model
+from ._panel import Note
 from ._scoring import Scores, block_without_images, chosen_coverage, progress_reporter, score_panel
 
 if TYPE_CHECKING:
@@ -124,13 +125,15 @@ class RaliScoreVideo(io.ComfyNode):
         return io.NodeOutput(
             score, *frames, _plot(scored, calibration, passage_seconds), worst.start, worst.end,
             scored.scores.tolist(), scored.times.tolist(), scored.describe(passage=passage_seconds),
-            ui=score_panel(_panel_scores(scored, calibration), note=aggregation, headline=score),
+            ui=_panel(scored, calibration, aggregation),
         )  # fmt: skip
 
 
-def _panel_scores(scored: VideoScore, calibration: Calibration | None) -> Scores:
+def _panel(scored: VideoScore, calibration: Calibration | None, how: Any) -> dict[str, Any]:
     words = tuple(each.words if each is not None else () for each in scored.attributes)
-    return Scores(scored.scores.tolist(), list(scored.reasons), calibration, words=words)
+    scores = Scores(scored.scores.tolist(), list(scored.reasons), calibration, words=words)
+    score = scored.aggregate(how)
+    return score_panel(scores, note=Note.of("aggregate", how=how, score=score), headline=score)
 
 
 def _plot(scored: VideoScore, calibration: Calibration | None, passage: float) -> Tensor:

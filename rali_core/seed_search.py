@@ -154,6 +154,11 @@ class SeedSearch:
         self.finished = True
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether the threshold ended it."""
+        return bool(self._early)
+
+    @property
     def ending(self) -> str:
         """Its ending, or its current state, in words."""
         count, n = len(self.tried), len(self.seeds)

@@ -5,8 +5,9 @@
 
 A separate ComfyUI is started, in a temporary folder, with a link to this checkout in custom_nodes: the
 image of the template browser, made last, shows the thumbnails that were made just before.
-Two images are put into ComfyUI's input folder: example.png, and a damaged copy of it. The checkpoint that the
-templates name is an empty file: it is shown, not loaded.
+example.png and a damaged copy of it are put into ComfyUI's input folder. The checkpoint that the templates name is an
+empty file: it is shown, not loaded. Where a template generates, a node of the tests' pack stands in for it, and what is
+"generated" are photographs of scikit-image, some of them damaged.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from playwright.sync_api import sync_playwright
 from skimage import data
 
 ROOT = Path(__file__).resolve().parent.parent
+PROBE = ROOT / "tests" / "comfy" / "packs" / "probe"
+STAND_IN = {"CheckpointLoaderSimple": {0: 0, 2: 2}, "CLIPTextEncode": {0: 1}}
+"""Outputs of nodes that need a checkpoint, to those of Test_PhotographDiffusion."""
 VERSION = "0.30.0"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
@@ -46,6 +50,7 @@ BOX = """(kinds) => { const all = app.graph._nodes.filter(n => !kinds || kinds.i
     return [app.canvasPosToClientPos([left, top]), app.canvasPosToClientPos([right, bottom])]; }"""
 # As after a click: the page checks whether the graph has changed.
 NOTICE = "() => { app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState(); }"
+CHOOSE = """(name) => { const [widget] = app.graph._nodes[0].widgets; widget.value = name; widget.callback?.(name); }"""
 ZOOM = """([scale, x, y]) => { const view = app.canvas.ds; view.scale = scale; view.offset[0] = x; view.offset[1] = y;
     app.canvas.setDirty(true, true); }"""
 
@@ -89,7 +94,7 @@ SCENES: dict[str, Scene] = {
     ),
     "RALI_SaveImage": scene("RALI_SaveImage"),
     "RALI_ScoreFolder": (
-        [("RALI_ScoreFolder", 600, 0, {"include": "*.png"}), ("PreviewImage", 960, 0, {})],
+        [("RALI_ScoreFolder", 600, 0, {"include": "sample*.png"}), ("PreviewImage", 960, 0, {})],
         [(0, 3, 1, "images")],
         True,
         ["RALI_ScoreFolder", "PreviewImage"],
@@ -123,6 +128,34 @@ BUILD = """([nodes, wires]) => {
         made[from].connect(output, made[to], made[to].inputs.findIndex(x => x.name === input)); }"""
 
 
+RESULTS = {
+    "RALI - XY plot with scores": ["RALI_ContactSheet", "PreviewImage"],
+    "RALI - combine with another scorer": ["RALI_CombineScores", "RALI_BestOfN", "RALI_SaveImage"],
+    "RALI - inpaint the weak regions": ["RALI_Score", "RALI_QualityMap", "PreviewImage"],
+    "RALI - refine the best": ["RALI_BestOfN", "KSampler", "RALI_SaveImage"],
+    "RALI - score an image": ["LoadImage", "RALI_Score"],
+    "RALI - scores for a script": ["MarkdownNote", "LoadImage", "RALI_Score"],
+}
+"""What a template's thumbnail shows where it is not all of the pack's nodes, previews and saved images."""
+
+
+def swap_model(route: Any) -> None:
+    """Queue a prompt of the page with the stand-in instead of the checkpoint."""
+    if route.request.method != "POST":
+        route.continue_()
+        return
+    body = json.loads(route.request.post_data)
+    prompt = body["prompt"]
+    kinds = {number: node["class_type"] for number, node in prompt.items()}
+    left = {number: node for number, node in prompt.items() if kinds[number] not in STAND_IN}
+    for node in left.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and kinds.get(value[0]) in STAND_IN:
+                node["inputs"][name] = ["model", STAND_IN[kinds[value[0]]][value[1]]]
+    body["prompt"] = {"model": {"class_type": "Test_PhotographDiffusion", "inputs": {}}, **left}
+    route.continue_(post_data=json.dumps(body))
+
+
 @contextmanager
 def running_comfy(home: Path) -> Iterator[str]:
     """Start the ComfyUI that `.ci/comfy_setup` put into `home`, with this checkout as its only pack; its address."""
@@ -130,6 +163,7 @@ def running_comfy(home: Path) -> Iterator[str]:
         base = Path(folder)
         (base / "custom_nodes").mkdir()
         (base / "custom_nodes" / "ComfyUI-RALI").symlink_to(ROOT)
+        (base / "custom_nodes" / "probe").symlink_to(PROBE)
         (base / "models" / "checkpoints").mkdir(parents=True)
         (base / "models" / "checkpoints" / CHECKPOINT).touch()
         probe.bind(("127.0.0.1", 0))
@@ -182,6 +216,7 @@ class Camera:
         with tempfile.TemporaryDirectory() as folder:
             make_figures.write_clip(Path(folder, "example.mp4"))
             self.upload_file("example.mp4", "video/mp4", Path(folder, "example.mp4").read_bytes())
+        self.page.route("**/api/prompt", swap_model)
         self.page.goto("/")
         # The page opens its own first workflow while its spinner turns.
         self.page.wait_for_function("() => window.app?.extensionManager?.spinner === false")
@@ -233,17 +268,18 @@ class Camera:
 
 
 def make_thumbnail(camera: Camera, file: Path) -> None:
-    """A workflow, run where it needs no checkpoint, on 640 x 384."""
+    """What a workflow gives, on 640 x 384."""
     workflow = json.loads(file.read_text(encoding="utf-8"))
-    for loader in [node for node in workflow["nodes"] if node["type"] == "LoadImage"][1:]:
-        loader["widgets_values"][0] = "damaged.png"  # a batch of two equal images shows little
+    if "inpaint" in file.stem:
+        (loader,) = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
+        loader["widgets_values"][0] = "half.png"
     camera.do("Comfy.NewBlankWorkflow")
     camera.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
     camera.settle()
-    if all(node["type"] != "CheckpointLoaderSimple" for node in workflow["nodes"]):
-        camera.run()
+    camera.run()
     camera.zoom(0.9, 200, 150)
-    image = camera.photograph()
+    ours = {node["type"] for node in workflow["nodes"] if node["type"].startswith("RALI_")}
+    image = camera.photograph(RESULTS.get(file.stem, [*ours, "PreviewImage", "SaveImage"]))
     # Chromium draws what is outside the window nowhere: the largest graph has to fit.
     side = max(image.width, image.height * 640 / 384)
     canvas = Image.new("RGB", (round(side), round(side * 384 / 640)), image.getpixel((3, 3)))
@@ -283,7 +319,7 @@ def make_walkthrough(camera: Camera) -> None:
     keep("1-new", ["RALI_Score"])
     camera.run()
     keep("2-scores", ["RALI_Score"])
-    camera.page.evaluate("() => { app.graph._nodes[0].widgets[0].value = 'damaged.png'; }")
+    camera.page.evaluate(CHOOSE, "damaged.png")
     keep("3-changed", ["LoadImage", "RALI_Score"])
     camera.run()
     camera.page.evaluate("() => { app.graph._nodes.at(-1).collapse(); }")
@@ -305,16 +341,34 @@ def make_template_image(camera: Camera) -> None:
     image.resize((1100, 688), Image.Resampling.LANCZOS).save(ROOT / "docs/images/comfyui-templates.jpg", quality=88)
 
 
+def damage(image: Image.Image, radius: float, deviation: float) -> Image.Image:
+    """A blurred and noisy copy."""
+    noise = np.random.default_rng(0).normal(0.0, deviation, (image.height, image.width, 3))
+    blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
+    return Image.fromarray((blurred + noise).clip(0, 255).astype(np.uint8))
+
+
+def make_inputs() -> dict[str, Image.Image]:
+    """The images of ComfyUI's input folder, by name."""
+    good = Image.fromarray(data.astronaut())
+    damaged = damage(good, 4, 20)
+    half = good.copy()
+    half.paste(damaged.crop((0, 0, good.width // 2, good.height)), (0, 0))
+    made = {"example.png": good, "damaged.png": damaged, "half.png": half}
+    for name, array in (("a", data.chelsea()), ("b", data.coffee()), ("c", data.rocket())):
+        image = Image.fromarray(array)
+        side = min(image.size)
+        square = image.crop((0, 0, side, side)).resize((512, 512), Image.Resampling.LANCZOS)
+        made |= {f"sample-{name}{level}.png": damage(square, 1.5 * level, 6 * level) for level in (0, 1, 2)}
+    return made
+
+
 def main(home: str, *only: str) -> None:
     """Make all images, or those whose name contains one of `only`."""
-    good = Image.fromarray(data.astronaut())
-    noise = np.random.default_rng(0).normal(0.0, 20.0, (good.height, good.width, 3))
-    blurred = np.asarray(good.filter(ImageFilter.GaussianBlur(4)), dtype=np.float32)
-    damaged = Image.fromarray((blurred + noise).clip(0, 255).astype(np.uint8))
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with running_comfy(Path(home).resolve()) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        camera = Camera(browser, url, {"example.png": good, "damaged.png": damaged})
+        camera = Camera(browser, url, make_inputs())
         for kind in SCENES:
             if not only or any(part in kind for part in only):
                 make_help_image(camera, kind)

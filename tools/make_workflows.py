@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent.parent / "workflows"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "workflows"
+CHECKPOINT_FILE = "v1-5-pruned-emaonly-fp16.safetensors"
+CHECKPOINT_URL = "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+MODELS = [
+    {"name": CHECKPOINT_FILE, "url": f"{CHECKPOINT_URL}{CHECKPOINT_FILE}?download=true", "directory": "checkpoints"}
+]
+"""What the page offers to download where it is missing, as in ComfyUI's own first template."""
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 # key: (node, column, widget values that differ from the default, wires {input: (key, output number)})
@@ -63,11 +71,27 @@ WORKFLOWS: dict[str, Spec] = {
         "names": ("PreviewAny", 1, {}, {"source": ("folder", 1)}),
     },
     "RALI - best frame of a video": {
-        "video": ("LoadVideo", 0, {}, {}),
-        "score": ("RALI_ScoreVideo", 1, {}, {"video": ("video", 0)}),
-        "best": ("SaveImage", 2, {"filename_prefix": "thumbnail"}, {"images": ("score", 1)}),
-        "plot": ("PreviewImage", 3, {}, {"images": ("score", 3)}),
-        "report": ("PreviewAny", 2, {}, {"source": ("score", 8)}),
+        "image": ("LoadImage", 0, {}, {}),
+        "soft": ("ImageBlur", 0, {"blur_radius": 3, "sigma": 1.0}, {"image": ("image", 0)}),
+        "blurred": ("ImageBlur", 0, {"blur_radius": 15, "sigma": 5.0}, {"image": ("image", 0)}),
+        "frames": (
+            "BatchImagesNode",
+            1,
+            {},
+            {
+                f"images.image{number}": (frame, 0)
+                for number, frame in enumerate(("soft", "image", "soft", "blurred", "blurred", "soft"))
+            },
+        ),
+        "video": ("CreateVideo", 1, {"fps": 2.0}, {"images": ("frames", 0)}),
+        "score": ("RALI_ScoreVideo", 2, {}, {"video": ("video", 0)}),
+        "best": ("SaveImage", 3, {"filename_prefix": "thumbnail"}, {"images": ("score", 1)}),
+        "plot": ("PreviewImage", 4, {}, {"images": ("score", 3)}),
+        "report": ("PreviewAny", 3, {}, {"source": ("score", 8)}),
+    },
+    "RALI - scores for a script": {
+        "image": ("LoadImage", 0, {}, {}),
+        "score": ("RALI_Score", 1, {}, {"images": ("image", 0)}),
     },
     "RALI - gate before hires fix": {
         **DIFFUSION,
@@ -222,6 +246,7 @@ WORKFLOWS: dict[str, Spec] = {
     },
 }
 
+(SCRIPT,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "comfyui.md").read_text(encoding="utf-8"), re.DOTALL)
 CHECKPOINT = "Choose a **checkpoint** that you have and write your own **prompt**."
 NOTES: dict[str, str] = {
     "RALI - score an image": (
@@ -241,8 +266,13 @@ NOTES: dict[str, str] = {
         "into their names; the sheet shows them all."
     ),
     "RALI - best frame of a video": (
-        "Choose a **video**. The best frame is saved as a thumbnail; the plot shows the score over time and the worst "
-        "passage in red."
+        "The clip is three seconds of the example image. For your own add **Load Video** and connect it to **video** "
+        "of RALI Score Video.\n\nThe best frame is saved as a thumbnail; the plot shows the score over time and the "
+        "worst passage in red."
+    ),
+    "RALI - scores for a script": (
+        "Make **any workflow** with RALI nodes, export it with **Workflow > Export (API)** as workflow_api.json, and "
+        f"run this script beside it. It queues the workflow and prints the scores.\n\n```python\n{SCRIPT}```"
     ),
     "RALI - gate before hires fix": CHECKPOINT
     + (
@@ -321,7 +351,7 @@ def build(spec: Spec, note: str, info: dict[str, Any]) -> dict[str, Any]:
     bottoms: dict[int, int] = {}
     for key, (kind, column, values, wires) in spec.items():
         described = info[kind]
-        inputs, widgets = [], []
+        inputs, widgets, properties = [], [], {"Node name for S&R": kind}
         entries = {**described["input"].get("required", {}), **described["input"].get("optional", {})}
         grown = [(name, (info[spec[wires[name][0]][0]]["output"][wires[name][1]],)) for name in wires if "." in name]
         for name, entry in [*grown, *entries.items()]:
@@ -345,7 +375,7 @@ def build(spec: Spec, note: str, info: dict[str, Any]) -> dict[str, Any]:
             slot["link"] = links[-1][0] if name in wires else None
             inputs.append(slot)
         if kind == "CheckpointLoaderSimple":
-            widgets = ["v1-5-pruned-emaonly-fp16.safetensors"]
+            widgets, properties["models"] = [CHECKPOINT_FILE], MODELS
         slots = max(sum("widget" not in slot for slot in inputs), len(described["output"]))
         tall = height(kind, slots, len(widgets))
         top = bottoms.get(column, 40)
@@ -359,14 +389,15 @@ def build(spec: Spec, note: str, info: dict[str, Any]) -> dict[str, Any]:
                     {"name": name, "type": type_, "links": []}
                     for name, type_ in zip(described["output_name"], described["output"], strict=True)
                 ],
-                "properties": {"Node name for S&R": kind}, "widgets_values": widgets,
+                "properties": properties, "widgets_values": widgets,
             }
         )  # fmt: skip
     for link in links:
         nodes[link[1] - 1]["outputs"][link[2]]["links"].append(link[0])
     nodes.append(
         {
-            "id": len(nodes) + 1, "type": "MarkdownNote", "pos": [20, 40], "size": [WIDTH, 240],
+            "id": len(nodes) + 1, "type": "MarkdownNote", "pos": [20, 40],
+            "size": [WIDTH, 640 if "```" in note else 240],
             "flags": {}, "order": len(nodes), "mode": 0, "inputs": [], "outputs": [], "title": "What to change",
             "properties": {}, "widgets_values": [note],
         }

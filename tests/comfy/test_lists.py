@@ -127,9 +127,12 @@ def test_another_scorers_scores_are_saved_under_their_own_key(server: Any, name:
         "v": plain(
             "RALI_SaveImage", images=["o", 0], scores=["n", 1], format="png", quality=90, sidecar=True,
             filename_prefix=f"other{name}/{{rank}}", scores_name=name, scores_direction="lower is better",
+            scores_low=0.0, scores_high=100.0,
         ),
     }  # fmt: skip
-    shown = server.run(prompt).check().outputs["v"]["images"]
+    outputs = server.run(prompt).check().outputs["v"]
+    shown, panel = outputs["images"], outputs["rali"][0]
+    assert (panel["range"], panel["lower_is_better"], panel["order"]) == ([0.0, 100.0], True, [1, 0])
     folder = server.folder / "output" / f"other{name}"
     assert [image["filename"][0] for image in shown] == ["2", "1"]
     with Image.open(folder / shown[0]["filename"]) as image:

@@ -385,6 +385,8 @@ def test_the_sampler_stops_early_and_its_progress_spans_all_tries(server: Any, j
     early = server.run(sampler(judge, n=4, seed=100, threshold=0.0)).check()
     assert early.seen("p")["value5"][0].startswith("stopped early: 1 reached 0 after 1 of 4 seeds")
     assert early.seen("p")["value3"] == [100]
+    ending = early.seen("p")["value5"][0].splitlines()[0]
+    assert early.outputs["b"]["rali"][0]["note"] == f"best: seed 100; {ending}"
 
 
 def test_the_samplers_memory_grows_with_keep_and_not_with_n(server: Any, judge: str) -> None:
@@ -472,6 +474,50 @@ def test_an_interrupted_scoring_stops_and_the_server_keeps_running(server: Any, 
     left = [data["max"] for kind, data in kept.messages if kind == "progress" and data["node"] == "s"]
     assert max(left, default=0) < 16
     server.run({**collected([images["good"]]), "s": rali("RALI_Score", images=["c", 1])}).check()
+
+
+@pytest.mark.both_versions
+def test_progress_moves_image_by_image(server: Any) -> None:
+    prompt = {"o": plain("Test_Odd", kind="noise", count=5, seed=77), "s": rali("RALI_Score", images=["o", 0])}
+    run = server.run(prompt).check()
+    progress = [data for kind, data in run.messages if kind == "progress" and data["node"] == "s"]
+    assert {(data["value"], data["max"]) for data in progress} >= {(done, 5) for done in range(1, 6)}
+
+
+@pytest.mark.both_versions
+@pytest.mark.parametrize("kind", ["RALI_Score", "RALI_QualityMap", "RALI_ScoreFolder", "RALI_ScoreVideo"])
+def test_an_interrupt_takes_less_than_a_second(server: Any, kind: str) -> None:
+    folder = server.folder / "input" / "interrupted"
+    folder.mkdir(exist_ok=True)
+    noise = np.random.default_rng()  # new in each run: nothing of it was scored before
+    for number in range(40 if kind == "RALI_ScoreFolder" else 0):
+        Image.fromarray(noise.integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    inputs = {
+        "RALI_Score": {"images": ["o", 0], "coverage": "full"},
+        "RALI_QualityMap": {"images": ["o", 0], "mode": "full"},
+        "RALI_ScoreFolder": {"folder": str(folder), "coverage": "full"},
+        "RALI_ScoreVideo": {"images": ["o", 0], "sample_fps": 0.0, "coverage": "full"},
+    }[kind]
+    took = []
+    for _ in range(2):  # the machine may be busy with something else for a moment
+        moments: list[float] = []  # the node begins, its first progress, and the end
+
+        def interrupt(host: Any, event: str, data: dict[str, Any], moments: list[float] = moments) -> None:
+            awaited = ("executing", "progress", "execution_interrupted")[len(moments)]
+            if event == awaited and data.get("node", "s") == "s":
+                moments.append(time.monotonic())
+                if event == "progress":
+                    host.post("/interrupt", {})
+
+        prompt = {
+            "o": plain("Test_Odd", kind="noise", count=200, seed=int(noise.integers(1 << 30))),
+            "s": rali(kind, **inputs),
+            "p": plain("Test_Probe", value=["s", 0]),
+        }
+        assert server.run(prompt, on_message=interrupt).ending == "execution_interrupted"
+        begun, first, end = moments
+        took.append((end - first) / max(1.0, first - begun))  # more only where the first images took longer
+    assert min(took) < 1.0, took
 
 
 def test_an_interrupted_quality_map_stops_between_its_tiles(server: Any, images: dict[str, str]) -> None:

@@ -140,6 +140,41 @@ def test_every_node_has_a_help_page_with_an_image_and_names_in_all_languages(nod
         assert names[node]["display_name"]
 
 
+@pytest.mark.parametrize("language", ["zh", "ja"])
+@pytest.mark.parametrize("node", ["RALI_Score", "RALI_BestOfN", "RALI_Filter", "RALI_Gate", "RALI_BestOfNSampler"])
+def test_translated_help_pages_name_every_input_and_output(node: str, language: str) -> None:
+    page = (REPOSITORY / "web" / "docs" / node / f"{language}.md").read_text(encoding="utf-8")
+    names = json.loads((REPOSITORY / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))[node]
+    as_in_ksampler = {"cfg", "scheduler", "positive", "negative", "latent_image"}
+    wanted = {name: entry["name"] for name, entry in names["inputs"].items() if name not in as_in_ksampler}
+    wanted |= {f"output {place}": entry["name"] for place, entry in names["outputs"].items()}
+    assert len(wanted) > 10
+    for name, text in wanted.items():
+        if "2" not in text:  # "attachment 1 ... attachment 3"
+            assert text in page, name
+    english = (REPOSITORY / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
+    assert page.count("\n| ") >= english.count("\n| ")  # no row of the table is missing
+
+
+def test_every_note_of_a_node_has_its_translations() -> None:
+    code = (REPOSITORY / "nodes" / "_panel.py").read_text(encoding="utf-8")
+    (english,) = (
+        ast.literal_eval(part.value)
+        for part in ast.parse(code).body
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "NOTES"
+    )
+    texts = (REPOSITORY / "web" / "js" / "texts.js").read_text(encoding="utf-8")
+    translated = re.findall(r"\n    notes: \{\n(.*?)\n    \},", texts, re.DOTALL)
+    assert len(translated) == 2
+    fields = re.compile(r"\{(\w+)")
+    for block in translated:
+        found = dict(re.findall(r'^ *"?([a-z ]+)"?: "(.*)",$', block, re.MULTILINE))
+        assert set(found) == set(english)
+        for key, text in found.items():
+            known = {*fields.findall(english[key]), "count"}  # zh and ja count tries with the number alone
+            assert set(fields.findall(text)) <= known, key
+
+
 def test_every_workflow_has_a_thumbnail() -> None:
     files = sorted((REPOSITORY / "workflows").glob("*.json"))
     assert len(files) >= 6

@@ -88,6 +88,7 @@ def test_an_interrupted_search_is_not_cached_as_done_and_resumes_to_the_same_res
     again = server.run(prompt).check()
     assert "b" not in again.executed
     seen = resumed.seen("p")
+    assert note.startswith(f"best: seed {seen['value3'][0]}; {seen['value5'][0].splitlines()[0]}; ")
     assert again.seen("p") == seen
     others = {name: each for name, each in prompt.items() if name != "b"}
     whole = server.run({**others, "c": prompt["b"], "p": probe("c")}).check()

@@ -44,3 +44,36 @@ def test_nodes_have_their_translated_names(open_page: Callable[..., Any], langua
     )
     assert seen[0] == names["display_name"] != "RALI Filter"
     assert {entry["name"] for entry in names["inputs"].values()} <= set(seen)
+
+
+PROPER_NAMES = {"RALI_LoadModel": {"model", "dtype", "device"}, "RALI_SaveImage": {"format"}}
+SAMPLING = {"sampler_name", "scheduler"}
+LABELS = """(id) => app.graph.getNodeById(id).widgets.filter(each => each.type === "combo" && each.name !== "image")
+    .flatMap(each => each.options.values.map(value => [each.name, value, each.options.getOptionLabel?.(value) ?? value]))"""
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_every_choice_has_its_translation(open_page: Callable[..., Any], language: str) -> None:
+    page, found = open_page(**{"Comfy.Locale": language}), 0
+    for kind in NODES:
+        node = page.add(kind, 200, 200)
+        for name, value, label in page.page.evaluate(LABELS, node):
+            if name not in SAMPLING | PROPER_NAMES.get(kind, set()) and name != "control_after_generate":
+                assert not label.isascii(), f"{kind}.{name}: {value}"
+                found += 1
+        page.clear()
+    assert found > 60
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_choices_are_shown_by_their_plain_names_and_keep_their_values(open_page: Callable[..., Any], vue: bool) -> None:
+    page = open_page(vue=vue)
+    node = page.add("RALI_Gate", 200, 200, mode="either-or")
+    labels = {(name, value): label for name, value, label in page.page.evaluate(LABELS, node)}
+    assert labels["mode", "either-or"] == "switch"
+    assert labels["coverage", "model's own"] == "auto (model default)"
+    if vue:
+        page.page.locator("[data-node-id]").get_by_text("switch", exact=True).first.wait_for()
+    page.shot(f"choices-{'vue' if vue else 'canvas'}")
+    saved = page.page.evaluate("() => app.graph.serialize().nodes[0].widgets_values")
+    assert "either-or" in saved

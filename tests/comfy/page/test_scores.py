@@ -18,6 +18,12 @@ SAVED = "() => JSON.stringify(app.graph.serialize())"
 TRACKER = "app.extensionManager.workflow.activeWorkflow.changeTracker"
 
 
+THUMBNAIL_SIZE = """() => new Promise(done => { const strip = new Image();
+    strip.onload = () => done([strip.naturalWidth, strip.naturalHeight]); strip.onerror = () => done(null);
+    const { backgroundImage } = document.querySelector(".rali-thumbnail").style;
+    strip.src = backgroundImage.match(/"(.*)"/)[1]; })"""
+
+
 def scored_graph(page: Any, images: dict[str, str], kind: str = "RALI_Score") -> None:
     one = page.add("LoadImage", 60, 80, image=images["bad"])
     two = page.add("LoadImage", 60, 480, image=images["good"])
@@ -54,6 +60,8 @@ def test_scores_are_on_the_node_best_first_and_in_nothing_that_is_saved(
     page.shot(f"score-{name}")
     assert best > worst
     assert page.seen("data-rali-index", 2) == ["1", "0"]
+    assert page.page.locator(f"{PANEL} .rali-thumbnail:visible").count() == 2
+    assert page.page.evaluate(THUMBNAIL_SIZE) == [2 * 48, 48]
     panel = page.page.locator(PANEL).first
     how, mean, _, _ = panel.locator(".rali-headline").inner_text().split(maxsplit=3)  # "mean 0.485 · fair"
     assert (how, float(mean)) == ("mean", pytest.approx((best + worst) / 2, abs=0.002))
@@ -79,6 +87,10 @@ def test_no_verdict_looks_current_after_a_change_a_failure_or_while_bypassed(
     page.run()
     page.state("current")
     assert page.seen("data-rali-passed", 1) == ["true"]
+    headline = page.page.locator(f"{PANEL} .rali-headline").first.inner_text()
+    assert re.fullmatch(r"0\.\d{3} · (fair|good|excellent)", headline)  # no "mean" of one image
+    meaning = page.page.locator(f"{PANEL} .rali-compared").first.inner_text()
+    assert re.fullmatch(r"better than \d+ % of photographs, \d+ % of generated images", meaning)
     set_widget(page, "LoadImage", "image", images["bad"])
     page.state("changed")
     page.shot(f"changed-{'vue' if vue else 'canvas'}")
@@ -99,6 +111,48 @@ def test_no_verdict_looks_current_after_a_change_a_failure_or_while_bypassed(
     page.run()
     page.state("current")
     assert page.seen("data-rali-passed", 1) == ["false"]
+
+
+def begin(page: Any, count: int) -> None:
+    """Press Run, and wait until RALI Score is at its images."""
+    page.page.get_by_test_id("queue-button").click()
+    page.page.locator(f"{PANEL} .rali-state", has_text=re.compile(rf"^\d+ of {count}…$")).first.wait_for()
+
+
+@RENDERERS
+def test_a_stopped_run_leaves_no_verdict_and_says_so(open_page: Callable[..., Any], vue: bool) -> None:
+    page = open_page(vue=vue)
+    noise, score = page.add("Test_Odd", 60, 80, kind="noise", count=2, seed=200 + vue), page.add("RALI_Score", 420, 80)
+    page.wire(noise, 0, score, "images")
+    page.run()
+    page.state("current")
+    set_widget(page, "Test_Odd", "count", 400)
+    begin(page, 400)
+    page.do("Comfy.Interrupt")
+    page.state("stopped")
+    page.page.locator(PANEL, has_text="Not current: the last run was stopped before this node was done.").wait_for()
+    page.shot(f"stopped-{'vue' if vue else 'canvas'}")
+
+
+@RENDERERS
+def test_a_result_comes_to_its_tab_while_another_one_is_open(open_page: Callable[..., Any], vue: bool) -> None:
+    page = open_page(vue=vue)
+    noise, score = page.add("Test_Odd", 60, 80, kind="noise", count=60, seed=300 + vue), page.add("RALI_Score", 420, 80)
+    page.wire(noise, 0, score, "images")
+    page.page.evaluate(
+        "() => app.api.addEventListener('execution_success', () => { window.raliNodes = app.graph._nodes.length; })"
+    )
+    begin(page, 60)
+    page.clear()
+    other = page.add("RALI_Score", 420, 80)
+    assert other
+    page.wait("window.raliNodes !== undefined")
+    assert page.page.evaluate("() => window.raliNodes") == 1  # it ended while the other tab was open
+    page.state("none")
+    page.do("Workspace.PreviousOpenedWorkflow")
+    page.wait("app.graph._nodes.length === 2")
+    page.state("current")
+    assert len(page.numbers(16)) == 16
 
 
 LATE_REPLY = """() => { const { fetchApi } = app.api; app.api.fetchApi = async function (route) {
@@ -205,7 +259,8 @@ def test_the_score_is_seen_when_collapsed_from_outside_a_subgraph_and_on_the_lig
 
 WATCH = """() => { window.raliSaid = new Set(); const look = () => document.querySelectorAll(".rali-state").forEach(
         each => window.raliSaid.add(each.textContent));
-    new MutationObserver(look).observe(document.body, { childList: true, subtree: true }); }"""
+    const seen = () => { if (document.querySelector(".rali-state .rali-thumbnail")) window.raliSaid.add("thumbnail"); };
+    new MutationObserver(() => { look(); seen(); }).observe(document.body, { childList: true, subtree: true }); }"""
 
 
 @RENDERERS
@@ -222,6 +277,7 @@ def test_a_running_node_says_what_it_does_and_lists_the_best_of_many(open_page: 
     assert any(re.fullmatch(r"\d+ of 24…", text) for text in said), said
     shown = page.numbers(16)
     assert shown == sorted(shown, reverse=True)
+    page.shot(f"many-{'vue' if vue else 'canvas'}")
     rest = page.page.locator(f"{PANEL} .rali-rest").first.inner_text()
     assert re.fullmatch(r"16 of 24 shown · worst 0\.\d{3} \(image \d+\)", rest)
 
@@ -244,16 +300,19 @@ def test_a_searching_sampler_shows_its_tally_and_lists_the_winner_first(
     said = page.page.evaluate("() => [...window.raliSaid]")
     tally = rf"[1-4] of 4 tried; best so far 0\.\d{{3}}, seed {5 + vue}\d"
     assert any(re.fullmatch(tally, text) for text in said), said
+    assert "thumbnail" in said
     scores = page.numbers(4)
     assert scores == sorted(scores, reverse=True)
     assert page.page.locator(f"{PANEL} .rali-row").first.inner_text().startswith("★")
+    page.shot(f"search-done-{'vue' if vue else 'canvas'}")
 
 
+@RENDERERS
 @pytest.mark.parametrize("kind", ["RALI_BestOfN", "RALI_Filter", "RALI_Gate"])
 def test_a_node_that_nothing_uses_says_so_before_and_after_a_run(
-    open_page: Callable[..., Any], images: dict[str, str], kind: str
+    open_page: Callable[..., Any], images: dict[str, str], kind: str, vue: bool
 ) -> None:
-    page = open_page()
+    page = open_page(vue=vue)
     image, node, preview = page.add("LoadImage", 60, 80, image=images["good"]), page.add(kind, 420, 80), None
     page.wire(image, 0, node, "images")
     if kind == "RALI_Gate":
@@ -265,14 +324,21 @@ def test_a_node_that_nothing_uses_says_so_before_and_after_a_run(
     page.run()
     unused.wait_for()
     assert page.numbers(0) == []
+    page.shot(f"unused-{kind}-{'vue' if vue else 'canvas'}")
     page.wire(node, 0, preview, "images")
     page.run()
     page.state("current")
     assert unused.count() == 0
+    said = {"RALI_BestOfN": "kept 1 of 1", "RALI_Filter": "1 of 1 passed", "RALI_Gate": "open: 0."}[kind]
+    page.page.locator(f"{PANEL} .rali-note", has_text=said).wait_for()
+    page.shot(f"used-{kind}-{'vue' if vue else 'canvas'}")
 
 
-def test_a_combination_that_nothing_uses_says_so_before_and_after_a_run(open_page: Callable[..., Any]) -> None:
-    page = open_page()
+@RENDERERS
+def test_a_combination_that_nothing_uses_says_so_before_and_after_a_run(
+    open_page: Callable[..., Any], vue: bool
+) -> None:
+    page = open_page(vue=vue)
     numbers, combine = page.add("Test_Numbers", 60, 80, text="0.4,0.2"), page.add("RALI_CombineScores", 420, 80)
     other, shown = page.add("PreviewAny", 900, 80), page.add("PreviewAny", 900, 300)
     page.wire(numbers, 1, combine, "scores_a")
@@ -288,8 +354,11 @@ def test_a_combination_that_nothing_uses_says_so_before_and_after_a_run(open_pag
     assert page.numbers(2) == [0.4, 0.2]
 
 
-def test_bars_are_drawn_on_the_scale_of_the_scorer_and_fuller_is_better(open_page: Callable[..., Any]) -> None:
-    page = open_page()
+@RENDERERS
+def test_bars_are_drawn_on_the_scale_of_the_scorer_and_fuller_is_better(
+    open_page: Callable[..., Any], vue: bool
+) -> None:
+    page = open_page(vue=vue)
     noise, numbers = (
         page.add("Test_Odd", 60, 80, kind="noise", count=3),
         page.add("Test_Numbers", 60, 400, text="40,20,90"),
@@ -305,7 +374,7 @@ def test_bars_are_drawn_on_the_scale_of_the_scorer_and_fuller_is_better(open_pag
     bars = page.page.locator(f"{PANEL} .rali-bar:visible")
     shares = [float(bars.nth(place).evaluate("bar => parseFloat(bar.style.width)")) for place in range(3)]
     assert shares == pytest.approx([80, 60, 10])
-    page.shot("bars")
+    page.shot(f"bars-{'vue' if vue else 'canvas'}")
 
 
 @pytest.mark.parametrize(("language", "word"), [("en", "noisy"), ("zh", "噪点")])

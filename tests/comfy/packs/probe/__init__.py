@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import math
+import pathlib
 import typing
 
 import torch
@@ -241,6 +242,60 @@ class GradedDiffusion(io.ComfyNode):
         return io.NodeOutput(model, conditioning, Vae())
 
 
+class PhotographDiffusion(io.ComfyNode):
+    """For the templates' thumbnails: as GradedDiffusion, but its images are the photographs sample*.png of the input folder.
+
+    A latent stands for the photograph whose pattern it is nearest to.
+    """
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Test_PhotographDiffusion", category="test", inputs=[],
+            outputs=[io.Model.Output("model"), io.Conditioning.Output("conditioning"), io.Vae.Output("vae")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls):
+        import folder_paths
+        import numpy as np
+        from PIL import Image
+
+        tiny, conditioning, _ = TinyDiffusion.execute().result
+        files = sorted(pathlib.Path(folder_paths.get_input_directory()).glob("sample*.png"))
+        photographs = [torch.from_numpy(np.asarray(Image.open(file).convert("RGB")) / 255.0).float() for file in files]
+        generator = torch.Generator().manual_seed(5)
+        patterns = [torch.randn(4, 64, 64, generator=generator) for _ in files]
+
+        def distances(latents):
+            resized = torch.nn.functional.interpolate(torch.stack(patterns), latents.shape[-2:])
+            return torch.cdist(latents.flatten(1), resized.flatten(1)), resized
+
+        def denoise(_, args):
+            far, resized = distances(args["input"])
+            weights = (-far.square() / (2 * args["timestep"].view(-1, 1) ** 2)).softmax(dim=1)
+            return (weights @ resized.flatten(1)).view_as(args["input"])
+
+        model = tiny.clone()
+        model.set_model_unet_function_wrapper(denoise)
+
+        class Vae:
+            def decode(self, samples):
+                height, width = samples.shape[-2] * 8, samples.shape[-1] * 8
+                nearest = distances(samples * 0.18215)[0].argmin(dim=1).tolist()
+                shown = torch.stack([photographs[index] for index in nearest]).movedim(-1, 1)
+                return (
+                    torch.nn.functional.interpolate(shown, (height, width), mode="bicubic").clamp(0, 1).movedim(1, -1)
+                )
+
+            def encode(self, pixels):
+                photographs.append(pixels[0, :512, :512, :3])  # one more that it knows
+                patterns.append(torch.randn(4, 64, 64, generator=generator))
+                return patterns[-1][None] / 0.18215
+
+        return io.NodeOutput(model, conditioning, Vae())
+
+
 class Bundle(io.ComfyNode):
     """What other packs hand on for `count` images: one per image in several forms, and one for all."""
 
@@ -339,7 +394,7 @@ class Extension(ComfyExtension):
     async def get_node_list(self):
         return [
             Probe, Numbers, Collect, Odd, Latents, TinyDiffusion, GradedDiffusion, Bundle, CountingVae, Counts, NoImages,
-            FaultyVae,
+            FaultyVae, PhotographDiffusion,
         ]  # fmt: skip
 
 
