@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 PANEL = ".rali-scores:visible"
 WORDS = {
-    "RALI Score": "score, image quality, sharpness, aesthetic, 画质, 质量, 评分, 画質, 品質, スコア",
+    "RALI Score": "image quality, sharpness, aesthetic, 画质, 质量, 评分, 画質, 品質, スコア",
     "RALI Filter": "filter images, 过滤图像, 画像フィルター",
     "RALI Best of N": "auto select, pick best, 择优, ベスト",
 }
@@ -59,7 +59,7 @@ def test_the_node_is_found_by_search(open_page: Callable[..., Any]) -> None:
             box.fill(word)
             page.page.locator("#result-item-0[aria-selected=true]", has_text=found).wait_for()
     # Among the others: the page puts nodes with the word in their names, and core nodes that are used often, first.
-    for word in ("quality", "rate", "grade"):
+    for word in ("score", "quality", "rate", "grade"):
         box.fill(word)
         page.page.get_by_test_id("result-item").filter(has_text="RALI Score").first.wait_for()
     page.shot("search-word")

@@ -86,8 +86,9 @@ def test_the_page_offers_to_download_a_templates_checkpoint(open_page: Callable[
     browse(page)
     page.page.get_by_text("RALI - generate 8, keep the best").first.click()
     page.page.get_by_text(CHECKPOINT).first.wait_for()
+    page.page.get_by_role("button", name="View details").first.click()
+    page.page.get_by_role("button", name=f"Download {CHECKPOINT}").wait_for()
     page.shot("template-checkpoint")
-    page.page.get_by_role("button", name="Download").first.wait_for()
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
