@@ -40,6 +40,7 @@ from torch import Tensor
 from .files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .files import readable_formats
 from .lazy import renamed
+from .urls import is_url, read_url
 
 log = logging.getLogger("rali")
 
@@ -180,6 +181,7 @@ def open_image(
 
 
 def _as_file(source: Any, name: str | None) -> tuple[Path | BytesIO, str]:
+    source = open_if_url(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return BytesIO(source), name or "image data"
     if is_stream(source):
@@ -199,6 +201,25 @@ def _as_file(source: Any, name: str | None) -> tuple[Path | BytesIO, str]:
             f"expected an image file, got {'a folder' if stat.S_ISDIR(mode) else 'a special file'}: {name}"
         )
     return path, name
+
+
+def open_if_url(source: Any) -> Any:
+    """What is behind a URL as an open file that has its name; everything else as it is.
+
+    Raises:
+        ModuleNotFoundError: fsspec or its package for the protocol is missing.
+        ImageError: The URL cannot be read.
+    """
+    if not isinstance(source, str) or not is_url(source):
+        return source
+    try:
+        file = BytesIO(read_url(source))
+    except ImportError:  # it says what to install
+        raise
+    except Exception as error:  # every protocol's package has its own exceptions
+        raise ImageError(f"{source} cannot be read: {str(error) or type(error).__name__}") from error
+    file.name = source
+    return file
 
 
 def is_stream(image: object) -> bool:

@@ -22,7 +22,7 @@ from .devices import is_out_of_memory as is_out_of_memory
 from .explain import PrototypeShare as PrototypeShare
 from .explain import ViewScore, share_score
 from .hub import find_model
-from .images import DEFAULT_LIMITS, ImageError, ImageInput, ReadLimits
+from .images import DEFAULT_LIMITS, ImageError, ImageInput, ReadLimits, open_if_url
 from .lazy import renamed
 from .model import RaliModel
 from .preprocess import View, check_coverage, locate_views
@@ -389,6 +389,7 @@ class RaliScorer:
 
     def _prepare(self, index: int, image: ImageInput, *, coverage: Coverage, attributes: bool) -> _Prepared:
         try:
+            image = open_if_url(image)
             with without_gradient(self.device):
                 keys: list[Key] = []
                 if self.cache is not None:

@@ -317,3 +317,19 @@ def test_results_before_an_error_are_yielded_and_cached(tiny_model: RaliModel, t
     with pytest.raises(KeyboardInterrupt):
         scorer.score(interrupted())
     assert len(scorer.cache or ()) == 10
+
+
+def test_a_url_is_read_like_a_file_and_a_bad_one_is_one_images_error(
+    tiny_scorer: RaliScorer, photographs: dict[str, Image.Image]
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://scorer/coffee.png", "wb") as file:
+        photographs["coffee"].save(file, "PNG")
+    urls = ["memory://scorer/coffee.png", "memory://scorer/missing.png", "nope://a.png"]
+    result = tiny_scorer.score([*urls, photographs["coffee"]], on_error="record")
+    assert result.scores[0] == pytest.approx(result.scores[3], abs=1e-6)
+    assert np.isnan(result.scores[1:3]).all()
+    for url, error in zip(urls[1:], result.errors[1:3], strict=True):
+        assert error is not None
+        assert error.startswith(f"{url} cannot be read: ")
+    assert tiny_scorer.score(urls[0]).scores[0] == pytest.approx(result.scores[0], abs=1e-6)

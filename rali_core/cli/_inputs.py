@@ -89,9 +89,9 @@ def is_url(name: str) -> bool:
     """Whether it is a URL, and nothing on the disk has this name."""
     if ":" not in name:
         return False
-    from ..dataset import storage
+    from .. import urls
 
-    return storage.is_url(name)
+    return urls.is_url(name)
 
 
 def check_url(url: str) -> None:
@@ -100,9 +100,9 @@ def check_url(url: str) -> None:
     Raises:
         ModuleNotFoundError: fsspec or its package for the protocol is missing.
     """
-    from ..dataset import storage
+    from .. import urls
 
-    storage.check_url(url)
+    urls.check_url(url)
 
 
 def display_name(file: Input) -> str:
@@ -130,10 +130,10 @@ def download(url: str, path: Path) -> Path:
     Raises:
         OSError: It cannot be read; the message names the URL.
     """
-    from ..dataset import storage
+    from ..urls import read_url
 
     try:
-        path.write_bytes(storage.read_bytes(url))
+        path.write_bytes(read_url(url))
     except FileNotFoundError:
         raise OSError(f"there is nothing at {url}") from None
     except Exception as error:  # every protocol's package has its own exceptions

@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import os
 import re
-import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import IO, Any, NamedTuple, cast
 from urllib.request import url2pathname
 
 from ..text_files import find_listed
+from ..urls import check_url as check_url
+from ..urls import find_filesystem, read_url
+from ..urls import is_url as is_url
 
 MANIFEST = os.path.join("_rali", "manifest.json")
 """Marks a folder of results, whose own images are never part of a data set."""
@@ -19,9 +20,6 @@ MANIFEST = os.path.join("_rali", "manifest.json")
 LISTING = os.path.join("_rali", "listing.arrow")
 
 UNKNOWN = -1
-
-URL_SECONDS = 60.0
-"""Timeout of a web server in seconds."""
 
 
 class FoundFile(NamedTuple):
@@ -38,30 +36,6 @@ class FoundFile(NamedTuple):
     size: int = UNKNOWN
     modified: int = UNKNOWN
     problem: str | None = None
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` is one that fsspec opens (`s3://...`, `zip://...::file.zip`), and not a local path.
-
-    An existing local file is local whatever its name, and so is every absolute path.
-    """
-    return bool(re.match(r"[A-Za-z][\w+.-]+(://|::)", path)) and not os.path.lexists(path)
-
-
-def check_url(url: str) -> None:
-    """Check that the packages for a URL are installed.
-
-    Raises:
-        ModuleNotFoundError: fsspec or its package for the protocol is missing.
-        FileNotFoundError: fsspec knows no such protocol.
-    """
-    if find_spec("fsspec") is None or not _by_urllib(url):
-        _filesystem(url)
-
-
-def _by_urllib(url: str) -> bool:
-    """Whether a web address is read without fsspec, which needs aiohttp for it without requiring it."""
-    return re.match("https?://", url, re.IGNORECASE) is not None and find_spec("aiohttp") is None
 
 
 def normalise(path: str) -> str:
@@ -86,7 +60,7 @@ def is_folder(path: str) -> bool:
     """Whether there is a folder of this name."""
     if not is_url(path):
         return os.path.isdir(path)
-    system, inner = _filesystem(path)
+    system, inner = find_filesystem(path)
     return bool(system.isdir(inner))
 
 
@@ -100,7 +74,7 @@ def walk(root: str) -> Iterator[FoundFile]:
         Files, and one entry with a problem for each folder that cannot be listed.
     """
     if is_url(root):
-        system, inner = _filesystem(root)
+        system, inner = find_filesystem(root)
         for _, folders, files in system.walk(inner, detail=True, on_error="raise"):
             for folder in sorted(folders):
                 if system.exists(f"{folders[folder]['name']}/{MANIFEST.replace(os.sep, '/')}"):
@@ -126,7 +100,7 @@ def expand_glob(pattern: str) -> Iterator[FoundFile]:
     """The files that a pattern of `*`, `?`, `[...]`, `**` and `{000..123}` or `{a,b}` matches, sorted."""
     for part in expand_braces(pattern):
         if is_url(part):
-            system, inner = _filesystem(part)
+            system, inner = find_filesystem(part)
             found = system.glob(inner, detail=True) if has_magic(part) else {inner: system.info(inner)}
             for name in sorted(found):
                 if found[name]["type"] == "file":
@@ -199,7 +173,7 @@ def open_binary(path: str) -> IO[bytes]:
     """
     if not is_url(path):
         return open(path, "rb")
-    system, inner = _filesystem(path)
+    system, inner = find_filesystem(path)
     return cast(IO[bytes], system.open(inner, "rb"))
 
 
@@ -213,13 +187,9 @@ def read_bytes(path: str, offset: int = 0, length: int = UNKNOWN) -> bytes:
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(length)
-    if length == UNKNOWN and _by_urllib(path):
-        request = urllib.request.Request(path, headers={"User-Agent": "rali"})
-        with urllib.request.urlopen(request, timeout=URL_SECONDS) as response:
-            return bytes(response.read())
-    system, inner = _filesystem(path)
     if length == UNKNOWN:
-        return bytes(system.cat_file(inner))
+        return read_url(path)
+    system, inner = find_filesystem(path)
     return bytes(system.cat_file(inner, start=offset, end=offset + length))
 
 
@@ -232,22 +202,6 @@ def relative(path: str, root: str) -> str:
     if not base:
         return inner
     return inner[len(base) + 1 :] if inner.startswith(base + "/") else path
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    try:
-        import fsspec
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'{url} is a URL, and reading it needs fsspec: pip install "rali-score[dataset]"'
-        ) from error
-    try:
-        system, inner = fsspec.url_to_fs(url)
-    except ImportError as error:  # fsspec names the package that the protocol needs
-        raise ModuleNotFoundError(f"{url}: {error}") from error
-    except ValueError as error:  # a protocol that fsspec does not know
-        raise FileNotFoundError(f"no such file, and no URL that fsspec knows: {url}: {error}") from error
-    return system, inner
 
 
 def _found(system: Any, root: str, info: dict[str, Any]) -> FoundFile:
