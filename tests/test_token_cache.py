@@ -165,3 +165,10 @@ def test_embeddings_are_those_of_the_scorer_and_kept(labels: Path, dino_file: Pa
     assert hash_weights(loaded.model.encoder.state_dict()) != hash_weights(
         load_model(dino_file).model.encoder.state_dict()
     )
+
+
+def test_weights_that_compute_the_same_have_one_hash() -> None:
+    """A model file rounds to 16 bits, and training may leave a negative zero where there was a positive one."""
+    positive, negative, other = ({"a": torch.tensor([value, 1.0])} for value in (0.0, -0.0, 1e-8))
+    assert hash_weights(positive) == hash_weights(negative) != hash_weights(other)
+    assert hash_weights({"b": positive["a"]}) != hash_weights(positive)

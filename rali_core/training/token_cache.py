@@ -306,8 +306,8 @@ _note_nothing: Callable[[int], None] = lambda _: None  # noqa: E731 - its type i
 
 
 def hash_weights(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names and values of a state dict."""
+    """SHA-256 over the names and values of a state dict; the two zeros are one value."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + (tensor.detach().cpu().contiguous() + 0).numpy().tobytes())
     return digest.hexdigest()
