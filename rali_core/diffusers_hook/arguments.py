@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ def check_pipe_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
     """
     if not callable(pipe) or not (hasattr(type(pipe), "components") or hasattr(pipe, "components")):
         raise TypeError(f"expected a diffusers pipeline, got {type(pipe).__name__}")
-    if any(base.__name__ == "ModularPipeline" for base in type(pipe).__mro__):
+    if descends_from(type(pipe), {"ModularPipeline"}):
         raise TypeError(f"{type(pipe).__name__} is made of blocks: put a RaliBestOfNBlock among them")
     for name in sorted(RESERVED_ARGUMENTS.keys() & arguments.keys()):
         raise ValueError(f"{name} cannot be given here: {RESERVED_ARGUMENTS[name]}")
@@ -104,9 +104,14 @@ def why_no_images(kind: type) -> str | None:
     return f"{name} gives {', '.join(fields)}, and best_of_n needs images"
 
 
+def descends_from(kind: type, names: Collection[str]) -> bool:
+    """Whether a class or one of its bases has one of these names; classes that this diffusers lacks can be named."""
+    return any(base.__name__ in names for base in kind.__mro__)
+
+
 def gives_raw_tensors(kind: type) -> bool:
     """Whether a pipeline class gives its decoder's values, in [-1, 1], for `output_type="pt"`."""
-    return any(base.__name__ in _RAW_TENSORS for base in kind.__mro__)
+    return descends_from(kind, _RAW_TENSORS)
 
 
 def makes_videos(kind: type) -> bool:

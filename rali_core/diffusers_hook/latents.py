@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import makes_videos
+from .arguments import descends_from, makes_videos
 from .predicted_x0 import listen
 
 _OWN_LOOPS = {
@@ -132,7 +132,7 @@ def latents_to_pixels(
         latents = latents.permute(0, 4, 1, 2, 3)  # Kandinsky 5: (B, 1, h, w, C)
     if getattr(own, "bn", None) is not None:
         latents = _undo_batch_norm(pipe, own, latents)
-    unused = decoder is own and any(base.__name__ in _FACTOR_UNUSED for base in type(pipe).__mro__)
+    unused = decoder is own and descends_from(type(pipe), _FACTOR_UNUSED)
     return decode_latents(decoder, latents, check_finite=check_finite, scaling_factor=1.0 if unused else None)
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import descends_from
+
 # By class name, so that diffusers need not be imported; subclasses count through their bases.
 _BY_TIMESTEP = frozenset({"DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler"})
 _VARIANCE_EXPLODING = frozenset(
@@ -43,7 +45,7 @@ def check_scheduler(scheduler: Any) -> None:
     Raises:
         ValueError: An unknown scheduler class.
     """
-    if not any(base.__name__ in SUPPORTED_SCHEDULERS for base in type(scheduler).__mro__):
+    if not descends_from(type(scheduler), SUPPORTED_SCHEDULERS):
         raise ValueError(
             f"no denoised preview (predicted x0) is known for {type(scheduler).__name__}; set pipe.scheduler to one of "
             f"{', '.join(SUPPORTED_SCHEDULERS)}"
