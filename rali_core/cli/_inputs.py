@@ -65,7 +65,9 @@ def find_inputs(options: argparse.Namespace) -> Inputs:
     problem: FileNotFoundError | None = None
     for name in names:
         if is_url(name):
-            check_url(name)
+            from ..urls import check_url
+
+            check_url(name)  # before the work
             files.setdefault(name, name)
             continue
         try:
@@ -92,17 +94,6 @@ def is_url(name: str) -> bool:
     from .. import urls
 
     return urls.is_url(name)
-
-
-def check_url(url: str) -> None:
-    """Check before the work that a URL can be read here.
-
-    Raises:
-        ModuleNotFoundError: fsspec or its package for the protocol is missing.
-    """
-    from .. import urls
-
-    urls.check_url(url)
 
 
 def display_name(file: Input) -> str:

@@ -15,7 +15,6 @@ from ..constants import Coverage, DtypeName
 from ..content import has_content
 from ..images import decode_image, to_pixels
 from ..scorer import RaliScorer
-from . import storage
 from .decode import Decoded
 from .items import to_unicode
 from .score_shards import score_batch
@@ -113,6 +112,4 @@ def _read_pixels(image: Any) -> Tensor:
         raise ValueError("the image column is empty here")
     if isinstance(image, bytes):
         return decode_image(image, "the image")
-    if isinstance(image, str) and storage.is_url(image):
-        return decode_image(storage.read_bytes(image), image)
     return to_pixels(image)

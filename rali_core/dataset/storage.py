@@ -10,7 +10,6 @@ from typing import IO, Any, NamedTuple, cast
 from urllib.request import url2pathname
 
 from ..text_files import find_listed
-from ..urls import check_url as check_url
 from ..urls import find_filesystem, read_url
 from ..urls import is_url as is_url
 
