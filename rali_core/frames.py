@@ -27,7 +27,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .files import IMAGE_SUFFIXES, is_video_name
-from .images import DEFAULT_LIMITS, ImageError, ReadLimits, decode_pil, open_image, read_pixels, read_stream, to_float
+from .images import (
+    DEFAULT_LIMITS,
+    NOT_AN_IMAGE,
+    ImageError,
+    ReadLimits,
+    decode_pil,
+    open_image,
+    read_pixels,
+    read_stream,
+    to_float,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -264,7 +274,7 @@ def _is_image(reader: FrameReader) -> bool:
         with open_image(reader.source, name=reader.name, limits=reader.limits):
             return True
     except ImageError as error:
-        return not str(error).startswith("not an image")
+        return not str(error).startswith(NOT_AN_IMAGE)
 
 
 def _read_animation(reader: FrameReader, begin: Begin) -> Generator[Frame, None, None]:

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from .content_hints import HEAD_BYTES, describe_content
 from .files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .files import readable_formats
 from .lazy import renamed
@@ -70,6 +71,9 @@ MAX_SAMPLE_VALUE = 281
 
 COPIED_PIXELS = 2**20
 """Pixels that are converted from a PIL image at a time."""
+
+NOT_AN_IMAGE = "not an image that Pillow can read"
+"""How the error begins for what is no image at all."""
 
 SAME_COLOUR = 2
 """A profile that changes no colour by more than this (of 255) counts as sRGB and is not applied."""
@@ -167,9 +171,10 @@ def open_image(
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except UnidentifiedImageError:
-        size = file.stat().st_size if isinstance(file, Path) else len(file.getbuffer())
-        reason = "the file is empty" if size == 0 else "not an image that Pillow can read"
-        raise ImageError(f"{reason}: {name}") from None
+        head = _head(file)
+        seems = describe_content(head)
+        reason = f"{NOT_AN_IMAGE}: {name}" if head else f"the file is empty: {name}"
+        raise ImageError(f"{reason}; it seems to be {seems}" if seems else reason) from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"too large to open safely: {name}: {error}") from error
     except PermissionError as error:
@@ -178,6 +183,13 @@ def open_image(
         raise ImageError(f"not enough memory to decode {name}") from error
     except Exception as error:  # Pillow's decoders raise any kind of exception for a damaged file
         raise ImageError(f"damaged image file {name}: {type(error).__name__}: {error}") from error
+
+
+def _head(file: Path | BytesIO) -> bytes:
+    if isinstance(file, BytesIO):
+        return file.getvalue()[:HEAD_BYTES]
+    with file.open("rb") as opened:
+        return opened.read(HEAD_BYTES)
 
 
 def _as_file(source: Any, name: str | None) -> tuple[Path | BytesIO, str]:
@@ -214,10 +226,8 @@ def open_if_url(source: Any) -> Any:
         return source
     try:
         file = BytesIO(read_url(source))
-    except ImportError:  # it says what to install
-        raise
-    except Exception as error:  # every protocol's package has its own exceptions
-        raise ImageError(f"{source} cannot be read: {str(error) or type(error).__name__}") from error
+    except OSError as error:
+        raise ImageError(str(error)) from error
     file.name = source
     return file
 

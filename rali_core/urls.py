@@ -36,14 +36,19 @@ def read_url(url: str) -> bytes:
 
     Raises:
         ModuleNotFoundError, FileNotFoundError: See `check_url`.
-        OSError: It cannot be read; other protocols' packages have exceptions of their own.
+        OSError: It cannot be read; the message names the URL.
     """
-    if _by_urllib(url):
+    system, inner = (None, url) if _by_urllib(url) else find_filesystem(url)
+    try:
+        if system is not None:
+            return bytes(system.cat_file(inner))
         request = urllib.request.Request(url, headers={"User-Agent": "rali"})
         with urllib.request.urlopen(request, timeout=URL_SECONDS) as response:
             return bytes(response.read())
-    system, inner = find_filesystem(url)
-    return bytes(system.cat_file(inner))
+    except Exception as error:  # every protocol's package has its own exceptions
+        missing = isinstance(error, FileNotFoundError)  # whose text is the URL again
+        reason = "there is no such file" if missing else str(error) or type(error).__name__
+        raise OSError(f"{url} cannot be read: {reason}") from error
 
 
 def _by_urllib(url: str) -> bool:
@@ -68,5 +73,5 @@ def find_filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:  # fsspec names the package that the protocol needs
         raise ModuleNotFoundError(f"{url}: {error}") from error
     except ValueError as error:  # a protocol that fsspec does not know
-        raise FileNotFoundError(f"no such file, and no URL that fsspec knows: {url}: {error}") from error
+        raise FileNotFoundError(f"{url} cannot be read: no such file, and no URL that fsspec knows: {error}") from error
     return system, inner

@@ -160,6 +160,31 @@ def test_patterns_that_the_shell_left_are_expanded(rali: Rali, tmp_path: Path) -
     assert b"no such file: p/*.webp" in nothing.stderr
 
 
+def test_installed_plugins_of_pillow_are_used(rali: Rali, tmp_path: Path) -> None:
+    save(tmp_path / "p" / "a.png").rename(tmp_path / "p" / "a.jxl")
+    plugin = "from PIL import Image, PngImagePlugin\nImage.register_extension('PNG', '.jxl')\n"
+    assert b"no images in p" in rali("score", "p").stderr
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "pillow_jxl.py").write_text(plugin)
+    done = rali("score", "p", "--json", env={"PYTHONPATH": os.pathsep.join([str(tmp_path / "installed"), *sys.path])})
+    assert [Path(record["file"]).name for record in json.loads(done.stdout)] == ["a.jxl"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", "p", "--min-score", "nan"], ["best", "p", "--max-score", "nan"],
+        ["dataset", "filter", "out", "--top-fraction", "nan"],
+    ],
+)  # fmt: skip
+def test_nan_is_no_threshold(arguments: list[str], rali: Rali) -> None:
+    done = rali(*arguments)
+    assert done.returncode == 2
+    assert f"argument {arguments[2 if arguments[0] != 'dataset' else 3]}: invalid number value: 'nan'".encode() in (
+        done.stderr
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -352,7 +377,7 @@ def test_urls_without_fsspec_and_of_no_protocol_are_one_clear_line(rali: Rali, t
             == f'rali: {url} is a URL, and reading it needs fsspec: pip install "rali-score[dataset]"\n'
         )
     unknown = rali("score", "nope://a.png")
-    assert b"no URL that fsspec knows: nope://a.png" in unknown.stderr
+    assert b"nope://a.png cannot be read: no such file, and no URL that fsspec knows" in unknown.stderr
     assert len(unknown.stderr.splitlines()) == 1
 
 

@@ -11,7 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from rali_core.images import ImageError, load_image, pixels_from_array, pixels_from_pil, pixels_from_tensor, to_pixels
+from rali_core.images import (
+    ImageError,
+    decode_image,
+    load_image,
+    pixels_from_array,
+    pixels_from_pil,
+    pixels_from_tensor,
+    to_pixels,
+)
 
 
 @pytest.fixture
@@ -129,6 +137,30 @@ def test_unreadable_files_are_refused_with_the_reason(image: Image.Image, tmp_pa
         with pytest.raises(ImageError, match=message) as caught:
             load_image(tmp_path / name)
         assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "seems"),
+    [
+        (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2", "an MP4 or QuickTime video: its name should end in .mp4"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "an MP4 or QuickTime video"),
+        (b"\x1aE\xdf\xa3\x9fB\x86\x81\1", "a Matroska or WebM video"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image: pip install pillow-heif"),
+        (b"\xff\x0a\xfa\x1f\x41", "a JPEG XL image: pip install pillow-jxl-plugin"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html>\n<html>", "a web page"),
+        (b'<?xml version="1.0"?>\n<svg width="3">', "an SVG"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"PK\x03\x04\x14", "a ZIP archive"),
+    ],
+)
+def test_what_is_no_image_is_told_by_its_content(head: bytes, seems: str, tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(head)
+    for source in (tmp_path / "a.gif", head):
+        with pytest.raises(ImageError, match=f"^not an image that Pillow can read: .*; it seems to be {seems}"):
+            load_image(source) if isinstance(source, Path) else decode_image(head, "a.gif")
+    with pytest.raises(ImageError, match="image that Pillow can read: text$"):
+        decode_image(b"this is no image", "text")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,14 @@ URLS_AT_ONCE = 64
 DOWNLOADS = 8
 
 
+def number(text: str) -> float:
+    """A number of the command line: as float(), but without nan, which no score is above or below."""
+    value = float(text)
+    if value != value:
+        raise ValueError("expected a number, got nan")
+    return value
+
+
 def add_path_arguments(parser: argparse.ArgumentParser) -> None:
     """`PATH...` and `--recursive`."""
     what = "image files, folders, patterns such as 'p/*.jpg', URLs; -: a list on standard input"

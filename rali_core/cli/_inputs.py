@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+from ..content_hints import register_plugins
 from ..exports import SIDECAR_SUFFIXES
 from ..files import Survey, find_images
 from ..text_files import find_listed, name_to_text, read_list
@@ -59,6 +60,7 @@ def find_inputs(options: argparse.Namespace) -> Inputs:
         FileNotFoundError: There are none.
         ModuleNotFoundError: A URL is among them, and fsspec or its package for the protocol is missing.
     """
+    register_plugins()
     names = list(_expand(options.paths, null=options.null))
     survey = Survey()
     files: dict[str, Input] = {}
@@ -123,13 +125,7 @@ def download(url: str, path: Path) -> Path:
     """
     from ..urls import read_url
 
-    try:
-        path.write_bytes(read_url(url))
-    except FileNotFoundError:
-        raise OSError(f"there is nothing at {url}") from None
-    except Exception as error:  # every protocol's package has its own exceptions
-        reason = str(error) or type(error).__name__
-        raise OSError(reason if url in reason else f"{url}: {reason}") from error
+    path.write_bytes(read_url(url))
     return path
 
 

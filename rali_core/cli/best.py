@@ -24,6 +24,7 @@ from ._common import (
     add_model_arguments,
     add_path_arguments,
     load_scorer,
+    number,
     report_errors,
     score_files,
 )
@@ -46,8 +47,8 @@ def add_parser(subparsers: Any) -> None:
     add_path_arguments(parser)
     choice = parser.add_argument_group("choice")
     choice.add_argument("-k", type=int, metavar="K", help="how many (default: 1; with --into-bands all)")
-    choice.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
-    choice.add_argument("--max-score", type=float, metavar="S", help="only images that score at most S")
+    choice.add_argument("--min-score", type=number, metavar="S", help="only images that score at least S")
+    choice.add_argument("--max-score", type=number, metavar="S", help="only images that score at most S")
     add_export_arguments(parser, "--copy-to")
     add_model_arguments(parser)
     add_cache_argument(parser)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..exports import Mode
+from ._common import number
 from ._console import SLOW_SECONDS, say, shown
 from ._outputs import check_file, check_folder, open_output
 from .best import add_export_arguments, export_target
@@ -22,9 +23,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("filter", help="list, link, copy or move the best", description=DESCRIPTION)
     parser.add_argument("out", metavar="OUT", help="folder that `rali dataset score` filled")
     choice = parser.add_argument_group("conditions")
-    choice.add_argument("--min-score", type=float, metavar="S", help="at least this score")
-    choice.add_argument("--max-score", type=float, metavar="S", help="at most this score")
-    choice.add_argument("--top-fraction", type=float, metavar="F", help="the best part, 0..1 (0.1: the best tenth)")
+    choice.add_argument("--min-score", type=number, metavar="S", help="at least this score")
+    choice.add_argument("--max-score", type=number, metavar="S", help="at most this score")
+    choice.add_argument("--top-fraction", type=number, metavar="F", help="the best part, 0..1 (0.1: the best tenth)")
     choice.add_argument("--top-k", type=int, metavar="K", help="the best K")
     choice.add_argument("--per-group", metavar="COLUMN",
                         help="--top-fraction and --top-k per equal value; 'folder': the id's folder")  # fmt: skip

@@ -18,6 +18,7 @@ from ._common import (
     add_model_arguments,
     add_path_arguments,
     load_scorer,
+    number,
     report_errors,
     score_files,
 )
@@ -63,10 +64,10 @@ def add_parser(subparsers: Any) -> None:
     output.add_argument("--sheet", metavar="FILE",
                         help="draw the chosen images in a grid, best first (.png, .jpg ...; -: PNG)")  # fmt: skip
     output.add_argument("--plot", metavar="FILE", help="draw the scores of videos over time (.png, .jpg ...; -: PNG)")
-    output.add_argument("--passage", type=float, metavar="S", help="seconds of the worst passage (default: 1)")
+    output.add_argument("--passage", type=number, metavar="S", help="seconds of the worst passage (default: 1)")
     output.add_argument("--top-k", type=int, metavar="K", help="only the K best")
-    output.add_argument("--min-score", type=float, metavar="S", help="only images that score at least S")
-    output.add_argument("--max-score", type=float, metavar="S", help="only images that score at most S")
+    output.add_argument("--min-score", type=number, metavar="S", help="only images that score at least S")
+    output.add_argument("--max-score", type=number, metavar="S", help="only images that score at most S")
     output.add_argument("--reasons", action="store_true",
                         help="what is wrong with each image (blurred, noisy, blocky ...), if the model has probes; in "
                              "CSV and JSON also the severity of each attribute, 0 to 1")  # fmt: skip

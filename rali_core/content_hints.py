@@ -1,0 +1,57 @@
+"""What a file that is no readable image seems to be by its first bytes, and what to do about it: for errors."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+HEAD_BYTES = 512
+"""Bytes that `describe_content` looks at."""
+
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+"""Brands of ISO base media files that are HEIF images, ISO/IEC 23008-12."""
+
+PILLOW_PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
+"""Modules that teach Pillow HEIC and JPEG XL when they are imported."""
+
+_BEGINNINGS = (
+    ((b"\xff\x0a", b"\x00\x00\x00\x0cJXL "), "a JPEG XL image: pip install pillow-jxl-plugin, then import pillow_jxl"),
+    ((b"\x1aE\xdf\xa3",), "a Matroska or WebM video: its name should end in .mkv or .webm"),
+    ((b"version https://git-lfs",), "a pointer of Git LFS: fetch the file itself with git lfs pull"),
+    ((b"%PDF",), "a PDF: save its pages as images first"),
+    ((b"PK\x03\x04",), "a ZIP archive: unpack it first"),
+    ((b"\x1f\x8b",), "a gzip file: unpack it first"),
+)
+
+
+def describe_content(head: bytes) -> str:
+    """What the first bytes of a file seem to be if not an image, with what to do; "" if they tell nothing.
+
+    Args:
+        head: Up to `HEAD_BYTES` bytes.
+    """
+    if is_video_content(head):
+        return "an MP4 or QuickTime video: its name should end in .mp4 or .mov"
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        return "a HEIC image: pip install pillow-heif, then import pillow_heif.HeifImagePlugin"
+    for beginnings, what in _BEGINNINGS:
+        if head.startswith(beginnings):
+            return what
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page, such as an error or a login: download the image again"
+    if text.startswith(b"<svg") or (text.startswith(b"<?xml") and b"<svg" in text):
+        return "an SVG, which has no pixels: save it as PNG first"
+    return ""
+
+
+def is_video_content(head: bytes) -> bool:
+    """Whether the first bytes are those of an ISO base media file that is no HEIF or AVIF image: MP4, QuickTime."""
+    return head[4:8] == b"ftyp" and head[8:12] not in HEIF_BRANDS | {b"avif", b"avis"}
+
+
+def register_plugins() -> None:
+    """Let Pillow read HEIC and JPEG XL in this process, if the packages for them are installed."""
+    for module in PILLOW_PLUGINS:
+        if find_spec(module.partition(".")[0]) is not None:
+            import_module(module)
