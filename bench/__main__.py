@@ -1,7 +1,7 @@
 """Measure everything and write `docs/benchmarks.md`, or the two-minute comparison with the committed baseline.
 
     python -m bench                        # an hour or two on two idle cores; docs/benchmarks.{md,json} and plots
-    python -m bench --pictures FOLDER      # with the agreement of reduced precision on 200 of these images
+    python -m bench --image-folder FOLDER      # with the agreement of reduced precision on 200 of these images
     python -m bench --quick                # two minutes; prints what is slower than bench/baseline.json, never fails
     python -m bench --quick --write-baseline
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rali_core.benchmark import format_case
 
-from .speed.contenders import REFERENCE
+from .speed.baselines import REFERENCE
 from .speed.report import compare_with_baseline, draw, format_markdown, format_table
 from .speed.suite import run_full, run_quick
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--image-folder", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
     PARTS.parent.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ def main() -> None:
         result = run_quick(threads=options.threads, rounds=options.rounds or 3, log=log)
     else:
         result = run_full(
-            threads=options.threads, rounds=options.rounds, images=options.images, pictures=options.pictures,
+            threads=options.threads, rounds=options.rounds, images=options.images, image_folder=options.image_folder,
             parts=PARTS, log=log,
         )  # fmt: skip
     for case in result["compare"]["cases"]:
@@ -64,7 +64,9 @@ def main() -> None:
     print(format_table(result))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
-    shown = [argument.name if Path(argument) == options.pictures else argument for argument in map(Path, sys.argv[1:])]
+    shown = [
+        argument.name if Path(argument) == options.image_folder else argument for argument in map(Path, sys.argv[1:])
+    ]
     command = shlex.join(["python", "-m", "bench", *map(str, shown)])
     text = format_markdown(result, command, draw(result, options.out))
     (options.out / "benchmarks.md").write_text(text)

@@ -63,7 +63,7 @@ class Case:
 CASES = (Case(), Case(batch=4), Case(kind="tensor"))
 
 
-class Contender(Protocol):
+class Benchmarked(Protocol):
     """A way to score."""
 
     dtype: str | None
@@ -72,8 +72,8 @@ class Contender(Protocol):
         """Score images of one size: PIL images, or a float tensor (B, 3, H, W) in [0, 1]."""
 
 
-class ModelContender:
-    """This package's scorer as a contender.
+class BenchmarkedModel:
+    """A model of this package, to be measured.
 
     Args:
         scorer: A `RaliScorer`.
@@ -115,15 +115,15 @@ def random_model(shape: Mapping[str, Any] = OFFICIAL_SHAPE) -> RaliModel:
     return model.eval()
 
 
-def make_contender(name: str, model: str | None) -> ModelContender:
+def make_benchmarked(name: str, model: str | None) -> BenchmarkedModel:
     """`OFFICIAL`, or `"model, DTYPE"` for a model's name or file; None is the bundled one."""
     from .checkpoint import ModelInfo
     from .scorer import RaliScorer
 
     if name == OFFICIAL:
-        return ModelContender(RaliScorer(random_model(), ModelInfo("random", "Apache-2.0"), device="cpu"))
+        return BenchmarkedModel(RaliScorer(random_model(), ModelInfo("random", "Apache-2.0"), device="cpu"))
     dtype = cast(DtypeName, name.removeprefix("model, "))
-    return ModelContender(RaliScorer.from_pretrained(model, device="cpu", dtype=dtype, coverage="center"))
+    return BenchmarkedModel(RaliScorer.from_pretrained(model, device="cpu", dtype=dtype, coverage="center"))
 
 
 def make_images(case: Case) -> list[Image.Image] | Tensor:
@@ -148,7 +148,7 @@ def environment(threads: int | None) -> dict[str, str]:
 
 
 class Worker:
-    """A contender's process.
+    """A scorer's process.
 
     Args:
         name: Its name in the results.
@@ -197,7 +197,7 @@ class Worker:
         return answer
 
 
-def serve(make: Callable[[], Contender]) -> None:
+def serve(make: Callable[[], Benchmarked]) -> None:
     """Main loop of a worker: load, then score the cases on standard input, one JSON object per line, until it ends.
 
     Each answer is a JSON object: `wall` and `processor` seconds, `peak` resident bytes and those `before` the model was
@@ -212,7 +212,7 @@ def serve(make: Callable[[], Contender]) -> None:
 
     before, begun = current_memory(), time.perf_counter()
     try:
-        contender = make()
+        scorer = make()
     except Exception as error:  # the others are measured all the same
         answer(error=f"{type(error).__name__}: {error}"[:300])
         return
@@ -222,30 +222,30 @@ def serve(make: Callable[[], Contender]) -> None:
         case = Case(**json.loads(line))
         try:
             if case not in inputs:
-                inputs = {case: make_images(case)}  # one at a time: large ones would count as the contender's memory
-                contender.score(inputs[case])
+                inputs = {case: make_images(case)}  # one at a time: large ones would count as the scorer's memory
+                scorer.score(inputs[case])
             wall, processor = time.perf_counter(), time.process_time()
-            scores = contender.score(inputs[case])
+            scores = scorer.score(inputs[case])
             seconds = time.perf_counter() - wall, time.process_time() - processor
         except Exception as error:
             answer(error=f"{type(error).__name__}: {error}"[:300])
             continue
         answer(wall=seconds[0], processor=seconds[1], scores=len(scores), peak=peak_memory(), before=before,
-               dtype=contender.dtype)  # fmt: skip
+               dtype=scorer.dtype)  # fmt: skip
 
 
 def compare(
     commands: Mapping[str, Sequence[str]], cases: Sequence[Case], *, reference: str, rounds: int,
     threads: int | None = None, log: Log = print,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure contenders in turn.
+    """Measure scorers in turn.
 
     Args:
-        commands: The command of each contender's process by name; those that cannot start are left out.
+        commands: The command of each scorer's process by name; those that cannot start are left out.
         cases: What each scores.
-        reference: The contender that ratios refer to; one of the names.
+        reference: The scorer that ratios refer to; one of the names.
         rounds: Number of times that each scores each case.
-        threads: Of each contender.
+        threads: Of each scorer.
         log: Called with lines of progress.
 
     Returns:
@@ -271,7 +271,7 @@ def compare(
                     runs = times[worker.name]
                     if not runs or ("error" not in runs[0] and runs[0]["wall"] <= SLOW_S):
                         runs.append(worker.measure(case))
-            result["cases"].append({**vars(case), "contenders": _summarise(times, case, reference)})
+            result["cases"].append({**vars(case), "scorers": _summarise(times, case, reference)})
     return result
 
 
@@ -300,7 +300,7 @@ def _summarise(times: Mapping[str, list[dict[str, Any]]], case: Case, reference:
 def compare_memory(
     commands: Mapping[str, Sequence[str]], *, reference: str, case: Case, threads: int | None = None
 ) -> dict[str, Any]:
-    """Largest resident set of each contender alone: load, score the case twice; and the same without Python and torch.
+    """Largest resident set of each scorer alone: load, score the case twice; and the same without Python and torch.
 
     Returns:
         By name `peak` and `above_torch` in bytes, and `ratio` and `ratio_above_torch` to the reference's.
@@ -399,7 +399,7 @@ def measure_model(
 
     Args:
         model: Name or file; by default the bundled one.
-        rounds: Number of times that each contender scores each case.
+        rounds: Number of times that each scorer scores each case.
         images: Files of the folder run.
         threads: Of each process; by default as torch chooses.
         quick: Speed only.
@@ -408,8 +408,8 @@ def measure_model(
     Returns:
         JSON: `machine`, `compare` (see there), and unless `quick` `memory`, `cold_start` and `folder`.
     """
-    code = f"import sys; from {__name__} import make_contender, serve; " \
-           "serve(lambda: make_contender(sys.argv[1], sys.argv[2] or None))"  # fmt: skip
+    code = f"import sys; from {__name__} import make_benchmarked, serve; " \
+           "serve(lambda: make_benchmarked(sys.argv[1], sys.argv[2] or None))"  # fmt: skip
     names = (OFFICIAL, "model, float32", "model, auto")
     commands = {name: [sys.executable, "-c", code, name, model or ""] for name in names}
     result: dict[str, Any] = {"machine": describe_machine(), "model": model}
@@ -430,7 +430,7 @@ def format_case(case: Mapping[str, Any], reference: str) -> str:
         f"{case['size']} x {case['size']}, batch {case['batch']}, {case['kind']}",
         f"{'':<40}{'images/s':>10}{'min':>9}{'max':>9}{'CPU s/image':>13}{'x ' + reference:>33}{'x by CPU s':>12}",
     ]
-    for name, values in case["contenders"].items():
+    for name, values in case["scorers"].items():
         if "error" in values:
             lines.append(f"{name:<40}{values['error']}")
             continue

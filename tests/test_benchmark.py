@@ -46,22 +46,22 @@ def gpu(encoder_rate: ModuleType) -> ModuleType:  # noqa: ARG001
 def speed() -> dict[str, ModuleType]:
     """The modules of bench/speed by name."""
     load(ROOT / "bench" / "speed" / "__init__.py", "speed_benchmark")
-    names = ("contenders", "measure", "report", "suite")
+    names = ("baselines", "measure", "report", "suite")
     return {name: importlib.import_module(f"speed_benchmark.{name}") for name in names}
 
 
-def test_contenders_take_turns_and_one_that_cannot_be_made_does_not_end_the_others(
+def test_scorers_take_turns_and_one_that_cannot_be_made_does_not_end_the_others(
     speed: dict[str, ModuleType],
 ) -> None:
-    commands = speed["suite"].commands(["tiny recipe", "no such contender", "tiny ours"])
+    commands = speed["suite"].commands(["tiny recipe", "no such scorer", "tiny ours"])
     cases = [Case(64), Case(96, 3, "tensor")]
     quiet = {"reference": "tiny recipe", "threads": 1}
     result = benchmark.compare(commands, cases, rounds=3, log=lambda _: None, **quiet)  # type: ignore[arg-type]
-    assert result["missing"].keys() == {"no such contender"}
-    assert "ValueError: there is no contender" in result["missing"]["no such contender"]
+    assert result["missing"].keys() == {"no such scorer"}
+    assert "ValueError: there is no scorer" in result["missing"]["no such scorer"]
     for case, summary in zip(cases, result["cases"], strict=True):
         assert (summary["size"], summary["batch"], summary["kind"]) == (case.size, case.batch, case.kind)
-        recipe, ours = (summary["contenders"][name] for name in ("tiny recipe", "tiny ours"))
+        recipe, ours = (summary["scorers"][name] for name in ("tiny recipe", "tiny ours"))
         assert recipe["ratio"] == recipe["processor_ratio"] == 1.0
         assert ours["rate"]["min"] <= ours["rate"]["median"] <= ours["rate"]["max"]
         assert "tiny ours" in benchmark.format_case(summary, "tiny recipe")
@@ -85,7 +85,7 @@ def test_the_command_measures_a_model_of_the_users(
     assert "x `import torch`" in printed
     assert "folder: " in printed
     result = json.loads(figures.read_text())
-    assert set(result["compare"]["cases"][0]["contenders"]) == {"model, bfloat16", "model, float32", "model, auto"}
+    assert set(result["compare"]["cases"][0]["scorers"]) == {"model, bfloat16", "model, float32", "model, auto"}
     assert result["folder"]["share"] == result["folder"]["whole"] / result["folder"]["model"]
 
 
@@ -100,18 +100,18 @@ def test_the_time_of_a_folder_is_measured_by_the_number_of_files(
     assert (tmp_path / "benchmark-images.png").stat().st_size > 1000
 
 
-def test_a_contenders_network_scores_images_and_tensors(speed: dict[str, ModuleType]) -> None:
+def test_a_baselines_network_scores_images_and_tensors(speed: dict[str, ModuleType]) -> None:
     pixels = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
     images = [Image.fromarray(one) for one in pixels.mul(255).byte().permute(0, 2, 3, 1).numpy()]
-    peer = speed["contenders"].make("tiny backbone")
+    peer = speed["baselines"].make("tiny backbone")
     assert peer.score(images) == pytest.approx(peer.score(pixels), abs=1e-4)
     assert len(set(peer.score(pixels))) == 2
 
 
 def test_the_baseline_recipe_is_the_same_network(speed: dict[str, ModuleType]) -> None:
-    contenders = speed["contenders"]
-    recipe = contenders.OfficialRecipe(contenders.TINY)
-    ours = benchmark.random_model(contenders.TINY)
+    scorers = speed["baselines"]
+    recipe = scorers.OfficialRecipe(scorers.TINY)
+    ours = benchmark.random_model(scorers.TINY)
     count = sum(parameter.numel() for parameter in recipe._model.vision_model.parameters())
     projection = recipe._model.visual_projection.weight.numel()
     assert sum(parameter.numel() for parameter in ours.encoder.parameters()) == count + projection
@@ -121,14 +121,14 @@ def test_the_report_is_one_table_of_what_was_measured(speed: dict[str, ModuleTyp
     result = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
     text = speed["report"].format_markdown(result, "python -m bench", {"benchmark-size.png": "by size"})
     assert text.count("\n|---|") == 1
-    case = result["compare"]["cases"][0]["contenders"]["official recipe"]
+    case = result["compare"]["cases"][0]["scorers"]["official recipe"]
     assert f"| official recipe | {case['rate']['median']:.2f} | 1.00 |" in text
     assert "![by size](benchmark-size.png)" in text
 
 
 def summary(**ratios: float) -> dict[str, Any]:
     values = {name: {"ratio": ratio, "processor_ratio": ratio} for name, ratio in ratios.items()}
-    return {"compare": {"cases": [{"size": 512, "batch": 1, "kind": "pil", "contenders": values}]}}
+    return {"compare": {"cases": [{"size": 512, "batch": 1, "kind": "pil", "scorers": values}]}}
 
 
 def test_cases_slower_than_the_baseline_are_listed(speed: dict[str, ModuleType]) -> None:

@@ -58,16 +58,16 @@ def cache_hit(*, rounds: int) -> dict[str, float]:
     return spread(times)
 
 
-def agreement(pictures: Path, count: int, dtypes: Sequence[str], model: str | None = None) -> dict[str, Any]:
+def agreement(image_folder: Path, count: int, dtypes: Sequence[str], model: str | None = None) -> dict[str, Any]:
     """How far reduced precision moves the scores of real images: rank correlation with float32, largest difference.
 
     Args:
-        pictures: A folder of images.
+        image_folder: A folder of images.
         count: How many of them, chosen at random with a seed.
         dtypes: For `RaliScorer`.
         model: By default the bundled one.
     """
-    files = find_images([pictures], recursive=True)
+    files = find_images([image_folder], recursive=True)
     chosen = random.Random(0).sample(files, min(count, len(files)))
     scorers = {dtype: RaliScorer.from_pretrained(model, device="cpu", dtype=dtype) for dtype in ("float32", *dtypes)}  # type: ignore[arg-type]
     scores: dict[str, list[float]] = {dtype: [] for dtype in scorers}
@@ -79,7 +79,7 @@ def agreement(pictures: Path, count: int, dtypes: Sequence[str], model: str | No
     exact = np.array(scores["float32"])
     return {
         dtype: {
-            "pictures": len(chosen),
+            "images": len(chosen),
             "srcc": float(np.corrcoef(exact.argsort().argsort(), np.argsort(np.argsort(scores[dtype])))[0, 1]),
             "largest": float(np.abs(exact - scores[dtype]).max()),
         }

@@ -12,10 +12,10 @@ NIQE = "NIQE (scikit-video)"
 
 
 def format_table(result: Mapping[str, Any]) -> str:
-    """A Markdown table: a row a contender, speed at 512 x 512 alone, and memory."""
+    """A Markdown table: a row a scorer, speed at 512 x 512 alone, and memory."""
     case = next(case for case in result["compare"]["cases"] if (case["size"], case["kind"]) == (512, "pil"))
     rows = []
-    for name, values in case["contenders"].items():
+    for name, values in case["scorers"].items():
         if "error" in values:
             continue
         shown = f"{name} ({values['dtype']})" if name.endswith("auto") else name
@@ -63,7 +63,7 @@ def format_markdown(result: Mapping[str, Any], command: str, plots: Mapping[str,
     if "cache" in result:
         others.append(f"- four images of 1024 x 1024 found in the score cache: {result['cache']['median']:.1f} ms")
     others += [
-        f"- {dtype}: SRCC {values['srcc']:.4f} with float32 on {values['pictures']} images, largest difference "
+        f"- {dtype}: SRCC {values['srcc']:.4f} with float32 on {values['images']} images, largest difference "
         f"{values['largest']:.4f}"
         for dtype, values in result.get("agreement", {}).items()
     ]
@@ -100,11 +100,11 @@ def draw(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
             continue
         figure = Figure(figsize=(9, 4), layout="constrained")
         axes = figure.subplots()
-        for name in dict.fromkeys(name for case in chosen for name in case["contenders"]):
+        for name in dict.fromkeys(name for case in chosen for name in case["scorers"]):
             points = sorted(
-                (case[axis], 1 / case["contenders"][name]["rate"]["median"])
+                (case[axis], 1 / case["scorers"][name]["rate"]["median"])
                 for case in chosen
-                if "rate" in case["contenders"].get(name, {})
+                if "rate" in case["scorers"].get(name, {})
             )
             axes.plot(*zip(*points, strict=True), marker="o", label=name)
         _label(axes, sorted({case[axis] for case in chosen}), xlabel=axis, ylabel="seconds per image", title=caption)
@@ -141,9 +141,9 @@ def compare_with_baseline(
     lines = []
     before = {(case["size"], case["batch"], case["kind"]): case for case in baseline["compare"]["cases"]}
     for case in result["compare"]["cases"]:
-        known = before.get((case["size"], case["batch"], case["kind"]), {"contenders": {}})["contenders"]
+        known = before.get((case["size"], case["batch"], case["kind"]), {"scorers": {}})["scorers"]
         for name, values in known.items():
-            old, new = values.get("processor_ratio"), case["contenders"].get(name, {}).get("processor_ratio")
+            old, new = values.get("processor_ratio"), case["scorers"].get(name, {}).get("processor_ratio")
             if old is not None and (new is None or new < tolerance * old):
                 got = "not measured" if new is None else f"{new:.2f}"
                 lines.append(f"slower than the baseline: {name}, {case['size']} x {case['size']}: {got}, was {old:.2f}")

@@ -1,4 +1,4 @@
-"""Which contenders are measured: in two minutes, or everything for the documentation."""
+"""Which scorers are measured: in two minutes, or everything for the documentation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rali_core.benchmark import (
 )
 
 from . import measure
-from .contenders import OFFICIAL_FILE, REFERENCE
+from .baselines import OFFICIAL_FILE, REFERENCE
 from .report import FAST, NIQE, SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ SIZES, BATCHES = (256, 512, 1024, 2048, 4096), (1, 4, 16, 64)
 
 
 def commands(names: Sequence[str]) -> dict[str, list[str]]:
-    """By name the command of each contender's process."""
+    """By name the command of each scorer's process."""
     # By path: `-m` would look for the package where the process is started.
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['worker', *sys.argv[1:]]; " \
            "import runpy; runpy.run_module('bench.speed.worker', run_name='__main__')"  # fmt: skip
@@ -64,9 +64,9 @@ def commands(names: Sequence[str]) -> dict[str, list[str]]:
 
 @contextmanager
 def _official_file() -> Iterator[None]:
-    """A file of the official architecture for the contenders, made by a process whose memory is not measured."""
+    """A file of the official architecture for the scorers, made by a process whose memory is not measured."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; " \
-           "from bench.speed.contenders import write_official; write_official(Path(sys.argv[1]))"  # fmt: skip
+           "from bench.speed.baselines import write_official; write_official(Path(sys.argv[1]))"  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "official.safetensors")
         command = [sys.executable, "-c", code, str(file)]
@@ -104,8 +104,8 @@ def run_quick(*, threads: int | None = None, rounds: int = 3, log: Log = print) 
     """Our models' speed beside the official recipe's, on one size.
 
     Args:
-        threads: Of each contender; by default as torch chooses.
-        rounds: How often each contender scores.
+        threads: Of each scorer; by default as torch chooses.
+        rounds: How often each scorer scores.
         log: Called with lines of progress.
 
     Returns:
@@ -121,28 +121,28 @@ def run_quick(*, threads: int | None = None, rounds: int = 3, log: Log = print) 
 
 
 def run_full(
-    *, threads: int | None = None, rounds: int | None = None, images: int = 1000, pictures: Path | None = None,
+    *, threads: int | None = None, rounds: int | None = None, images: int = 1000, image_folder: Path | None = None,
     parts: Path | None = None, log: Log = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure everything.
 
     Args:
-        threads: Of each contender; by default as torch chooses.
-        rounds: How often each contender scores each case.
+        threads: Of each scorer; by default as torch chooses.
+        rounds: How often each scorer scores each case.
         images: Files of the folder run.
-        pictures: A folder of real images, on which reduced precision is compared with float32.
+        image_folder: A folder of real images, on which reduced precision is compared with float32.
         parts: File in which finished parts are kept; with one of the same machine and options only missing
             parts are measured.
         log: Called with lines of progress.
 
     Returns:
         JSON: `machine`, `compare` and `scaling` (see `rali_core.benchmark.compare`), `memory`, `cold_start`, `folder`,
-        `growth`, `cache` and, with `pictures`, `agreement`.
+        `growth`, `cache` and, with `image_folder`, `agreement`.
     """
     options: dict[str, Any] = {"reference": REFERENCE, "threads": threads, "log": log}
     result: dict[str, Any] = {"machine": describe_machine(PACKAGES)}
     key = {"threads": threads, "rounds": rounds, "images": images,
-           "pictures": None if pictures is None else str(pictures), "machine": result["machine"]}  # fmt: skip
+           "image_folder": image_folder and str(image_folder), "machine": result["machine"]}  # fmt: skip
     kept = _Parts(result, parts, key)
     grown = [Case(size) for size in SIZES] + [Case(batch=batch) for batch in BATCHES[1:]]
     counts = sorted({1, 10, 100, images})
@@ -153,15 +153,15 @@ def run_full(
         kept.add("scaling", log, "growing sizes and batches", partial(
             compare, commands(SCALING), grown, rounds=3, **options
         ))  # fmt: skip
-        kept.add("memory", log, "memory, one contender at a time", partial(
+        kept.add("memory", log, "memory, one scorer at a time", partial(
             compare_memory, commands(FULL), reference=REFERENCE, case=Case(), threads=threads
         ))  # fmt: skip
     kept.add("cold_start", log, "cold start", partial(cold_start, rounds=rounds or 7, threads=threads))
     kept.add("folder", log, f"a folder of {images} files", partial(folder_run, images, threads=threads))
     kept.add("growth", log, f"folders of {counts} files", partial(measure.folder_growth, counts, threads=threads))
     kept.add("cache", log, "score cache", partial(measure.cache_hit, rounds=25))
-    if pictures is not None:
-        kept.add("agreement", log, f"agreement with float32 on images of {pictures}", partial(
-            measure.agreement, pictures, 200, ("bfloat16", "float16")
+    if image_folder is not None:
+        kept.add("agreement", log, f"agreement with float32 on images of {image_folder}", partial(
+            measure.agreement, image_folder, 200, ("bfloat16", "float16")
         ))  # fmt: skip
     return result

@@ -1,10 +1,10 @@
-"""A contender's process: `python -m bench.speed.worker NAME`."""
+"""A scorer's process: `python -m bench.speed.worker NAME`."""
 
 import sys
 
 from rali_core.benchmark import serve
 
-from .contenders import make
+from .baselines import make
 
 if __name__ == "__main__":
     serve(lambda: make(sys.argv[1]))

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from rali_core.benchmark import EMBED_DIM as EMBED
 from rali_core.benchmark import OFFICIAL_SHAPE as OFFICIAL
-from rali_core.benchmark import Contender, ModelContender, random_head, random_model
+from rali_core.benchmark import Benchmarked, BenchmarkedModel, random_head, random_model
 from rali_core.checkpoint import ModelInfo, save_model
 from rali_core.constants import DtypeName
 from rali_core.head import score_embeddings
@@ -88,22 +88,22 @@ def write_official(path: Path, shape: dict[str, Any] = OFFICIAL) -> None:
     save_model(path, model, benchmark_info())
 
 
-def ours_official(dtype: DtypeName, device: str = "cpu", shape: dict[str, Any] = OFFICIAL) -> ModelContender:
+def ours_official(dtype: DtypeName, device: str = "cpu", shape: dict[str, Any] = OFFICIAL) -> BenchmarkedModel:
     """This package with the authors' architecture, random weights; from the file named by `OFFICIAL_FILE`, if any."""
     if file := os.environ.get(OFFICIAL_FILE):
-        return ModelContender(RaliScorer.from_pretrained(file, device=device, dtype=dtype))
-    return ModelContender(RaliScorer(random_model(shape), benchmark_info(), device=device, dtype=dtype))
+        return BenchmarkedModel(RaliScorer.from_pretrained(file, device=device, dtype=dtype))
+    return BenchmarkedModel(RaliScorer(random_model(shape), benchmark_info(), device=device, dtype=dtype))
 
 
-def ours_bundled(dtype: DtypeName, device: str = "cpu") -> ModelContender:
+def ours_bundled(dtype: DtypeName, device: str = "cpu") -> BenchmarkedModel:
     """This package with the bundled model."""
-    return ModelContender(RaliScorer.from_pretrained(device=device, dtype=dtype, coverage="center"))
+    return BenchmarkedModel(RaliScorer.from_pretrained(device=device, dtype=dtype, coverage="center"))
 
 
-def ours_resized(dtype: DtypeName, size: int) -> ModelContender:
+def ours_resized(dtype: DtypeName, size: int) -> BenchmarkedModel:
     """The bundled model's encoder at another input size; the positions are resampled, the scores mean nothing."""
     scorer = RaliScorer.from_pretrained(device="cpu")
-    return ModelContender(RaliScorer(with_image_size(scorer.model, size), scorer.info, device="cpu", dtype=dtype))
+    return BenchmarkedModel(RaliScorer(with_image_size(scorer.model, size), scorer.info, device="cpu", dtype=dtype))
 
 
 class ClipIqa:
@@ -207,7 +207,7 @@ class PerImage:
         return [float(np.asarray(self._function(np.array(image))).flat[0]) for image in images]
 
 
-def brisque() -> Contender:
+def brisque() -> Benchmarked:
     """BRISQUE's features (Mittal et al., 2012), by the package `brisque`.
 
     Its last step, the regression from 36 numbers, is left out: it fails with numpy from 2.4 on and its time is
@@ -222,7 +222,7 @@ def brisque() -> Contender:
     return PerImage(Features(url=False).score)
 
 
-def niqe() -> Contender:
+def niqe() -> Benchmarked:
     """NIQE (Mittal et al., 2013), scikit-video's; it takes the luminance.
 
     The package is older than numpy 1.24 and SciPy 1.3; what it needs and they have removed is restored here.
@@ -246,7 +246,7 @@ def niqe() -> Contender:
 
 DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16", "float16", "auto")
 
-MAKERS: dict[str, Callable[[], Contender]] = {
+MAKERS: dict[str, Callable[[], Benchmarked]] = {
     REFERENCE: OfficialRecipe,
     **{f"ours, official encoder, {dtype}": partial(ours_official, dtype) for dtype in DTYPES},
     **{f"ours, bundled, {dtype}": partial(ours_bundled, dtype) for dtype in DTYPES},
@@ -264,19 +264,19 @@ MAKERS: dict[str, Callable[[], Contender]] = {
     "tiny ours": lambda: ours_official("float32", shape=TINY),
     "tiny CLIP-IQA": lambda: ClipIqa(TINY),
 }  # fmt: skip
-"""Contenders by name; those that begin with "tiny" are for tests."""
+"""Scorers by name; those that begin with "tiny" are for tests."""
 
 
-def make(name: str) -> Contender:
-    """Build a contender.
+def make(name: str) -> Benchmarked:
+    """Build a scorer.
 
     Args:
         name: A key of `MAKERS`.
 
     Raises:
-        ValueError: No such contender.
+        ValueError: No such scorer.
         ImportError: A package that it needs is missing.
     """
     if name not in MAKERS:
-        raise ValueError(f"there is no contender {name!r}; there are {', '.join(MAKERS)}")
+        raise ValueError(f"there is no scorer {name!r}; there are {', '.join(MAKERS)}")
     return MAKERS[name]()
