@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -14,8 +15,16 @@ HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b
 PILLOW_PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
 """Modules that teach Pillow HEIC and JPEG XL when they are imported."""
 
+PLUGIN_PACKAGES = {
+    ".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin",
+}  # fmt: skip
+"""Endings of image formats that Pillow reads with another package."""
+
 _BEGINNINGS = (
-    ((b"\xff\x0a", b"\x00\x00\x00\x0cJXL "), "a JPEG XL image: pip install pillow-jxl-plugin, then import pillow_jxl"),
+    (
+        (b"\xff\x0a", b"\x00\x00\x00\x0cJXL "),
+        "a JPEG XL image: pip install pillow-jxl-plugin (in Python also import pillow_jxl)",
+    ),
     ((b"\x1aE\xdf\xa3",), "a Matroska or WebM video: its name should end in .mkv or .webm"),
     ((b"version https://git-lfs",), "a pointer of Git LFS: fetch the file itself with git lfs pull"),
     ((b"%PDF",), "a PDF: save its pages as images first"),
@@ -33,7 +42,7 @@ def describe_content(head: bytes) -> str:
     if is_video_content(head):
         return "an MP4 or QuickTime video: its name should end in .mp4 or .mov"
     if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
-        return "a HEIC image: pip install pillow-heif, then import pillow_heif.HeifImagePlugin"
+        return "a HEIC image: pip install pillow-heif (in Python also import pillow_heif.HeifImagePlugin)"
     for beginnings, what in _BEGINNINGS:
         if head.startswith(beginnings):
             return what
@@ -48,6 +57,16 @@ def describe_content(head: bytes) -> str:
 def is_video_content(head: bytes) -> bool:
     """Whether the first bytes are those of an ISO base media file that is no HEIF or AVIF image: MP4, QuickTime."""
     return head[4:8] == b"ftyp" and head[8:12] not in HEIF_BRANDS | {b"avif", b"avis"}
+
+
+def name_missing_plugins(endings: Collection[str]) -> str:
+    """What to install for image formats that Pillow does not read by itself; "" for other endings.
+
+    Args:
+        endings: Of files that were left out, such as `.heic`.
+    """
+    missing = dict.fromkeys(PLUGIN_PACKAGES[ending] for ending in endings if ending in PLUGIN_PACKAGES)
+    return f"pip install {' '.join(missing)}" if missing else ""
 
 
 def register_plugins() -> None:

@@ -163,7 +163,9 @@ def test_patterns_that_the_shell_left_are_expanded(rali: Rali, tmp_path: Path) -
 def test_installed_plugins_of_pillow_are_used(rali: Rali, tmp_path: Path) -> None:
     save(tmp_path / "p" / "a.png").rename(tmp_path / "p" / "a.jxl")
     plugin = "from PIL import Image, PngImagePlugin\nImage.register_extension('PNG', '.jxl')\n"
-    assert b"no images in p" in rali("score", "p").stderr
+    without = rali("score", "p").stderr.decode()
+    assert "1 .jxl (to read them: pip install pillow-jxl-plugin)" in without
+    assert "no images in p" in without
     (tmp_path / "installed").mkdir()
     (tmp_path / "installed" / "pillow_jxl.py").write_text(plugin)
     done = rali("score", "p", "--json", env={"PYTHONPATH": os.pathsep.join([str(tmp_path / "installed"), *sys.path])})

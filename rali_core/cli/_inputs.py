@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
-from ..content_hints import register_plugins
+from ..content_hints import name_missing_plugins, register_plugins
 from ..exports import SIDECAR_SUFFIXES
 from ..files import Survey, find_images
 from ..text_files import find_listed, name_to_text, read_list
@@ -46,6 +46,8 @@ class Inputs:
         if set(left_out) - USUAL_COMPANIONS:
             endings = [f"{count:,} {ending or 'without an ending'}" for ending, count in left_out.most_common()]
             more = f" and {len(endings) - SHOWN_ENDINGS} more endings" if len(endings) > SHOWN_ENDINGS else ""
+            install = name_missing_plugins(left_out)
+            more += f" (to read them: {install})" if install else ""
             say(f"left out {left_out.total():,} files that are no images by their names: "
                 + ", ".join(endings[:SHOWN_ENDINGS]) + more)  # fmt: skip
         for text in self.survey.unreadable:
