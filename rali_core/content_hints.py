@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -12,13 +12,13 @@ HEAD_BYTES = 512
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 """Brands of ISO base media files that are HEIF images, ISO/IEC 23008-12."""
 
-PILLOW_PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
-"""Modules that teach Pillow HEIC and JPEG XL when they are imported."""
-
 PLUGIN_PACKAGES = {
     ".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin",
 }  # fmt: skip
 """Endings of image formats that Pillow reads with another package."""
+
+PLUGIN_MODULES = {"pillow-heif": "pillow_heif.HeifImagePlugin", "pillow-jxl-plugin": "pillow_jxl"}
+"""The module of each of these packages that registers its formats when it is imported."""
 
 _BEGINNINGS = (
     (
@@ -71,6 +71,22 @@ def name_missing_plugins(endings: Collection[str]) -> str:
 
 def register_plugins() -> None:
     """Let Pillow read HEIC and JPEG XL in this process, if the packages for them are installed."""
-    for module in PILLOW_PLUGINS:
-        if find_spec(module.partition(".")[0]) is not None:
-            import_module(module)
+    for module in dict.fromkeys(PLUGIN_PACKAGES.values()):
+        if find_spec(PLUGIN_MODULES[module].partition(".")[0]) is not None:
+            import_module(PLUGIN_MODULES[module])
+
+
+def import_plugins(names: Iterable[str]) -> None:
+    """Import modules that teach Pillow further formats.
+
+    Args:
+        names: Of modules; `pillow_heif`, whose import alone registers nothing, stands for its submodule.
+
+    Raises:
+        ValueError: One cannot be imported.
+    """
+    for name in names:
+        try:
+            import_module(PLUGIN_MODULES.get(name.replace("_", "-"), name))
+        except ImportError as error:
+            raise ValueError(f"the plugin {name} cannot be imported: {error}") from error

@@ -20,6 +20,8 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Any, TypeAlias
 
+from .content_hints import name_missing_plugins
+
 try:
     import fcntl
 except ImportError:  # Windows has no such module
@@ -253,6 +255,15 @@ def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) ->
             os.fsync(file.fileno())
 
 
+SHOWN_ENDINGS = 8
+
+USUAL_COMPANIONS = frozenset({
+    ".txt", ".json", ".xmp", ".caption", ".npz", ".md", ".csv", ".html", ".yaml", ".yml", ".log", ".db", ".ini",
+    ".cls", ".parquet",
+})  # fmt: skip
+"""Endings of files that usually lie beside images: if nothing else was left out, no line is printed."""
+
+
 @dataclass
 class Survey:
     """What a search for images found besides them.
@@ -264,6 +275,25 @@ class Survey:
 
     left_out: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
+
+    def note(self, path: str, ending: str) -> None:
+        """Count a file that is no image by its name, unless it is hidden."""
+        if not os.path.basename(path).startswith("."):
+            self.left_out[ending] += 1
+
+    def describe_left_out(self) -> str:
+        """One line on what was left out, by ending; "" if that is nothing but usual companions of images."""
+        if not set(self.left_out) - USUAL_COMPANIONS:
+            return ""
+        endings = [f"{count:,} {ending or 'without an ending'}" for ending, count in self.left_out.most_common()]
+        more = f" and {len(endings) - SHOWN_ENDINGS} more endings" if len(endings) > SHOWN_ENDINGS else ""
+        install = name_missing_plugins(self.left_out)
+        return (
+            f"left out {self.left_out.total():,} files that are no images by their names: "
+            + ", ".join(endings[:SHOWN_ENDINGS])
+            + more
+            + (f" (to read them: {install})" if install else "")
+        )
 
 
 def is_companion(path: str | os.PathLike[str]) -> bool:
@@ -303,8 +333,8 @@ def find_images(
                     continue
                 if is_image_name(file.name) or (videos and is_video_name(file.name)):
                     found.setdefault(os.path.abspath(file), file)
-                elif not file.name.startswith("."):
-                    survey.left_out[file.suffix.lower()] += 1
+                else:
+                    survey.note(file.name, file.suffix.lower())
         else:
             found.setdefault(os.path.abspath(path), path)
     if not found:

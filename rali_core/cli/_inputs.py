@@ -13,19 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
-from ..content_hints import name_missing_plugins, register_plugins
-from ..exports import SIDECAR_SUFFIXES
+from ..content_hints import register_plugins
 from ..files import Survey, find_images
 from ..text_files import find_listed, name_to_text, read_list
 from ._console import say
 
 Input: TypeAlias = Path | str
 """A local file, or a URL as text."""
-
-SHOWN_ENDINGS = 8
-
-USUAL_COMPANIONS = frozenset({*SIDECAR_SUFFIXES, ".md", ".csv", ".html", ".yaml", ".yml", ".log", ".db", ".ini"})
-"""Folders of images usually hold such files: if nothing else was left out, no line is printed."""
 
 
 @dataclass
@@ -42,14 +36,8 @@ class Inputs:
 
     def report(self) -> int:
         """Report what was left out and which folders cannot be read; returns the number of these folders."""
-        left_out = self.survey.left_out
-        if set(left_out) - USUAL_COMPANIONS:
-            endings = [f"{count:,} {ending or 'without an ending'}" for ending, count in left_out.most_common()]
-            more = f" and {len(endings) - SHOWN_ENDINGS} more endings" if len(endings) > SHOWN_ENDINGS else ""
-            install = name_missing_plugins(left_out)
-            more += f" (to read them: {install})" if install else ""
-            say(f"left out {left_out.total():,} files that are no images by their names: "
-                + ", ".join(endings[:SHOWN_ENDINGS]) + more)  # fmt: skip
+        if line := self.survey.describe_left_out():
+            say(line)
         for text in self.survey.unreadable:
             say(f"the folder cannot be read, so its images are not scored: {text}")
         return len(self.survey.unreadable)

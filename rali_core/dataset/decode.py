@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ..constants import Coverage
 from ..content import has_content
+from ..content_hints import import_plugins
 from ..files import is_video_name
 from ..frames import FrameReader, FrameSampling, is_animation
 from ..images import DEFAULT_LIMITS, ReadLimits, read_pixels, to_float
@@ -103,8 +103,7 @@ class Decoded(NamedTuple):
 def prepare_process(settings: DecodeSettings) -> None:
     """Set up a decoding process: Pillow's plugins, one thread."""
     torch.set_num_threads(1)  # there are several such processes
-    for plugin in settings.plugins:
-        import_module(plugin)
+    import_plugins(settings.plugins)
 
 
 def decode(task: DecodeTask, settings: DecodeSettings) -> Iterator[Decoded]:

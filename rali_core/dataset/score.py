@@ -245,6 +245,8 @@ def _begin_or_resume(folder: Path, settings: RunSettings, retry: bool) -> tuple[
     logger.info("listing the images of %s", settings.source)
     source = open_settings(settings)
     images = write_listing(folder / LISTING, source.items, settings.shard_size, source.carried)
+    if line := source.survey.describe_left_out():
+        logger.info("%s", line)
     if images == 0:
         raise FileNotFoundError(f"no images in {settings.source}")
     manifest = Manifest.create(settings, source.payload, source.image_column, images)

@@ -7,20 +7,26 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 
-from ..files import VIDEO_SUFFIXES, is_companion
+from ..files import VIDEO_SUFFIXES, Survey, is_companion
 from ..images import IMAGE_SUFFIXES
 from . import storage
 from .items import Item, to_unicode
 from .storage import FoundFile
 
 
-def list_tar(root: str, file: FoundFile, videos: bool = False) -> Iterator[Item]:
+def is_wanted(ending: str, videos: bool) -> bool:
+    """Whether files with this ending, in lower case, are scored."""
+    return ending in IMAGE_SUFFIXES or (videos and ending in VIDEO_SUFFIXES)
+
+
+def list_tar(root: str, file: FoundFile, videos: bool, survey: Survey) -> Iterator[Item]:
     """The images of one uncompressed tar, by its headers.
 
     Args:
         root: Folder that names are relative to.
         file: The tar.
         videos: Also list its videos.
+        survey: Collects what is left out.
 
     Yields:
         One item per image; for a damaged tar one with a problem after those that could be listed.
@@ -39,7 +45,9 @@ def list_tar(root: str, file: FoundFile, videos: bool = False) -> Iterator[Item]
                 if not member.isreg() or is_companion(member.name):
                     continue
                 ending = os.path.splitext(member.name)[1].lower()
-                if ending in IMAGE_SUFFIXES or (videos and ending in VIDEO_SUFFIXES):
+                if not is_wanted(ending, videos):
+                    survey.note(member.name, ending)
+                else:
                     seen[member.name] += 1
                     again = f"#{seen[member.name]}" if seen[member.name] > 1 else ""  # a tar may repeat a name
                     yield whole._replace(

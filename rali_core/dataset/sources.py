@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
-from ..files import VIDEO_SUFFIXES, is_companion
-from ..images import IMAGE_SUFFIXES
+from ..files import VIDEO_SUFFIXES, Survey, is_companion
 from ..text_files import read_list
 from . import storage
 from .items import Item, Kind, Payload, to_unicode
 from .source_parquet import ParquetSource
-from .source_webdataset import list_tar
+from .source_webdataset import is_wanted, list_tar
 from .storage import FoundFile
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ class Source:
         items: Its images, read as they are listed.
         carried: Fields of the columns that are carried into the result.
         image_column: Of a Parquet source.
+        survey: What else is in a folder or a tar; complete when all items were read.
     """
 
     kind: Kind
@@ -41,6 +41,7 @@ class Source:
     items: Iterator[Item]
     carried: list[pa.Field] = field(default_factory=list)
     image_column: str | None = None
+    survey: Survey = field(default_factory=Survey)
 
 
 def open_source(
@@ -77,11 +78,13 @@ def open_source(
         return Source(kind, table.payload, table.items(), table.carried, table.image_column)
     if image_column or id_column or tuple(carry):
         raise ValueError(f"--image-column, --id-column and --keep-column belong to Parquet sources; {source} is {kind}")
+    survey = Survey()
     if kind == "webdataset":
-        return Source(kind, "tar", (item for file in _only(files, ".tar") for item in list_tar(root, file, videos)))
+        items = (item for file in _only(files, ".tar") for item in list_tar(root, file, videos, survey))
+        return Source(kind, "tar", items, survey=survey)
     if kind == "list":
         return Source(kind, "file", (item for file in files for item in _read_list(file.path)))
-    return Source(kind, "file", _image_files(root, files, videos))
+    return Source(kind, "file", _image_files(root, files, videos, survey), survey=survey)
 
 
 def _find_files(source: str) -> tuple[str, _Files]:
@@ -114,7 +117,7 @@ def _guess_kind(source: str, files: _Files, videos: bool) -> Kind:
         ending = _ending(file.path)
         if files.folder and is_companion(storage.relative(file.path, files.path)):
             continue
-        if file.problem is not None or ending in IMAGE_SUFFIXES or (videos and ending in VIDEO_SUFFIXES):
+        if file.problem is not None or is_wanted(ending, videos):
             return "files"
         if ending in ENDINGS and not (files.folder and ENDINGS[ending] == "list"):
             seen.add(ENDINGS[ending])
@@ -137,17 +140,16 @@ def _only(files: Iterable[FoundFile], ending: str) -> Iterator[FoundFile]:
     )
 
 
-def _image_files(root: str, files: _Files, videos: bool) -> Iterator[Item]:
+def _image_files(root: str, files: _Files, videos: bool, survey: Survey) -> Iterator[Item]:
     """A folder's images by their endings; files picked by a glob or by name, whatever their ending."""
     for file in files:
-        if file.problem is None and files.folder and not _is_wanted(file.path, root, videos):
-            continue
+        if file.problem is None and files.folder:
+            if is_companion(storage.relative(file.path, root)):
+                continue
+            if not is_wanted(_ending(file.path), videos):
+                survey.note(file.path, _ending(file.path))
+                continue
         yield Item.of(file, root)
-
-
-def _is_wanted(path: str, root: str, videos: bool) -> bool:
-    known = _ending(path) in IMAGE_SUFFIXES or (videos and _ending(path) in VIDEO_SUFFIXES)
-    return known and not is_companion(storage.relative(path, root))
 
 
 def _read_list(path: str) -> Iterator[Item]:

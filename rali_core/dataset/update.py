@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..content_hints import import_plugins
 from .items import Item
 from .listing import Listing, hash_id, write_listing, write_revision
 from .manifest import Manifest, RunSettings, added_listing, missing_shards, revision
@@ -20,7 +21,12 @@ logger = logging.getLogger("rali")
 
 
 def open_settings(settings: RunSettings) -> Source:
-    """The source of a result."""
+    """The source of a result.
+
+    Raises:
+        ValueError: A plugin of Pillow cannot be imported; others as for `open_source`.
+    """
+    import_plugins(settings.plugins)  # they say which endings are images
     return open_source(
         settings.source,
         kind=settings.kind,  # type: ignore[arg-type]  # open_source checks it

@@ -180,8 +180,30 @@ def test_an_image_that_exceeds_the_timeout_is_given_up(
     assert sum(row["error"] is None for row in rows.values()) == 20
 
 
+def test_a_plugins_format_counts_in_folders_and_what_is_left_out_is_told_in_one_line(
+    photos: Path, score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rali")
+    (tmp_path / "new_format.py").write_text(
+        "from PIL import Image, PngImagePlugin\nImage.register_extension('PNG', '.newpng')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    count = score(photos).done
+    first = next(path for path in sorted(photos.iterdir()) if path.suffix == ".png")
+    for name in ("z.newpng", "z.heic", "z.txt", ".hidden.xcf"):
+        (photos / name).write_bytes(first.read_bytes())
+    assert score(photos, "without").done == count
+    (line,) = (message for message in caplog.messages if "left out" in message)
+    assert line.startswith("left out 4 files that are no images by their names: "), "with one that was there before"
+    assert "1 .newpng" in line
+    assert "1 .heic" in line
+    assert line.endswith(" (to read them: pip install pillow-heif)")
+    assert score(photos, "with", plugins=["new_format"]).done == count + 1
+
+
 def test_a_plugin_that_is_not_there_ends_the_run_with_its_name(photos: Path, score: Score) -> None:
-    with pytest.raises(ChildProcessError, match="do not start: ModuleNotFoundError: No module named 'no_such_format'"):
+    with pytest.raises(ValueError, match="the plugin no_such_format cannot be imported: No module named"):
         score(photos, plugins=["no_such_format"])
 
 
