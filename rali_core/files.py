@@ -288,8 +288,14 @@ class Survey:
         endings = [f"{count:,} {ending or 'without an ending'}" for ending, count in self.left_out.most_common()]
         more = f" and {len(endings) - SHOWN_ENDINGS} more endings" if len(endings) > SHOWN_ENDINGS else ""
         install = name_missing_plugins(self.left_out)
+        total = self.left_out.total()
+        what = (
+            "1 file that is no image by its name"
+            if total == 1
+            else f"{total:,} files that are no images by their names"
+        )
         return (
-            f"left out {self.left_out.total():,} files that are no images by their names: "
+            f"left out {what}: "
             + ", ".join(endings[:SHOWN_ENDINGS])
             + more
             + (f" (to read them: {install})" if install else "")
