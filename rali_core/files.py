@@ -286,20 +286,14 @@ class Survey:
         if not set(self.left_out) - USUAL_COMPANIONS:
             return ""
         endings = [f"{count:,} {ending or 'without an ending'}" for ending, count in self.left_out.most_common()]
-        more = f" and {len(endings) - SHOWN_ENDINGS} more endings" if len(endings) > SHOWN_ENDINGS else ""
-        install = name_missing_plugins(self.left_out)
+        shown = ", ".join(endings[:SHOWN_ENDINGS])
+        if len(endings) > SHOWN_ENDINGS:
+            shown += f" and {len(endings) - SHOWN_ENDINGS} more endings"
+        if install := name_missing_plugins(self.left_out):
+            shown += f" (to read them: {install})"
         total = self.left_out.total()
-        what = (
-            "1 file that is no image by its name"
-            if total == 1
-            else f"{total:,} files that are no images by their names"
-        )
-        return (
-            f"left out {what}: "
-            + ", ".join(endings[:SHOWN_ENDINGS])
-            + more
-            + (f" (to read them: {install})" if install else "")
-        )
+        what = "file that is no image by its name" if total == 1 else "files that are no images by their names"
+        return f"left out {total:,} {what}: {shown}"
 
 
 def is_companion(path: str | os.PathLike[str]) -> bool:
