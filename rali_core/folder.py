@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .content_hints import register_plugins
 from .files import Survey, find_images, natural_key
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def list_folder(
             f"expected a folder, got {'a file' if root.exists() else 'nothing of that name'}: {root}"
         )
     survey = Survey() if survey is None else survey
+    register_plugins()
     wanted, unwanted = [_folded(part) for part in include], [_folded(part) for part in exclude]
     try:
         found = find_images([root], recursive=recursive, survey=survey)
@@ -59,7 +61,8 @@ def list_folder(
         if survey.unreadable:
             raise OSError(f"the folder cannot be read: {survey.unreadable[0]}") from None
         inside = "" if recursive else "; folders inside it are searched with recursive"
-        raise FileNotFoundError(f"there is no image in {root}{inside}") from None
+        left_out = survey.describe_left_out()
+        raise FileNotFoundError(f"there is no image in {root}{inside}{left_out and '; ' + left_out}") from None
     names = [_folded(path.relative_to(root)) for path in found]
     chosen = [
         path

@@ -18,6 +18,20 @@ from rali_core.scorer import ImageScore
 from rali_core.sheet import BANNER_POSITIONS, draw_banner
 
 
+def test_what_pillow_reads_with_a_plugin_counts_or_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jxl").touch()
+    message = r"no image in .*; left out 1 file .*: 1 \.jxl \(to read them: pip install pillow-jxl-plugin\)"
+    with pytest.raises(FileNotFoundError, match=message):
+        list_folder(tmp_path / "images", recursive=True)
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "pillow_jxl.py").write_text(
+        "from PIL import Image, PngImagePlugin\nImage.register_extension('PNG', '.jxl')\n"
+    )
+    assert [path.name for path in list_folder(tmp_path / "images")] == ["a.jxl"]
+
+
 def test_a_folder_is_listed_in_natural_order(tmp_path: Path) -> None:
     names = ["a10.png", "a2.png", "A1.jpg", "b/c3.png", "b/c20.png", "b2/x.png", "notes.txt", "._a1.png"]
     for name in names:
