@@ -26,7 +26,6 @@ from rali_core.benchmark import Benchmarked, BenchmarkedModel, random_head, rand
 from rali_core.checkpoint import ModelInfo, save_model
 from rali_core.constants import DtypeName
 from rali_core.head import score_embeddings
-from rali_core.model import with_image_size
 from rali_core.scorer import RaliScorer
 
 TINY = {"image_size": 56, "layers": 2, "width": 64, "head_width": 32, "patch_size": 14}
@@ -98,12 +97,6 @@ def ours_official(dtype: DtypeName, device: str = "cpu", shape: dict[str, Any] =
 def ours_bundled(dtype: DtypeName, device: str = "cpu") -> BenchmarkedModel:
     """This package with the bundled model."""
     return BenchmarkedModel(RaliScorer.from_pretrained(device=device, dtype=dtype, coverage="center"))
-
-
-def ours_resized(dtype: DtypeName, size: int) -> BenchmarkedModel:
-    """The bundled model's encoder at another input size; the positions are resampled, the scores mean nothing."""
-    scorer = RaliScorer.from_pretrained(device="cpu")
-    return BenchmarkedModel(RaliScorer(with_image_size(scorer.model, size), scorer.info, device="cpu", dtype=dtype))
 
 
 class ClipIqa:
@@ -250,8 +243,6 @@ MAKERS: dict[str, Callable[[], Benchmarked]] = {
     REFERENCE: OfficialRecipe,
     **{f"ours, official encoder, {dtype}": partial(ours_official, dtype) for dtype in DTYPES},
     **{f"ours, bundled, {dtype}": partial(ours_bundled, dtype) for dtype in DTYPES},
-    "ours, bundled at 224, float32": lambda: ours_resized("float32", 224),
-    "ours, bundled at 224, auto": lambda: ours_resized("auto", 224),
     "CLIP-IQA (torchmetrics)": ClipIqa,
     # HyperIQA (Su et al., CVPR 2020) and TOPIQ (Chen et al., TIP 2024) look through a ResNet-50, MANIQA (Yang et al.,
     # CVPRW 2022) at crops through a ViT-B/8.

@@ -47,8 +47,7 @@ OURS_SMALL = "ours, bundled, float32"
 QUICK = (REFERENCE, OURS_OFFICIAL, FAST, OURS_SMALL, SMALL)
 FULL = (
     *(REFERENCE, OURS_OFFICIAL, "ours, official encoder, bfloat16", "ours, official encoder, float16"),
-    *(FAST, OURS_SMALL, "ours, bundled, bfloat16", SMALL, "ours, bundled at 224, float32"),
-    *("ours, bundled at 224, auto", CLIP_IQA, RESNET, VIT, BRISQUE, NIQE),
+    *(FAST, OURS_SMALL, "ours, bundled, bfloat16", SMALL, CLIP_IQA, RESNET, VIT, BRISQUE, NIQE),
 )
 SCALING = (REFERENCE, FAST, OURS_SMALL, SMALL, RESNET, BRISQUE, NIQE)
 SIZES, BATCHES = (256, 512, 1024, 2048, 4096), (1, 4, 16, 64)
