@@ -1,7 +1,7 @@
 """Measure everything and write `docs/benchmarks.md`, or the two-minute comparison with the committed baseline.
 
     python -m bench                        # an hour or two on two idle cores; docs/benchmarks.{md,json} and plots
-    python -m bench --image-folder FOLDER      # with the agreement of reduced precision on 200 of these images
+    python -m bench --image-folder FOLDER  # with the agreement of reduced precision on 200 of these images
     python -m bench --quick                # two minutes; prints what is slower than bench/baseline.json, never fails
     python -m bench --quick --write-baseline
 

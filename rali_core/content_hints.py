@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 from importlib import import_module
 from importlib.util import find_spec
+
+logger = logging.getLogger("rali")
 
 HEAD_BYTES = 512
 """Bytes that `describe_content` looks at."""
 
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 """Brands of ISO base media files that are HEIF images, ISO/IEC 23008-12."""
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
 
 PLUGIN_PACKAGES = {
     ".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin",
@@ -20,11 +24,13 @@ PLUGIN_PACKAGES = {
 PLUGIN_MODULES = {"pillow-heif": "pillow_heif.HeifImagePlugin", "pillow-jxl-plugin": "pillow_jxl"}
 """The module of each of these packages that registers its formats when it is imported."""
 
+
+def _how_to_read(what: str, package: str) -> str:
+    return f"{what}: pip install {package} (in Python also import {PLUGIN_MODULES[package]})"
+
+
 _BEGINNINGS = (
-    (
-        (b"\xff\x0a", b"\x00\x00\x00\x0cJXL "),
-        "a JPEG XL image: pip install pillow-jxl-plugin (in Python also import pillow_jxl)",
-    ),
+    ((b"\xff\x0a", b"\x00\x00\x00\x0cJXL "), _how_to_read("a JPEG XL image", "pillow-jxl-plugin")),
     ((b"\x1aE\xdf\xa3",), "a Matroska or WebM video: its name should end in .mkv or .webm"),
     ((b"version https://git-lfs",), "a pointer of Git LFS: fetch the file itself with git lfs pull"),
     ((b"%PDF",), "a PDF: save its pages as images first"),
@@ -39,10 +45,11 @@ def describe_content(head: bytes) -> str:
     Args:
         head: Up to `HEAD_BYTES` bytes.
     """
-    if is_video_content(head):
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""  # of an ISO base media file
+    if brand in HEIF_BRANDS:
+        return _how_to_read("a HEIC image", "pillow-heif")
+    if brand and brand not in AVIF_BRANDS:
         return "an MP4 or QuickTime video: its name should end in .mp4 or .mov"
-    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
-        return "a HEIC image: pip install pillow-heif (in Python also import pillow_heif.HeifImagePlugin)"
     for beginnings, what in _BEGINNINGS:
         if head.startswith(beginnings):
             return what
@@ -52,11 +59,6 @@ def describe_content(head: bytes) -> str:
     if text.startswith(b"<svg") or (text.startswith(b"<?xml") and b"<svg" in text):
         return "an SVG, which has no pixels: save it as PNG first"
     return ""
-
-
-def is_video_content(head: bytes) -> bool:
-    """Whether the first bytes are those of an ISO base media file that is no HEIF or AVIF image: MP4, QuickTime."""
-    return head[4:8] == b"ftyp" and head[8:12] not in HEIF_BRANDS | {b"avif", b"avis"}
 
 
 def name_missing_plugins(endings: Collection[str]) -> str:
@@ -70,10 +72,13 @@ def name_missing_plugins(endings: Collection[str]) -> str:
 
 
 def register_plugins() -> None:
-    """Let Pillow read HEIC and JPEG XL in this process, if the packages for them are installed."""
-    for module in dict.fromkeys(PLUGIN_PACKAGES.values()):
-        if find_spec(PLUGIN_MODULES[module].partition(".")[0]) is not None:
-            import_module(PLUGIN_MODULES[module])
+    """Let Pillow read HEIC and JPEG XL in this process, if the packages for them are installed and work."""
+    for module in PLUGIN_MODULES.values():
+        if find_spec(module.partition(".")[0]) is not None:
+            try:
+                import_module(module)
+            except ImportError as error:  # other images do not need it
+                logger.warning("%s is installed but cannot be imported: %s", module, error)
 
 
 def import_plugins(names: Iterable[str]) -> None:

@@ -10,13 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from .files import IMAGE_SUFFIXES, atomic_write, copy_file
+from .files import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, atomic_write, copy_file
 from .text_files import name_to_text
 
 Mode = Literal["copy", "move", "link"]
-
-SIDECAR_SUFFIXES = (".txt", ".json", ".xmp", ".caption", ".npz")
-"""Endings of files that belong to the image of the same name: `a.txt` or `a.jpg.txt` to `a.jpg`."""
 
 LONGEST_NAME = 200
 """Bytes of a file name; file systems allow 255, and a number may be added."""

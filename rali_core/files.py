@@ -84,6 +84,11 @@ VIDEO_SUFFIXES = frozenset({
 """File name endings that count as videos."""
 
 
+def is_wanted(ending: str, videos: bool) -> bool:
+    """Whether files in a folder or archive with this ending, in lower case, are scored."""
+    return ending in IMAGE_SUFFIXES or (videos and ending in VIDEO_SUFFIXES)
+
+
 TRANSPORT_STREAMS = frozenset({".m2t", ".mts", ".ts"})
 """Endings of videos, or of TypeScript programs."""
 
@@ -257,9 +262,11 @@ def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) ->
 
 SHOWN_ENDINGS = 8
 
+SIDECAR_SUFFIXES = (".txt", ".json", ".xmp", ".caption", ".npz")
+"""Endings of files that belong to the image of the same name: `a.txt` or `a.jpg.txt` to `a.jpg`."""
+
 USUAL_COMPANIONS = frozenset({
-    ".txt", ".json", ".xmp", ".caption", ".npz", ".md", ".csv", ".html", ".yaml", ".yml", ".log", ".db", ".ini",
-    ".cls", ".parquet",
+    *SIDECAR_SUFFIXES, ".md", ".csv", ".html", ".yaml", ".yml", ".log", ".db", ".ini", ".cls", ".parquet",
 })  # fmt: skip
 """Endings of files that usually lie beside images: if nothing else was left out, no line is printed."""
 
@@ -331,7 +338,7 @@ def find_images(
             for file in sorted(_walk(path, recursive, survey)):
                 if is_companion(file.relative_to(path)):
                     continue
-                if is_image_name(file.name) or (videos and is_video_name(file.name)):
+                if is_wanted(file.suffix.lower(), videos):
                     found.setdefault(os.path.abspath(file), file)
                 else:
                     survey.note(file.name, file.suffix.lower())

@@ -187,7 +187,7 @@ def open_image(
 
 def _head(file: Path | BytesIO) -> bytes:
     if isinstance(file, BytesIO):
-        return file.getvalue()[:HEAD_BYTES]
+        return bytes(file.getbuffer()[:HEAD_BYTES])
     with file.open("rb") as opened:
         return opened.read(HEAD_BYTES)
 

@@ -109,9 +109,9 @@ def test_a_baselines_network_scores_images_and_tensors(speed: dict[str, ModuleTy
 
 
 def test_the_baseline_recipe_is_the_same_network(speed: dict[str, ModuleType]) -> None:
-    scorers = speed["baselines"]
-    recipe = scorers.OfficialRecipe(scorers.TINY)
-    ours = benchmark.random_model(scorers.TINY)
+    baselines = speed["baselines"]
+    recipe = baselines.OfficialRecipe(baselines.TINY)
+    ours = benchmark.random_model(baselines.TINY)
     count = sum(parameter.numel() for parameter in recipe._model.vision_model.parameters())
     projection = recipe._model.visual_projection.weight.numel()
     assert sum(parameter.numel() for parameter in ours.encoder.parameters()) == count + projection

@@ -184,9 +184,7 @@ def test_installed_plugins_of_pillow_are_used(rali: Rali, tmp_path: Path) -> Non
 def test_nan_is_no_threshold(arguments: list[str], rali: Rali) -> None:
     done = rali(*arguments)
     assert done.returncode == 2
-    assert f"argument {arguments[2 if arguments[0] != 'dataset' else 3]}: invalid number value: 'nan'".encode() in (
-        done.stderr
-    )
+    assert f"argument {arguments[-2]}: invalid number value: 'nan'".encode() in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ def test_what_pillow_reads_with_a_plugin_counts_or_is_told(tmp_path: Path, monke
         "from PIL import Image, PngImagePlugin\nImage.register_extension('PNG', '.jxl')\n"
     )
     assert [path.name for path in list_folder(tmp_path / "images")] == ["a.jxl"]
+
+
+def test_a_plugin_that_is_broken_costs_its_own_format_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.png").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "pillow_jxl", raising=False)
+    (tmp_path / "pillow_jxl.py").write_text("raise ImportError('libjxl.so: cannot open shared object file')")
+    assert [path.name for path in list_folder(tmp_path)] == ["a.png"]
+    assert "pillow_jxl is installed but cannot be imported: libjxl.so" in caplog.text
 
 
 def test_a_folder_is_listed_in_natural_order(tmp_path: Path) -> None:

@@ -7,16 +7,10 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 
-from ..files import VIDEO_SUFFIXES, Survey, is_companion
-from ..images import IMAGE_SUFFIXES
+from ..files import Survey, is_companion, is_wanted
 from . import storage
 from .items import Item, to_unicode
 from .storage import FoundFile
-
-
-def is_wanted(ending: str, videos: bool) -> bool:
-    """Whether files with this ending, in lower case, are scored."""
-    return ending in IMAGE_SUFFIXES or (videos and ending in VIDEO_SUFFIXES)
 
 
 def list_tar(root: str, file: FoundFile, videos: bool, survey: Survey) -> Iterator[Item]:

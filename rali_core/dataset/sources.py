@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
-from ..files import VIDEO_SUFFIXES, Survey, is_companion
+from ..files import VIDEO_SUFFIXES, Survey, is_companion, is_wanted
 from ..text_files import read_list
 from . import storage
 from .items import Item, Kind, Payload, to_unicode
 from .source_parquet import ParquetSource
-from .source_webdataset import is_wanted, list_tar
+from .source_webdataset import list_tar
 from .storage import FoundFile
 
 if TYPE_CHECKING:
