@@ -2,10 +2,11 @@
 
     python bench/reasons.py MODEL.safetensors --photographs DIR --drawings DIR --generated DIR [--each 12] [--json FILE]
 
-Each image is scored undistorted and under every kind of distortion at one level. Printed are, as tables in Markdown:
-the area under the ROC curve of each attribute by kind of image, with distortions that its probe was trained on and with
-others of the same kind; how often each word is used for which distortion; and the rank correlation with the classical
-measures of `rali_core.describe`. Images that the probes were trained on (the file has their names) are left out.
+Each image, cropped to 1:1, 3:2 or 2:3 in turn, is scored undistorted and under every kind of distortion and pair of
+them at one level. Printed are, as tables in Markdown: the area under the ROC curve of each attribute by kind of image,
+with distortions that its probe was trained on and with others of the same kind; how often each word is used for which
+distortion; how often both flaws of a pair are named; and the rank correlation with the classical measures of
+`rali_core.describe`. Images that the probes were trained on (the file has their names) are left out.
 """
 
 from __future__ import annotations
@@ -28,11 +29,18 @@ from rali_core.files import find_images
 from rali_core.images import to_rgb
 from rali_core.scorer import RaliScorer
 from rali_core.training.attribute_distortions import distort_further
-from rali_core.training.attributes import KINDS, PROBED, UNSEEN, VISIBLE_LEVEL
+from rali_core.training.attributes import KINDS, PAIRS, PROBED, UNSEEN, VISIBLE_LEVEL
 from rali_core.training.distortions import LEVELS
 
 LARGEST_SIDE = 768
-"""Larger images are reduced to this before they are distorted."""
+"""Larger images are reduced to this side before they are distorted."""
+RATIOS = ((1, 1), (3, 2), (2, 3))
+"""Width to height, in turn."""
+OTHER_PAIRS = (
+    "motion_blur+webp", "lens_blur+jpeg", "blur+poisson_noise", "low_resolution+jpeg", "exposure_down+chroma_noise",
+    "contrast_low+noise",
+)  # fmt: skip
+"""Pairs that no probe is trained on."""
 
 MEASURES: dict[str, tuple[str, int]] = {
     "blur": ("blur", 1), "noise": ("noise", 1), "compression": ("blocking", 1), "upscaling": ("resolution", -1),
@@ -43,16 +51,25 @@ MEASURES: dict[str, tuple[str, int]] = {
 
 
 CAUSES: dict[str, tuple[str, ...]] = {
-    kind: tuple(name for name, probed in PROBED.items() if kind in probed.kinds + probed.unseen)
-    for kind in KINDS + UNSEEN
+    kind: tuple(name for name, probed in PROBED.items() if set(kind.split("+")) & {*probed.kinds, *probed.unseen})
+    for kind in KINDS + UNSEEN + OTHER_PAIRS
 }
-"""Distortion to the attributes that it causes."""
+"""Distortion or pair to the attributes that it causes."""
+
+
+def crop_to(image: Image.Image, across: int, down: int) -> Image.Image:
+    """The middle of an image, as large as this ratio of width to height allows."""
+    unit = min(image.width / across, image.height / down)
+    width, height = int(unit * across), int(unit * down)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def judge(scorer: RaliScorer, path: Path, number: int) -> list[dict[str, Any]]:
     """The severities of one image and of its distorted versions, with what is measured on them."""
     with Image.open(path) as file:
         image = to_rgb(file)
+    image = crop_to(image, *RATIOS[number % len(RATIOS)])
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BICUBIC)
     versions, rows = [image], [{"distortion": "none", "level": 0}]
     for place, name in enumerate(CAUSES):
@@ -68,9 +85,11 @@ def judge(scorer: RaliScorer, path: Path, number: int) -> list[dict[str, Any]]:
 
 
 def auc_of(rows: list[dict[str, Any]], attribute: str, *, known: bool) -> float | None:
-    """Area under the ROC curve: the attribute's own distortions against undistorted images and all others'."""
+    """Area under the ROC curve: its own distortions against undistorted images and all others', without pairs."""
     positive, values = [], []
     for row in rows:
+        if "+" in row["distortion"]:
+            continue
         trained = row["distortion"] not in UNSEEN
         own = attribute in CAUSES.get(row["distortion"], ())
         if (own and (trained != known or row["level"] < VISIBLE_LEVEL)) or row["distortion"] in PROBED[attribute].alike:
@@ -106,6 +125,7 @@ def main() -> None:
     report = {
         "auc": auc_table(rows, names),
         "words": words_table(everything, scorer),
+        "pairs": pairs_table(everything, scorer),
         "srcc": srcc_table(everything, names),
     }
     for table in report.values():
@@ -139,6 +159,25 @@ def words_table(rows: list[dict[str, Any]], scorer: RaliScorer) -> list[list[str
         ])  # fmt: skip
         shares = [*said.mean(axis=0), (~said.any(axis=1)).mean()]
         table.append([name, *(f"{100 * share:.0f}" if share else "" for share in shares)])
+    return table
+
+
+def pairs_table(rows: list[dict[str, Any]], scorer: RaliScorer) -> list[list[str]]:
+    """How often, in percent, both flaws of a pair are named, and at least one of them."""
+    thresholds = {attribute.name: attribute.threshold for attribute in scorer.model.attributes}
+    table = [["pairs", "both named", "one named"]]
+    for title, pairs in (("trained on", PAIRS), ("others", OTHER_PAIRS)):
+        named = []
+        for row in rows:
+            if row["distortion"] in pairs and row["level"] >= VISIBLE_LEVEL:
+                values = row["values"]
+                named.append([
+                    any(values[name] >= thresholds[name] for name in CAUSES[part] if name in thresholds)
+                    for part in row["distortion"].split("+")
+                ])  # fmt: skip
+        if named:
+            flaws: NDArray[np.bool_] = np.array(named)
+            table.append([title, f"{100 * flaws.all(axis=1).mean():.0f}", f"{100 * flaws.any(axis=1).mean():.0f}"])
     return table
 
 

@@ -17,7 +17,9 @@ from rali_core.training.attribute_distortions import FURTHER, distort_further
 from rali_core.training.attributes import (
     KINDS,
     MIN_AUC,
+    PAIRS,
     PROBED,
+    SHAPES,
     UNSEEN,
     DistortedImages,
     fit_probes,
@@ -34,7 +36,7 @@ HIDDEN = ("jpeg", "webp", "vibrance")
 
 def made_up_embeddings(seed: int) -> tuple[torch.Tensor, NDArray[np.int64], torch.Tensor]:
     """Content in all of 48 dimensions, each kind of distortion along a direction of its own, the
-    unseen ones along those of their attributes; and fifty good images."""
+    unseen ones along those of their attributes, pairs along both; and fifty good images."""
     random = np.random.default_rng(seed)
     levels = DistortedImages(lambda _: np.zeros((8, 8, 3), np.uint8), SOURCES).levels
     directions = np.random.default_rng(99).normal(size=(len(ALL), 48)) * 3
@@ -42,6 +44,8 @@ def made_up_embeddings(seed: int) -> tuple[torch.Tensor, NDArray[np.int64], torc
         alike = [probed.kinds[0] for probed in PROBED.values() if kind in probed.unseen]
         directions[ALL.index(kind)] = directions[[ALL.index(each) for each in alike]].sum(axis=0)
     directions[[0, *(ALL.index(kind) for kind in HIDDEN)]] = 0
+    for pair in PAIRS:
+        directions[ALL.index(pair)] = directions[[ALL.index(part) for part in pair.split("+")]].sum(axis=0)
     content = random.normal(size=(SOURCES, 1, 48))
     values = 5 + content + directions * levels[:, :, None] / LEVELS + random.normal(0, 0.2, (*levels.shape, 48))
     good = 5 + random.normal(size=(50, 48))
@@ -54,9 +58,15 @@ def test_each_image_comes_undistorted_and_then_in_every_kind_with_levels_alike_o
     images = DistortedImages(lambda number: pixels[number], 10)
     assert len(images) == 10 * (len(ALL))
     assert np.array_equal(images[3 * (len(ALL))], pixels[3])
-    place = ALL.index("jpeg")
-    expected = distort(Image.fromarray(pixels[3]), "jpeg", int(images.levels[3, place]), seed=3)
-    assert np.array_equal(images[3 * (len(ALL)) + place], np.asarray(expected))
+    place = ALL.index("blur+jpeg")
+    for number, (across, down) in enumerate(SHAPES):
+        level = int(images.levels[number, place])
+        shaped = Image.fromarray(pixels[number]).resize(
+            (round(24 * across), round(24 * down)), Image.Resampling.BICUBIC
+        )
+        both = distort(distort(shaped, "blur", level, seed=number), "jpeg", level, seed=number)
+        expected = np.asarray(both.resize((24, 24), Image.Resampling.BICUBIC))
+        assert np.array_equal(images[number * len(ALL) + place], expected)
     counts = np.apply_along_axis(np.bincount, 0, images.levels[:, 1:], minlength=LEVELS + 1)
     assert (counts[1:] == 2).all()
 
@@ -94,6 +104,9 @@ def test_probes_tell_unseen_images_what_is_wrong_and_what_cannot_be_told_is_left
     place = ALL.index("noise")
     severe = [image[place] for image, level in zip(words, levels[:, place], strict=True) if level >= 3]
     assert np.mean(["noisy" in each for each in severe]) > 0.9
+    place = ALL.index("darken+noise")
+    both = [image[place] for image, level in zip(words, levels[:, place], strict=True) if level >= 3]
+    assert np.mean(["noisy" in each and "underexposed" in each for each in both]) > 0.9, "both flaws of one image"
     flagged = dict(each.rsplit(" ", 1) for each in figures["flagged"]["noise"].split(", "))
     assert float(flagged["noise"]) > 0.7 > 0.2 > float(flagged.get("blur", 0))
 

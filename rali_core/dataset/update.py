@@ -77,6 +77,8 @@ def update(folder: Path, manifest: Manifest, *, retry: bool, grow: bool) -> tupl
     else:
         for _ in new:
             pass
+    if line := source.survey.describe_left_out():
+        logger.info("%s", line)
     if not added:
         name.unlink(missing_ok=True)
     batches = _revise(listing, failed, now)

@@ -20,11 +20,14 @@ Levels = tuple[float, float, float, float, float]
 
 
 def distort_further(image: Image.Image, kind: str, level: int, *, seed: int = 0) -> Image.Image:
-    """As `distortions.distort`, with the kinds of `FURTHER` too.
+    """As `distortions.distort`, with the kinds of `FURTHER` too, and with several, such as `"blur+jpeg"`, in turn.
 
     Raises:
         ValueError: As there.
     """
+    first, *rest = kind.split("+")
+    for part in rest:
+        return distort_further(distort_further(image, first, level, seed=seed), part, level, seed=seed)
     if kind not in FURTHER:
         return distort(image, cast(Distortion, kind), level, seed=seed)
     if not 1 <= level <= LEVELS:

@@ -5,6 +5,10 @@ and all other distortions are its negatives, so that it detects its own kind of 
 thresholds come from a cross-validation by source image. A probe that does not reach `MIN_AUC` there, on its own
 distortions and on others of their kind that no probe is trained on, is left out.
 
+Images are distorted in several shapes and sizes and then resized to the encoder's square, as any image is. Distorted as
+squares of that size alone, with 30 images and no pairs, the probes found 40 % of the noise and no checkerboard in
+30 images of which 20 were no squares, and both flaws of one image in 11 %; now 88, 75 and 73 %.
+
 Embeddings are whitened first with their covariance within the kinds of distortion, as in linear discriminant analysis,
 because most of their variance is content and overall quality. Without it, on a tuned encoder and 40 images, the mean
 AUC was 0.80 instead of 0.97, and 3 attributes reached 0.9 instead of 16.
@@ -38,14 +42,16 @@ logger = logging.getLogger("rali")
 
 MIN_AUC = 0.9
 FOLDS = 5
-INVERSE_REGULARISATION = 0.1
+INVERSE_REGULARISATION = 0.01
 """C of the logistic regressions, on whitened embeddings."""
 VISIBLE_LEVEL = 2
 """Figures are for distortions from this level on; level 1 is at the limit of visibility."""
 FALSE_ALARMS, CONFUSED = 0.01, 0.05
 """At most this share of the held-out undistorted images, and of those with other distortions, reaches a threshold."""
-MIN_THRESHOLD = 0.25
+MIN_THRESHOLD = 0.3
 """Between the severities of levels 1 and 2: what is hardly visible gets no word."""
+SHAPES = ((1.0, 1.0), (1.5, 1.0), (0.9, 1.2), (2.0, 2.0))
+"""Width and height at which images are distorted, in turn, as multiples of the encoder's size."""
 GOOD_IMAGES = 1500
 """Good labelled images at most, drawn at random; the stage has their embeddings already."""
 
@@ -91,8 +97,14 @@ PROBED: dict[str, Probed] = {
     "posterisation": Probed("posterised", ("banding",), ("adaptive_palette", "dither"), ("contrast_high", "s_curve")),
     "checkerboard": Probed("checkerboard pattern", ("checkerboard",), ("checkerboard_of_three",)),
 }  # fmt: skip
-KINDS: tuple[str, ...] = (*(kind for probed in PROBED.values() for kind in probed.kinds), "smear", "warp")
-"""What the probes are trained on. The last two are negatives alone: probes of them failed on other means."""
+PAIRS: tuple[str, ...] = (
+    "blur+jpeg", "blur+noise", "noise+jpeg", "motion_blur+noise", "darken+noise", "gain_down+poisson_noise",
+    "upscaler+webp", "pixelate+jpeg", "saturation_high+jpeg", "oversharpen+jpeg", "blur+contrast_low",
+    "brighten+saturation_low",
+)  # fmt: skip
+"""Two distortions in turn, which often come together and do not hide each other."""
+KINDS: tuple[str, ...] = (*(kind for probed in PROBED.values() for kind in probed.kinds), "smear", "warp", *PAIRS)
+"""What the probes are trained on. Smear and warp are negatives alone: probes of them failed on other means."""
 UNSEEN: tuple[str, ...] = tuple(dict.fromkeys(kind for probed in PROBED.values() for kind in probed.unseen))
 
 
@@ -100,7 +112,7 @@ class DistortedImages(Sequence[NDArray[np.uint8]]):
     """Each image undistorted, then under each kind of distortion at one level; all levels are equally frequent.
 
     Args:
-        read: Function from a number to that image, (S, S, 3) uint8.
+        read: Function from a number to that image, (S, S, 3) uint8; it is distorted in one of `SHAPES`.
         count: Number of images.
         kinds: Kinds of distortion.
     """
@@ -118,11 +130,14 @@ class DistortedImages(Sequence[NDArray[np.uint8]]):
 
     def __getitem__(self, index: Any) -> Any:
         number, place = divmod(index, self.levels.shape[1])
-        image = np.asarray(self.read(number))
-        if not place:
-            return image
-        level = int(self.levels[number, place])
-        return np.asarray(distort_further(Image.fromarray(image), self.kinds[place - 1], level, seed=number))
+        image = Image.fromarray(self.read(number))
+        across, down = SHAPES[number % len(SHAPES)]
+        if place:
+            shaped = image.resize((round(across * image.width), round(down * image.height)), Image.Resampling.BICUBIC)
+            level = int(self.levels[number, place])
+            shaped = distort_further(shaped, self.kinds[place - 1], level, seed=number)
+            image = shaped.resize(image.size, Image.Resampling.BICUBIC)
+        return np.asarray(image)
 
 
 def fit_attributes(run: Run, model: RaliModel) -> tuple[AttributeProbes | None, dict[str, Any]]:
@@ -142,7 +157,7 @@ def fit_attributes(run: Run, model: RaliModel) -> tuple[AttributeProbes | None, 
         return None, {}
     render = TripletRenderer(run.triplets, run.size)
     images = DistortedImages(lru_cache(maxsize=1)(lambda number: render(number)[0]), count)
-    digest = repr((run.triplets_digest, count, KINDS, UNSEEN))
+    digest = repr((run.triplets_digest, count, KINDS, UNSEEN, SHAPES))
     embedded = run.embeddings(model, "attributes", images, digest)
     scored = [run.embed_training(model, data) for data in run.data if data.scores in ("absolute", "mapped")]
     good = np.concatenate([part[scores > GOOD_SCORE] for part, scores in scored])
@@ -183,7 +198,8 @@ def fit_probes(
     figures: dict[str, Any] = {"distorted": len(distorted), "good": len(good), "sources": names}
     figures |= {"auc": {}, "left_out": {}, "flagged": {}}
     for name, probed in PROBED.items():
-        own, used = np.isin(kinds, probed.kinds), trained & ~np.isin(kinds, probed.alike)
+        own = _any_of(kinds, probed.kinds)
+        used = trained & (own | ~_any_of(kinds, probed.alike))
         severity = np.where(own, level / LEVELS, 0.0)
         held_out = np.zeros(len(values))
         for train, test, white in folds:
@@ -191,7 +207,7 @@ def fit_probes(
             held_out[test] = _fit(white[rows], severity[rows], level[rows]).predict_proba(white[test])[:, 1]
         negative = used & ~own
         aucs = [
-            _auc(held_out[negative], held_out[np.isin(kinds, positive) & (level >= VISIBLE_LEVEL)])
+            _auc(held_out[negative], held_out[_any_of(kinds, positive) & (level >= VISIBLE_LEVEL)])
             for positive in (probed.kinds, probed.unseen)
         ]
         logger.info("attributes: %s: AUC %.3f, other distortions of its kind %.3f", name, *aucs)
@@ -214,6 +230,12 @@ def fit_probes(
     state = {"weight": np.stack(weights), "bias": np.array(biases)}
     probes.load_state_dict({name: torch.from_numpy(value).float() for name, value in state.items()})
     return probes, figures
+
+
+def _any_of(kinds: NDArray[np.str_], distortions: Sequence[str]) -> NDArray[np.bool_]:
+    """Which kinds are one of these distortions, or a pair with one."""
+    found = {kind for kind in np.unique(kinds) if set(kind.split("+")) & set(distortions)}
+    return np.isin(kinds, list(found))
 
 
 def _auc(negative: NDArray[np.float64], positive: NDArray[np.float64]) -> float:

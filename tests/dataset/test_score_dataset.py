@@ -199,6 +199,9 @@ def test_a_plugins_format_counts_in_folders_and_what_is_left_out_is_told_in_one_
     assert "1 .newpng" in line
     assert "1 .heic" in line
     assert line.endswith(" (to read them: pip install pillow-heif)")
+    caplog.clear()
+    score(photos, "without")
+    assert line in caplog.messages, "told again when a finished result looks for new images"
     assert score(photos, "with", plugins=["new_format"]).done == count + 1
 
 
