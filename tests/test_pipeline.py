@@ -202,6 +202,7 @@ def interrupt_after(calls: int, function: Callable[..., object]) -> Callable[...
         (measures, "measure_image", 40),  # in describe
         (align, "encode", 7),
         (tune, "encode", 7),
+        (pipeline, "compress_embeddings", 0),
         (pipeline, "fit_head", 0),
     ],
 )
