@@ -1,4 +1,4 @@
-"""Give a model file the probes of image attributes that a training's `fit` stage would: the weights stay bit for bit.
+"""Give a model file the probes of image attributes that a training's `fit` would make; the rest stays bit for bit.
 
 python tools/add_attributes.py CONFIG.toml MODEL.safetensors [-o OUT.safetensors] [--images N]
 
@@ -9,7 +9,6 @@ N images of it are embedded under every distortion of the probes (default: the c
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 from dataclasses import replace
@@ -23,7 +22,7 @@ from rali_core.checkpoint import load_model
 from rali_core.files import atomic_write
 from rali_core.training.attributes import fit_attributes
 from rali_core.training.config import read_config
-from rali_core.training.publish import git_commit
+from rali_core.training.publish import git_commit, hash_config
 from rali_core.training.run import Run
 
 
@@ -56,7 +55,7 @@ def main() -> None:
     if "config" in training:
         settings = training["config"]
         settings["fit"]["attribute_images"] = config.fit.attribute_images
-        training["config_sha256"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        training["config_sha256"] = hash_config(settings)
     metadata["training"] = json.dumps(training, sort_keys=True)
     output = Path(options.output or options.model)
     with atomic_write(output) as temporary:

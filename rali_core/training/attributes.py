@@ -131,8 +131,8 @@ class DistortedImages(Sequence[NDArray[np.uint8]]):
     def __getitem__(self, index: Any) -> Any:
         number, place = divmod(index, self.levels.shape[1])
         image = Image.fromarray(self.read(number))
-        across, down = SHAPES[number % len(SHAPES)]
         if place:
+            across, down = SHAPES[number % len(SHAPES)]
             shaped = image.resize((round(across * image.width), round(down * image.height)), Image.Resampling.BICUBIC)
             level = int(self.levels[number, place])
             shaped = distort_further(shaped, self.kinds[place - 1], level, seed=number)

@@ -111,7 +111,7 @@ def _provenance(run: Run, records: Mapping[str, Mapping[str, Any]], figures: dic
     config = to_json(run.config)
     return {
         "config": config,
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "config_sha256": hash_config(config),
         "limit": run.limit,
         "git_commit": git_commit(),
         "data": {
@@ -131,6 +131,11 @@ def _provenance(run: Run, records: Mapping[str, Mapping[str, Any]], figures: dic
         "figures": figures,
         "versions": {"rali": __version__, "python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
+
+
+def hash_config(config: Any) -> str:
+    """SHA-256 over a configuration in plain JSON types."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def git_commit() -> str | None:
