@@ -289,6 +289,7 @@ def test_a_model_tells_attributes_where_images_suffice_and_a_tool_adds_them_late
     assert one.keys() == other.keys()
     assert all(bool((one[name] == other[name]).all()) for name in one)
     assert read_metadata(added)["attributes"] == read_metadata(model)["attributes"]
+    assert read_metadata(added)["training"]["config_sha256"] == read_metadata(model)["training"]["config_sha256"]
 
 
 def test_a_generator_can_be_left_out_of_the_training(config_file: Path) -> None:

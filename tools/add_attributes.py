@@ -1,4 +1,4 @@
-"""Give a model file the probes of image attributes that a training's `fit` would make; the rest stays bit for bit.
+"""Give a model file the probes of attributes that a training's `fit` would make; encoder and head stay bit for bit.
 
 python tools/add_attributes.py CONFIG.toml MODEL.safetensors [-o OUT.safetensors] [--images N]
 
