@@ -21,6 +21,8 @@ OFFICIAL_CHOICE = f"{OFFICIAL_NAME} (downloaded)"
 DtypeChoice = Literal["auto", "float32", "float16", "bfloat16"]
 DeviceChoice = Literal["auto", "cpu"]
 KEPT_MODELS = 2
+AUTO = "auto"
+"""The domain that is not told."""
 
 RaliModelType = io.Custom("RALI_MODEL")
 
@@ -99,17 +101,18 @@ def model_key(path: Path) -> str:
 
 
 _cache = ScoreCache()
-_models: OrderedDict[tuple[str, str, str], ModelHandle] = OrderedDict()
+_models: OrderedDict[tuple[str, str, str, str], ModelHandle] = OrderedDict()
 
 
 def get_model(
-    choice: str = BUNDLED_CHOICE, *, dtype: DtypeChoice = "auto", device: DeviceChoice = "auto"
+    choice: str = BUNDLED_CHOICE, *, dtype: DtypeChoice = "auto", device: DeviceChoice = "auto", domain: str = AUTO
 ) -> ModelHandle:
     """Load a model, or take it from the most recently used; it stays in main memory until it has to score.
 
     Raises:
         FileNotFoundError: The file does not exist.
         CheckpointError: The file cannot be used.
+        ValueError: The model does not know the domain.
     """
     import comfy.model_management as management
     import torch
@@ -121,10 +124,11 @@ def get_model(
     load_device = torch.device("cpu") if device == "cpu" else management.get_torch_device()
     if dtype == "auto":
         dtype = "float16" if load_device.type == "cuda" and management.should_use_fp16(load_device) else "float32"
-    key = (model_key(path), dtype, str(load_device))
+    key = (model_key(path), dtype, str(load_device), domain)
     if key not in _models:
         offload_device = torch.device("cpu")
-        scorer = RaliScorer.from_pretrained(path, device=offload_device, dtype=dtype, cache=_cache)
+        told = None if domain == AUTO else domain
+        scorer = RaliScorer.from_pretrained(path, device=offload_device, dtype=dtype, cache=_cache, domain=told)
         scorer.model.encoder.register_forward_pre_hook(_stop_if_interrupted)
         patcher = ModelPatcher(_Managed(scorer.model), load_device=load_device, offload_device=offload_device)
         _models[key] = ModelHandle(scorer, patcher)

@@ -6,7 +6,9 @@ from typing import get_args
 
 from comfy_api.latest import io
 
+from ..rali_core.constants import DOMAINS
 from ._models import (
+    AUTO,
     BUNDLED_CHOICE,
     DeviceChoice,
     DtypeChoice,
@@ -57,6 +59,16 @@ class RaliLoadModel(io.ComfyNode):
                     advanced=True,
                     tooltip="auto: ComfyUI's device, memory shared with the other models. cpu: leaves the GPU alone.",
                 ),
+                io.Combo.Input(
+                    "domain",
+                    options=[AUTO, *DOMAINS],
+                    default=AUTO,
+                    optional=True,
+                    tooltip=(
+                        "What the images are, if all are of one kind: the bundled model then ranks them better, those "
+                        "of one generator above all. auto: found out for each image. Only models that know these kinds."
+                    ),
+                ),
             ],
             outputs=[RaliModelType.Output("RALI_MODEL", tooltip="The model, for any RALI node.")],
         )
@@ -70,9 +82,9 @@ class RaliLoadModel(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, dtype: str, device: str) -> str:
-        return "|".join((model_key(find_model_file(model)), dtype, device))
+    def fingerprint_inputs(cls, model: str, dtype: str, device: str, domain: str = AUTO) -> str:
+        return "|".join((model_key(find_model_file(model)), dtype, device, domain))
 
     @classmethod
-    def execute(cls, model: str, dtype: DtypeChoice, device: DeviceChoice) -> io.NodeOutput:
-        return io.NodeOutput(get_model(model, dtype=dtype, device=device))
+    def execute(cls, model: str, dtype: DtypeChoice, device: DeviceChoice, domain: str = AUTO) -> io.NodeOutput:
+        return io.NodeOutput(get_model(model, dtype=dtype, device=device, domain=domain))

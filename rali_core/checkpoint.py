@@ -89,8 +89,9 @@ def save_model(path: str | os.PathLike[str], model: RaliModel, info: ModelInfo) 
     if broken:
         raise ValueError(f"these tensors hold NaN or infinite values: {', '.join(broken)}")
     metadata = encode_metadata(
-        info, model.encoder_config, model.preprocess_config, model.coverage, attributes=model.attributes
-    )
+        info, model.encoder_config, model.preprocess_config, model.coverage,
+        attributes=model.attributes, domains=model.domains,
+    )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -103,6 +104,7 @@ def encode_metadata(
     coverage: Coverage,
     *,
     attributes: Sequence[Attribute] = (),
+    domains: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """The metadata of a model file as texts, the only type that safetensors stores besides tensors."""
     metadata = {
@@ -118,7 +120,8 @@ def encode_metadata(
         "preprocess": json.dumps(preprocess.to_dict(), sort_keys=True),
         "coverage": json.dumps(coverage),
     }
-    return metadata | ({"attributes": json.dumps(to_metadata(attributes))} if attributes else {})
+    optional = {"attributes": to_metadata(attributes) if attributes else None, "domains": domains}
+    return metadata | {key: json.dumps(value) for key, value in optional.items() if value}
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -126,7 +129,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         The decoded metadata: `format_version`, the fields of `ModelInfo`, `encoder`, `preprocess`, `coverage` and, of a
-        model with attributes, `attributes`.
+        model with them, `attributes` and `domains`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -240,6 +243,7 @@ class _Settings:
     preprocess: PreprocessConfig
     coverage: Coverage
     attributes: tuple[Attribute, ...]
+    domains: dict[str, float]
 
 
 def _parse_metadata(path: Path, metadata: dict[str, Any]) -> tuple[ModelInfo, _Settings]:
@@ -262,10 +266,11 @@ def _parse_metadata(path: Path, metadata: dict[str, Any]) -> tuple[ModelInfo, _S
     encoder, preprocess = parse("encoder", EncoderConfig.from_dict), parse("preprocess", PreprocessConfig.from_dict)
     coverage = parse("coverage", _coverage)
     attributes = parse("attributes", from_metadata) if "attributes" in metadata else ()
+    domains = parse("domains", _domains) if "domains" in metadata else {}
     if problems:
         raise CheckpointError(_describe(path, problems))
     info = ModelInfo(name, licence, score_range, calibration, training, source)
-    return info, _Settings(encoder, preprocess, coverage, attributes)
+    return info, _Settings(encoder, preprocess, coverage, attributes, domains)
 
 
 def _text(value: Any) -> str:
@@ -285,6 +290,13 @@ def _score_range(value: Any) -> tuple[float, float]:
     if not -float("inf") < low < high < float("inf"):
         raise ValueError(f"expected [worst, best] with worst < best, got {value!r}")
     return low, high
+
+
+def _domains(value: Any) -> dict[str, float]:
+    domains = {_text(name): float(told) for name, told in _record(value).items()}
+    if not domains or not all(name and math.isfinite(told) for name, told in domains.items()):
+        raise ValueError(f"expected finite numbers by the names of domains, got {value!r}")
+    return domains
 
 
 def _coverage(value: Any) -> Coverage:
@@ -325,6 +337,7 @@ def _construct(settings: _Settings, shapes: dict[str, tuple[int, ...]]) -> RaliM
         prototypes=shapes["head.prototypes"][0],
         coverage=settings.coverage,
         attributes=settings.attributes,
+        domains=settings.domains,
     )
 
 

@@ -42,3 +42,6 @@ BAND_NAMES: tuple[str, str, str, str, str] = ("bad", "poor", "fair", "good", "ex
 
 BAND_THRESHOLDS: tuple[float, float, float, float] = (0.2, 0.4, 0.6, 0.8)
 """Lower limits of poor, fair, good and excellent: the [0, 1] scale in five equal parts."""
+
+DOMAINS = ("photographs", "generated images")
+"""The kinds of images that the bundled model can be told, see `RaliModel.set_domain`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,21 @@ from .preprocess import PreprocessConfig, preprocess, view_weights
 from .vision_transformer import ClipEncoder, DinoEncoder
 
 
+def find_domain(domains: Iterable[str], name: str | None) -> str | None:
+    """The one of a model's domains that is called so or begins so; None for None.
+
+    Raises:
+        ValueError: None of them, or several, begin so.
+    """
+    if name is None:
+        return None
+    found = [known for known in domains if name and known.startswith(name)]
+    if len(found) != 1:
+        known = ", ".join(map(repr, domains)) or "none: leave `domain` (--domain) out"
+        raise ValueError(f"unknown domain {name!r}; this model knows {known}")
+    return found[0]
+
+
 class RaliModel(nn.Module):
     """RALI (Zhao et al., ICLR 2026): image encoder and prototype head.
 
@@ -29,6 +44,10 @@ class RaliModel(nn.Module):
         prototypes: K, number of prototypes.
         coverage: How `forward` scores images that are not square, by default.
         attributes: Attributes of its probes; without any, `probes` is None.
+        domains: Kinds of images that can be told, see `set_domain`, with `head.told` of each.
+
+    Attributes:
+        domain: The one that was told, or None.
 
     Raises:
         ValueError: The encoder cannot be built, or its input size differs from the preprocessing's.
@@ -51,6 +70,7 @@ class RaliModel(nn.Module):
         prototypes: int,
         coverage: Coverage = "center",
         attributes: Sequence[Attribute] = (),
+        domains: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if encoder_config.image_size != preprocess_config.image_size:
@@ -61,9 +81,23 @@ class RaliModel(nn.Module):
         self.encoder_config = encoder_config
         self.preprocess_config = preprocess_config
         self.coverage: Coverage = coverage
+        self.domains = dict(domains or {})
+        self.domain: str | None = None
         self.encoder = build_encoder(encoder_config)
         self.head = PrototypeHead(encoder_config.embed_dim, pca_dim, prototypes)
         self.probes = AttributeProbes(attributes, encoder_config.embed_dim) if attributes else None
+
+    def set_domain(self, name: str | None) -> None:
+        """Tell what kind of images will be scored, which the model otherwise finds out from each image.
+
+        Args:
+            name: One of `domains`, or the beginning of one, such as `"generated"`; None: it is not known.
+
+        Raises:
+            ValueError: None of them, or several, begin so.
+        """
+        self.domain = find_domain(self.domains, name)
+        self.head.told = None if self.domain is None else self.domains[self.domain]
 
     def preprocess(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
         """(B, 3, H, W) pixels in [0, 1] to (B, T, 3, S, S) encoder input; see `preprocess.preprocess`."""
@@ -151,8 +185,9 @@ def with_image_size(model: RaliModel, image_size: int) -> RaliModel:
     result = RaliModel(
         encoder_config, replace(model.preprocess_config, image_size=image_size),
         pca_dim=len(model.head.components), prototypes=len(model.head.scores), coverage=model.coverage,
-        attributes=model.attributes,
+        attributes=model.attributes, domains=model.domains,
     )  # fmt: skip
+    result.set_domain(model.domain)
     state = {name: tensor.float() for name, tensor in model.state_dict().items()}
     positions, wanted = state[names[0]], result.state_dict()[names[0]]
     old, new = (math.isqrt(tensor.shape[-2] - 1) for tensor in (positions, wanted))

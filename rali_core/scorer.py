@@ -76,13 +76,16 @@ class RaliScorer:
         cache: Remembers scores by content; may be shared. Each attribute takes an entry of its own.
         limits: Limits for image files: pixels, text chunks, pixels decoded at one time.
         attributes: Tell what is wrong with each image too, from the same embeddings; see `attributes.ImageAttributes`.
+        domain: What kind of images these are, where it is known, and the model has such domains: `"photographs"` or
+            `"generated images"` (or the beginning of one) of the bundled one, which then ranks them better. By default
+            the model finds out for each image. Scores with and without are on one scale, but not the same.
 
     Attributes:
         dtype: The arithmetic in use, never `"auto"`.
 
     Raises:
-        ValueError: An unknown device, dtype or coverage, a batch size or number of crops out of range, or attributes
-            are asked of a model without probes.
+        ValueError: An unknown device, dtype, coverage or domain, a batch size or number of crops out of range, or
+            attributes are asked of a model without probes.
 
     Examples:
         >>> scorer = RaliScorer.from_pretrained()
@@ -104,12 +107,15 @@ class RaliScorer:
         cache: ScoreCache | None = None,
         limits: ReadLimits = DEFAULT_LIMITS,
         attributes: bool = False,
+        domain: str | None = None,
     ) -> None:
         _check_dtype(dtype)
         if coverage is not None:
             check_coverage(coverage)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if domain is not None:
+            model.set_domain(domain)
         self.device = choose_device(device)
         if dtype == "auto":
             dtype = fastest_precision(model.encoder, self.device)
@@ -141,6 +147,7 @@ class RaliScorer:
         cache: ScoreCache | None = None,
         limits: ReadLimits = DEFAULT_LIMITS,
         attributes: bool = False,
+        domain: str | None = None,
     ) -> RaliScorer:
         """Load a model file.
 
@@ -154,6 +161,7 @@ class RaliScorer:
             cache: As for the class.
             limits: As for the class.
             attributes: As for the class.
+            domain: As for the class.
 
         Raises:
             FileNotFoundError: No such model.
@@ -174,7 +182,7 @@ class RaliScorer:
         return cls(
             loaded.model, loaded.info,
             device=device, dtype=dtype, batch_size=batch_size, coverage=coverage, full_size_crops=full_size_crops,
-            cache=cache, limits=limits, attributes=attributes,
+            cache=cache, limits=limits, attributes=attributes, domain=domain,
         )  # fmt: skip
 
     def score(
@@ -326,7 +334,8 @@ class RaliScorer:
 
             scoring = {name: value for name, value in self.model.state_dict().items() if not name.startswith("probes.")}
             self._model_key = f"{tensors_key(scoring)}|{self.model.preprocess_config}"
-        return f"{RULES}|{self._model_key}|{self.dtype}|{self.device.type}|{coverage or self.coverage}"
+        told = "" if self.model.domain is None else f"|{self.model.head.told}"
+        return f"{RULES}|{self._model_key}{told}|{self.dtype}|{self.device.type}|{coverage or self.coverage}"
 
     def cache_keys(self, digest: bytes, coverage: Coverage | None = None, *, attributes: bool = False) -> list[Key]:
         """Where an image's score stands in the cache and, where they are asked for, the values of its attributes.

@@ -115,6 +115,20 @@ def probing_model(tiny_model: RaliModel) -> RaliModel:
 
 
 @pytest.fixture
+def telling_model(tiny_model: RaliModel) -> RaliModel:
+    """The tiny model, which can be told two domains."""
+    tiny_model.domains = {"photographs": -3.0, "generated images": 4.0}
+    return tiny_model
+
+
+@pytest.fixture
+def telling_file(telling_model: RaliModel, tiny_info: ModelInfo, tmp_path: Path) -> Path:
+    path = tmp_path / "telling.safetensors"
+    save_model(path, telling_model, tiny_info)
+    return path
+
+
+@pytest.fixture
 def probing_file(probing_model: RaliModel, tiny_info: ModelInfo, tmp_path: Path) -> Path:
     path = tmp_path / "probing.safetensors"
     save_model(path, probing_model, tiny_info)

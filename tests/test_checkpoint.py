@@ -217,3 +217,16 @@ def test_unusable_probes_are_refused(
     changed = {} if metadata is None else {"attributes": json.dumps(metadata)}
     with pytest.raises(CheckpointError, match=message):
         load_model(rewrite(path, tensors={"probes.weight": tensor}, metadata=changed))
+
+
+def test_domains_come_back_from_the_model_file(telling_file: Path) -> None:
+    loaded = load_model(telling_file).model
+    assert loaded.domains == {"photographs": -3.0, "generated images": 4.0}
+    assert loaded.domain is loaded.head.told is None, "nothing is told yet"
+    assert read_metadata(telling_file)["domains"] == loaded.domains
+
+
+@pytest.mark.parametrize("value", [[], {}, {"": 1.0}, {"photographs": "3 m"}, {"photographs": None}])
+def test_unusable_domains_are_refused(value: object, telling_file: Path) -> None:
+    with pytest.raises(CheckpointError, match="metadata domains: "):
+        load_model(rewrite(telling_file, metadata={"domains": json.dumps(value)}))

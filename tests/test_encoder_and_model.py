@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,6 +79,42 @@ def test_the_score_is_the_weighted_sum_of_the_prototypes_scores(tiny_model: Rali
         scores = tiny_model(pixels, coverage="tiles")
         assert weights.shape == (2, 12)
         assert torch.allclose(weights @ tiny_model.head.scores, scores, atol=1e-6)
+
+
+def test_a_told_domain_is_the_last_coordinate_whatever_the_image_says(telling_model: RaliModel) -> None:
+    """The same as prototypes whose last coordinate is compared with that of the domain, in plain NumPy."""
+    pixels = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        untold, weights = telling_model(pixels), telling_model.weights(pixels)
+        told = {}
+        for name in ("photographs", "generated"):
+            telling_model.set_domain(name)
+            told[telling_model.domain] = telling_model(pixels)
+            assert torch.allclose(told[telling_model.domain], telling_model.weights(pixels) @ telling_model.head.scores)
+        embedding = telling_model.embed(telling_model.preprocess(pixels).flatten(0, 1)).numpy().astype(np.float64)
+    head = {name: tensor.numpy().astype(np.float64) for name, tensor in telling_model.head.state_dict().items()}
+    projected = (embedding - head["mean"]) / abs(head["scale"]) @ head["components"].T
+    projected[:, -1] = 4.0
+    unit, prototypes = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (projected, head["prototypes"]))
+    shares = np.exp(unit @ prototypes.T * head["logit_scale"])
+    assert told["generated images"] == pytest.approx(shares @ head["scores"] / shares.sum(1), abs=1e-5)
+    assert not torch.allclose(told["photographs"], told["generated images"], atol=1e-3)
+    telling_model.set_domain(None)
+    with torch.no_grad():
+        assert torch.equal(telling_model(pixels), untold)
+        assert torch.equal(telling_model.weights(pixels), weights)
+
+
+@pytest.mark.parametrize("name", ["drawings", "", "generated images of mine"])
+def test_a_domain_that_the_model_does_not_know_is_refused(name: str, telling_model: RaliModel) -> None:
+    with pytest.raises(ValueError, match="unknown domain '.*'; this model knows 'photographs', 'generated images'"):
+        telling_model.set_domain(name)
+    telling_model.domains = {"generated drawings": 1.0, "generated images": 2.0}
+    with pytest.raises(ValueError, match="unknown domain 'gen'"):
+        telling_model.set_domain("gen")
+    telling_model.domains = {}
+    with pytest.raises(ValueError, match=r"this model knows none: leave `domain` \(--domain\) out"):
+        telling_model.set_domain("photographs")
 
 
 def test_encoder_and_preprocessing_must_agree_on_the_size() -> None:

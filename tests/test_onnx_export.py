@@ -10,7 +10,7 @@ import torch
 
 from rali_core import onnx_export
 from rali_core.calibration import Calibration
-from rali_core.checkpoint import ModelInfo, save_model
+from rali_core.checkpoint import ModelInfo, load_model, save_model
 from rali_core.cli import main
 from rali_core.constants import CLIP_MEAN, CLIP_STD
 from rali_core.content import have_content
@@ -100,6 +100,21 @@ def test_a_graph_whose_scores_are_off_is_not_written(
     ):
         onnx_export.export_onnx(small_scorer.model, tmp_path / "m.onnx", info=small_scorer.info)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_domain_that_is_told_is_part_of_the_graph(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DINOV2, "vit_small_patch14_dinov2", (96, 2, 3))
+    loaded = load_model(small.with_suffix(".safetensors"))
+    loaded.model.domains = {"drawings": 6.0}
+    telling = tmp_path / "telling.safetensors"
+    save_model(telling, loaded.model, loaded.info)
+    assert main(["export", str(telling), "--domain", "drawings", "-o", str(tmp_path / "told.onnx")]) == 0
+    image = noise(50, 60, 3)
+    told = RaliScorer.from_pretrained(telling, device="cpu", domain="drawings").score(image).scores
+    assert onnx_export.open_graph(tmp_path / "told.onnx")(image[np.newaxis]) == pytest.approx(told, abs=5e-5)
+    assert abs(float(told[0]) - float(onnx_export.open_graph(small)(image[np.newaxis])[0])) > 1e-3
 
 
 @pytest.mark.parametrize("eight_bit", [False, True])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from rali_core.checkpoint import load_model, read_metadata, save_model
@@ -151,6 +152,30 @@ def test_a_mapped_set_is_tuned_on_the_models_scale(config_file: Path, monkeypatc
     assert 0 <= other.scores.min() < other.scores.max() <= 1
 
 
+def test_a_model_of_two_domains_can_be_told_them_and_a_tool_adds_them_later(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = CONFIG.replace('scores = "correlation"', 'scores = "mapped"\npercentiles = "drawings"')
+    text = text.replace("[align]\nsteps = 12", "[align]\nsteps = 0").replace("[tune]\nsteps = 12", "[tune]\nsteps = 0")
+    config_file.write_text(text.replace("[compress]", "[compress]\nset_scale = 12.0"))
+    assert main(["train", str(config_file)]) == 0
+    model, bare, added = (tmp_path / f"{name}.safetensors" for name in ("mine", "bare", "added"))
+    domains = read_metadata(model)["domains"]
+    whole = load_model(model)
+    last = {name: (torch.from_numpy(np.load(tmp_path / "work" / "embeddings" / f"{data}-training.npy"))
+                   - whole.model.head.mean) / whole.model.head.scale.abs() @ whole.model.head.components[-1]
+            for name, data in (("photographs", "own"), ("drawings", "other"))}  # fmt: skip
+    assert domains == {name: pytest.approx(each.mean().item(), abs=1e-3) for name, each in last.items()}
+    whole.model.domains = {}
+    save_model(bare, whole.model, whole.info)
+    assert "domains" not in read_metadata(bare)
+    monkeypatch.setattr(sys, "argv", ["complete_model.py", str(config_file), str(bare), "--domains", "-o", str(added)])
+    runpy.run_path(str(REPOSITORY / "tools" / "complete_model.py"), run_name="__main__")
+    assert read_metadata(added)["domains"] == {name: pytest.approx(value, abs=0.05) for name, value in domains.items()}
+    one, other = load_file(bare), load_file(added)
+    assert all(bool((one[name] == other[name]).all()) for name in one)
+
+
 def test_finished_stages_are_run_again_only_for_other_inputs(
     config_file: Path, finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,8 +308,10 @@ def test_a_model_tells_attributes_where_images_suffice_and_a_tool_adds_them_late
     whole = load_model(model)
     whole.model.probes = None
     save_model(bare, whole.model, whole.info)
-    monkeypatch.setattr(sys, "argv", ["add_attributes.py", str(config_file), str(bare), "-o", str(added)])
-    runpy.run_path(str(REPOSITORY / "tools" / "add_attributes.py"), run_name="__main__")
+    monkeypatch.setattr(
+        sys, "argv", ["complete_model.py", str(config_file), str(bare), "--attributes", "-o", str(added)]
+    )
+    runpy.run_path(str(REPOSITORY / "tools" / "complete_model.py"), run_name="__main__")
     one, other = load_file(model), load_file(added)
     assert one.keys() == other.keys()
     assert all(bool((one[name] == other[name]).all()) for name in one)

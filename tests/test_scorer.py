@@ -208,6 +208,26 @@ def test_scoring_neither_draws_nor_sets_global_state(tiny_scorer: RaliScorer) ->
     assert before[1:] == after[1:]
 
 
+def test_a_domain_that_is_told_changes_scores_and_cache_keys(telling_file: Path) -> None:
+    cache, images = ScoreCache(), random_images(4)
+    told = {
+        domain: RaliScorer.from_pretrained(telling_file, device="cpu", cache=cache, domain=domain)
+        for domain in (None, "photographs", "generated")
+    }
+    scores = {domain: scorer.score(images).scores for domain, scorer in told.items()}
+    assert np.abs(scores[None] - scores["photographs"]).max() > 1e-3
+    assert np.abs(scores["generated"] - scores["photographs"]).max() > 1e-3
+    assert all((scorer.score(images).scores == scores[domain]).all() for domain, scorer in told.items()), "its own"
+    whole = RaliScorer.from_pretrained(telling_file, device="cpu", domain="generated images")
+    assert whole.score(images).scores == pytest.approx(scores["generated"], abs=1e-6)
+    assert whole.cache_namespace() == told["generated"].cache_namespace()
+    assert sum(part.contribution for part in whole.explain(images[0])) == pytest.approx(
+        scores["generated"][0], abs=1e-5
+    )
+    with pytest.raises(ValueError, match="unknown domain 'drawings'; this model knows 'photographs', 'generated"):
+        RaliScorer.from_pretrained(telling_file, device="cpu", domain="drawings")
+
+
 def test_coverage_can_be_chosen_per_call_and_is_part_of_the_cache(tiny_model: RaliModel, tiny_info: ModelInfo) -> None:
     wide = np.random.default_rng(3).integers(0, 256, (32, 150, 3), dtype=np.uint8)
     scorer = RaliScorer(tiny_model, tiny_info, device="cpu", cache=ScoreCache())

@@ -47,7 +47,7 @@ def add_path_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, crops: bool = True) -> None:
-    """`--model`, `--device`, `--dtype`, `--batch-size`, `--coverage` and, with `crops`, `--full-size-crops`."""
+    """`--model`, `--device`, `--dtype`, `--domain`, `--batch-size`, `--coverage`; with `crops`, `--full-size-crops`."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", metavar="NAME_OR_FILE", help="model name or .safetensors file (default: the bundled one)"
@@ -55,6 +55,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, crops: bool = True) 
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
     group.add_argument("--dtype", default="float32", choices=DTYPE_NAMES,
                        help="arithmetic of the image encoder; auto: the fastest here (default: float32)")  # fmt: skip
+    group.add_argument("--domain", metavar="KIND",
+                       help="the kind of images, if it is known: photographs or generated, of the bundled model, which "
+                       "then ranks them better (default: found out for each image)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (default: 8)")
     group.add_argument("--coverage", choices=COVERAGES,
                        help="centre crop; crops along the longer side; these and crops at the image's own size, which "
@@ -84,6 +87,7 @@ def load_scorer(options: argparse.Namespace) -> RaliScorer:
         full_size_crops=options.full_size_crops,
         cache=cache,
         attributes=getattr(options, "reasons", False),
+        domain=options.domain,
     )
 
 

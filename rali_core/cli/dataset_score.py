@@ -107,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
             max_frames=sampling.max_frames,
             aggregate=AGGREGATES[options.aggregate],  # type: ignore[arg-type]
             reasons=options.reasons,
+            domain=options.domain,
             model=options.model,
             device=options.device,
             dtype=options.dtype,

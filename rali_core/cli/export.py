@@ -29,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--coverage", choices=COVERAGES,
                         help="centre crop, crops along the longer side, or these and crops at the image's own size, "
                              "of large images only or of all (default: the model's own)")  # fmt: skip
+    parser.add_argument("--domain", help="the kind of images, if it is known, see `rali score --help`")
     parser.set_defaults(run=run)
 
 
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     check_packages()
     check_file(options.output, "--output", (".onnx",))
     loaded = load_model(find_model(options.model))
+    loaded.model.set_domain(options.domain)
     made = export_onnx(
         loaded.model, options.output, info=loaded.info, coverage=options.coverage, precision=options.precision
     )

@@ -35,6 +35,7 @@ class RaliBatchScorer:
         dtype: Of the image encoder.
         batch_size: Images per forward pass; batches of any size come in.
         coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own setting.
+        domain: What kind of images these are, see `RaliScorer`.
 
     Raises:
         FileNotFoundError, CheckpointError, ValueError: As for `RaliScorer.from_pretrained`.
@@ -54,10 +55,11 @@ class RaliBatchScorer:
         dtype: DtypeName = "float32",
         batch_size: int = 8,
         coverage: Coverage | None = None,
+        domain: str | None = None,
     ) -> None:
         self.image_column = image_column
         self._scorer = RaliScorer.from_pretrained(
-            model, device=device, dtype=dtype, batch_size=batch_size, coverage=coverage
+            model, device=device, dtype=dtype, batch_size=batch_size, coverage=coverage, domain=domain
         )
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -138,7 +138,7 @@ class ShardScorer:
         self._sizes = job.manifest.sizes(job.manifest.listing(job.folder))
         self._scorer = RaliScorer.from_pretrained(
             file, device=device, dtype=settings.dtype, batch_size=batch_size, coverage=settings.coverage,
-            attributes=bool(settings.reasons),
+            attributes=bool(settings.reasons), domain=settings.domain,
         )  # fmt: skip
         self._pool = open_pool(job, [self._scorer])
 

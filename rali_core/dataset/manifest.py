@@ -42,6 +42,7 @@ class RunSettings:
         plugins: Modules that teach Pillow further formats.
         clips: How videos and animations are scored.
         reasons: Columns for what is wrong with each image, see `shards.reason_columns`; empty without them.
+        domain: The kind of images that was told, None for what the model finds out.
     """
 
     source: str
@@ -58,6 +59,7 @@ class RunSettings:
     plugins: tuple[str, ...]
     clips: ClipSettings = field(default_factory=ClipSettings)
     reasons: tuple[str, ...] = ()
+    domain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ class Manifest:
                     del values[name]
             if not self.settings.clips.any:
                 del values["settings"]["clips"]
-            if not self.settings.reasons:
-                del values["settings"]["reasons"]
+            for name in ("reasons", "domain"):
+                if not values["settings"][name]:
+                    del values["settings"][name]
             text = json.dumps({"format": "rali-dataset", "format_version": FORMAT_VERSION, **values}, indent=1)
             temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -19,6 +19,7 @@ from ..constants import Coverage, DtypeName
 from ..files import hash_file
 from ..frames import DEFAULT_FPS, DEFAULT_MAX_FRAMES, FrameSampling, check_pyav
 from ..hub import find_model
+from ..model import find_domain
 from ..scorer import ProgressCallback, RaliScorer
 from ..video import AGGREGATES, Aggregate
 from . import storage
@@ -91,6 +92,7 @@ def score_dataset(
     max_frames: int = DEFAULT_MAX_FRAMES,
     aggregate: Aggregate = "mean",
     reasons: bool = False,
+    domain: str | None = None,
     progress: ProgressCallback | None = None,
     **ray_options: Any,
 ) -> DatasetResult:
@@ -126,13 +128,14 @@ def score_dataset(
         aggregate: Which figure over its frames is a video's score.
         reasons: Add columns for what is wrong with each image: `words`, and the severity of each attribute of the
             model; null for videos.
+        domain: What kind of images these are, such as `"photographs"`, see `RaliScorer`.
         progress: Called after each batch with (done, total); returning False stops.
         **ray_options: See `engine_ray.run_ray`.
 
     Raises:
         FileNotFoundError: No such source or model.
-        ValueError: An option is out of range, differs from the first run's, the source names an image twice, or reasons
-            are asked of a model without probes.
+        ValueError: An option is out of range, differs from the first run's, the source names an image twice, the model
+            does not know the domain, or reasons are asked of a model without probes.
         OSError: The folder cannot be written or is in use; finished shards are kept, and another run resumes.
         ModuleNotFoundError: A package of the extras `dataset` or `ray` is missing.
 
@@ -156,6 +159,7 @@ def score_dataset(
         carry=tuple(carry), model_name=metadata["name"], model_hash=hash_file(model_file), dtype=dtype,
         coverage=coverage or metadata["coverage"], shard_size=shard_size, max_pixels=max_pixels, plugins=tuple(plugins),
         clips=clips, reasons=_reason_columns(metadata) if reasons else (),
+        domain=find_domain(metadata.get("domains", {}), domain),
     )  # fmt: skip
     with locked(folder):
         manifest, added = _begin_or_resume(folder, settings, retry_errors)
@@ -180,6 +184,7 @@ def score_dataset(
                         batch_size=batch_size,
                         coverage=coverage,
                         attributes=reasons,
+                        domain=domain,
                     )
                     for name in devices
                 ]

@@ -35,6 +35,7 @@ class RaliReward:
         dtype: Of the image encoder. Likewise.
         batch_size: Crops per forward pass. Likewise.
         coverage: `"center"`, `"tiles"`, `"adaptive"` or `"full"`; by default the model's own. Likewise.
+        domain: What kind of images these are, such as `"generated images"`, see `RaliScorer`. Likewise.
         transforms: Applied in order to the scores of each call, see `transforms`.
         on_error: How to handle a bad sample (an unreadable file, NaN or out-of-range pixels). `"raise"` (default) ends
             the call; a number is the sample's reward; `"nan"` lets the trainer mask it. With either, a line in the log
@@ -59,12 +60,13 @@ class RaliReward:
         dtype: DtypeName = "float32",
         batch_size: int = DEFAULT_BATCH_SIZE,
         coverage: Coverage | None = None,
+        domain: str | None = None,
         transforms: Iterable[Transform] = (),
         on_error: OnBadSample = "raise",
     ) -> None:
-        settings = (device, dtype, batch_size, coverage)
-        if isinstance(model, RaliScorer) and settings != (None, "float32", DEFAULT_BATCH_SIZE, None):
-            raise ValueError("device, dtype, batch_size and coverage belong to the scorer; set them there")
+        settings = (device, dtype, batch_size, coverage, domain)
+        if isinstance(model, RaliScorer) and settings != (None, "float32", DEFAULT_BATCH_SIZE, None, None):
+            raise ValueError("device, dtype, batch_size, coverage and domain belong to the scorer; set them there")
         self._scorer = model if isinstance(model, RaliScorer) else None
         self._name = None if isinstance(model, RaliScorer) else model
         self._owned = self._scorer is None
@@ -73,6 +75,7 @@ class RaliReward:
             "dtype": dtype,
             "batch_size": batch_size,
             "coverage": coverage,
+            "domain": domain,
         }
         self.transforms: tuple[Transform, ...] = tuple(transforms)
         self.on_error = check_on_error(on_error)

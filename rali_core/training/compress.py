@@ -11,6 +11,7 @@ paper: two kinds of sets have bins, and so prototypes, of their own, and one mor
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -139,6 +140,24 @@ def compress_embeddings(
     head = {"mean": mean, "scale": scale, "components": components, "prototypes": centroids, "scores": centroid_scores}
     state = {name: torch.from_numpy(values).float() for name, values in head.items()}
     return PrototypeHead.from_state({**state, "logit_scale": torch.tensor(1.0 / config.temperature)})
+
+
+def domains_metadata(head: PrototypeHead, embeddings: Mapping[str, NDArray[np.float32]]) -> dict[str, str]:
+    """What `head.told` is for each domain: the mean of the last coordinate of its images.
+
+    Args:
+        head: With the component that tells sets apart.
+        embeddings: (N, D) of images of each domain, by its name; may be empty.
+
+    Returns:
+        The metadata `domains` of a model file, JSON; nothing without any domain.
+    """
+    told = {}
+    with torch.no_grad():
+        for name, each in embeddings.items():
+            last = (torch.from_numpy(each) - head.mean) / head.scale.abs() @ head.components[-1]
+            told[name] = round(float(last.mean()), 4)
+    return {"domains": json.dumps(told)} if told else {}
 
 
 def _principal_components(

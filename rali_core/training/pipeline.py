@@ -33,7 +33,7 @@ from ..labels import LabelledImage, scores_of
 from ..model import RaliModel
 from .align import DescribedImages, align_encoder
 from .attributes import fit_attributes, save_probes
-from .compress import compress_embeddings, find_line, join_sets, map_scores
+from .compress import compress_embeddings, domains_metadata, find_line, join_sets, map_scores
 from .config import TrainConfig, to_json
 from .distortion_triplets import DistortionTriplet, render_triplet
 from .fit import TripletEmbeddings, fit_head
@@ -266,7 +266,8 @@ def _absolute(run: Run, model: RaliModel) -> tuple[NDArray[np.float32], NDArray[
 
 
 def fit(run: Run) -> None:
-    """Stage 5. Reads `compress/head.safetensors` and all scored sets; writes the model's head and its probes."""
+    """Stage 5. Reads `compress/head.safetensors` and all scored sets; writes the model's head, with the domains that it
+    can be told, and its probes."""
     model = run.model(run.path("tune", "encoder.safetensors"))
     embeddings, scores, _ = _absolute(run, model)
     correlation = [run.embed_training(model, data) for data in run.data if data.scores == "correlation"]
@@ -276,7 +277,8 @@ def fit(run: Run) -> None:
         seed=run.config.seed,
     )  # fmt: skip
     save_probes(run.path("fit", "attributes.safetensors"), *fit_attributes(run, model))
-    save_file(head.state_dict(), run.path("fit", "head.safetensors"))
+    kinds = {name: run.embed_training(model, data)[0] for name, data in run.domains.items()}
+    save_file(head.state_dict(), run.path("fit", "head.safetensors"), metadata=domains_metadata(head, kinds))
 
 
 def _triplets(run: Run, model: RaliModel) -> TripletEmbeddings | None:
@@ -320,6 +322,8 @@ def _inputs(run: Run, stage: StageName) -> dict[str, Any]:
     for key in LOG_SETTINGS:
         settings.pop(key, None)
     inputs["settings"] = settings
+    if stage == "fit" and run.domains:
+        inputs["domains"] = list(run.domains)
     if stage == "describe":
         inputs["told"] = [data.scores_in_text for data in config.data]
         given = {data.name: hash_file(data.descriptions) for data in config.data if data.descriptions is not None}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .. import __version__
@@ -44,9 +45,11 @@ def save(run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
     """
     config, source = run.config, run.backbone
     head = load_head(run.path("fit", "head.safetensors"))
+    with safe_open(run.path("fit", "head.safetensors"), framework="pt") as file:
+        domains = json.loads((file.metadata() or {}).get("domains", "{}"))
     model = RaliModel(
         source.encoder, source.preprocess, pca_dim=len(head.components), prototypes=len(head.scores),
-        coverage=config.coverage,
+        coverage=config.coverage, domains=domains,
     )  # fmt: skip
     model.head.load_state_dict(head.state_dict())
     model.encoder.load_state_dict(

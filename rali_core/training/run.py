@@ -164,6 +164,16 @@ class Run:
         """All data sets; the first one's scale is the model's."""
         return [read_data_set(data, seed=self.config.seed, limit=self.limit) for data in self.config.data]
 
+    @property
+    def domains(self) -> dict[str, DataSet]:
+        """The sets of the kinds of images that the model can be told, by the name of their percentiles: one that is on
+        its scale and one that is mapped, if a component of the head tells these apart (`set_scale`)."""
+        pairs = zip(self.config.data, self.data, strict=True)
+        named = [(config.percentiles, data) for config, data in pairs if config.percentiles is not None]
+        found = {name: data for name, data in named if data.scores in ("absolute", "mapped")}
+        both = len({data.scores for data in found.values()}) == 2
+        return found if both and self.config.compress.set_scale else {}
+
     @cached_property
     def triplets(self) -> list[DistortionTriplet]:
         """Distortion triplets to be rendered."""

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rali_core.scorer import RaliScorer
+
 pytestmark = pytest.mark.slow
 
 NODES = Path(__file__).resolve().parents[2] / "nodes"
@@ -855,6 +857,23 @@ def test_odd_but_sound_images_have_a_score(server: Any, kind: str) -> None:
     run = server.run(prompt).check()
     assert all(0 < score < 1 for score in run.scores("s"))
     assert run.outputs["s"]["rali"][0]["reasons"] == [None, None]
+
+
+def test_the_kind_of_images_can_be_told(server: Any, images: dict[str, str]) -> None:
+    prompt = {
+        **collected([images["good"]]),
+        "m": plain("RALI_LoadModel", model="rali-small (bundled)", dtype="float32", device="cpu"),
+        "s": rali("RALI_Score", images=["c", 1], model=["m", 0]),
+    }
+    found = []
+    for domain in (None, "auto", "photographs", "generated images"):
+        if domain is not None:
+            prompt["m"]["inputs"]["domain"] = domain
+        found.append(server.run(prompt).check().scores("s")[0])
+    assert found[0] == found[1]
+    assert len(set(found)) == 3, "each domain has another score of it"
+    scorer = RaliScorer.from_pretrained(device="cpu", domain="generated")
+    assert found[3] == pytest.approx(scorer.score(server.folder / "input" / images["good"]).scores[0], abs=1e-5)
 
 
 @pytest.mark.both_versions

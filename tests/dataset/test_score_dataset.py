@@ -109,6 +109,19 @@ def test_other_options_are_an_error_that_says_which(
     assert score(photos, batch_size=2, workers=2).scored_now == 0, "these do not change the scores"
 
 
+def test_a_domain_is_told_and_kept(photos: Path, score: Score, tmp_path: Path, telling_file: Path) -> None:
+    score(photos, model=telling_file, domain="generated")
+    told = RaliScorer.from_pretrained(telling_file, device="cpu", domain="generated images")
+    row = read_rows(tmp_path / "out")["02.png"]
+    assert row["score"] == pytest.approx(told.score(photos / "02.png").scores[0], abs=1e-6)
+    assert score(photos, model=telling_file, domain="generated images").scored_now == 0
+    with pytest.raises(ValueError, match="--domain: generated images in the first run, None now"):
+        score(photos, model=telling_file)
+    with pytest.raises(ValueError, match="unknown domain 'drawings'"):
+        score(photos, "other", model=telling_file, domain="drawings")
+    assert not list((tmp_path / "other").glob("*")), "refused before anything is listed"
+
+
 def test_a_damaged_shard_is_scored_again_and_a_foreign_one_is_kept(photos: Path, score: Score, tmp_path: Path) -> None:
     score(photos)
     before = read_rows(tmp_path / "out")
