@@ -78,7 +78,8 @@ class RaliScorer:
         attributes: Tell what is wrong with each image too, from the same embeddings; see `attributes.ImageAttributes`.
         domain: What kind of images these are, where it is known, and the model has such domains: `"photographs"` or
             `"generated images"` (or the beginning of one) of the bundled one, which then ranks them better. By default
-            the model finds out for each image. Scores with and without are on one scale, but not the same.
+            the model finds out for each image. Scores with and without are on one scale, but not the same. It is told
+            to the model itself, `RaliModel.set_domain`, so that gradients see it too.
 
     Attributes:
         dtype: The arithmetic in use, never `"auto"`.

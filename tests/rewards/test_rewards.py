@@ -14,6 +14,7 @@ from rali_core.content import NO_CONTENT_SCORE
 from rali_core.images import ImageError
 from rali_core.rewards import Clip, CombinedReward, RaliReward, Ranks, Standardise
 from rali_core.rewards.transforms import apply_all
+from rali_core.scorer import RaliScorer
 
 
 def test_every_form_of_the_same_images_gives_the_same_rewards(tiny_scorer: Any, pixels: Any, pil_images: Any) -> None:
@@ -77,6 +78,14 @@ def test_the_differentiable_reward_has_the_same_values_and_a_gradient(tiny_score
     assert image.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="no gradient passes through"):
         RaliReward(tiny_scorer, transforms=[Ranks()]).differentiable(image)
+
+
+def test_a_reward_is_told_the_domain_values_and_gradient_alike(telling_file: Any, pixels: Any) -> None:
+    reward = RaliReward(telling_file, device="cpu", domain="generated")
+    expected = RaliScorer.from_pretrained(telling_file, device="cpu", domain="generated images").score(pixels).scores
+    assert reward(pixels) == pytest.approx(expected, abs=1e-5)
+    assert reward.differentiable(pixels).detach().numpy() == pytest.approx(expected, abs=1e-5)
+    assert reward(pixels) != pytest.approx(RaliReward(telling_file, device="cpu")(pixels), abs=1e-4)
 
 
 def test_settings_beside_a_scorer_and_bad_images_are_refused(tiny_scorer: Any, tiny_file: Any) -> None:

@@ -172,7 +172,7 @@ const CHOICES = {
     "patch tokens": "图块令牌", none: "无", "min-max": "最小-最大", "z-score": "Z 分数", rank: "名次",
     "geometric mean": "几何平均", auto: "自动", cpu: "CPU", "higher is better": "越高越好",
     "lower is better": "越低越好", "by name": "按名称", "worst tenth": "最差的十分之一", below: "下方", above: "上方",
-    "over the bottom": "覆盖底部", "over the top": "覆盖顶部",
+    "over the bottom": "覆盖底部", "over the top": "覆盖顶部", photographs: "照片", "generated images": "生成图像",
   },
   ja: {
     "model's own": "自動（モデル既定）", center: "中央", tiles: "タイル", full: "原寸", mean: "平均", median: "中央値", minimum: "最小",
@@ -181,7 +181,7 @@ const CHOICES = {
     "patch tokens": "パッチトークン", none: "なし", "min-max": "最小-最大", "z-score": "Z スコア", rank: "順位",
     "geometric mean": "幾何平均", auto: "自動", cpu: "CPU", "higher is better": "高いほど良い",
     "lower is better": "低いほど良い", "by name": "名前順", "worst tenth": "最低の十分の一", below: "下", above: "上",
-    "over the bottom": "下端に重ねる", "over the top": "上端に重ねる",
+    "over the bottom": "下端に重ねる", "over the top": "上端に重ねる", photographs: "写真", "generated images": "生成画像",
   },
 };
 
