@@ -293,8 +293,8 @@ def _score_range(value: Any) -> tuple[float, float]:
 
 
 def _domains(value: Any) -> dict[str, float]:
-    domains = {_text(name): float(told) for name, told in _record(value).items()}
-    if not domains or not all(name and math.isfinite(told) for name, told in domains.items()):
+    domains = {_text(name): float(coordinate) for name, coordinate in _record(value).items()}
+    if not domains or not all(name and math.isfinite(coordinate) for name, coordinate in domains.items()):
         raise ValueError(f"expected finite numbers by the names of domains, got {value!r}")
     return domains
 

@@ -3,7 +3,7 @@
 Source: Zhao et al., "Reasoning as Representation", ICLR 2026 (arXiv 2510.11369), section 4, stages 2 and 3:
 
     z     = (x - mean) / |scale| @ components^T          x: un-normalised image embedding
-    z_P   = told                                         only where the domain is told; beyond the paper
+    z_P   = that of the domain                           only where the domain is told; beyond the paper
     w     = softmax_i( cos(z, mu_i) * logit_scale )      logit_scale = 1 / tau
     score = sum_i w_i f_i
 
@@ -23,7 +23,14 @@ LOGIT_SCALE_FLOOR = 1e-6
 """The official module's lower limit of logit_scale; a negative one would invert the ranking."""
 
 
-def project(embedding: Tensor, mean: Tensor, scale: Tensor, components: Tensor, *, told: float | None = None) -> Tensor:
+def compress(embedding: Tensor, mean: Tensor, scale: Tensor, components: Tensor) -> Tensor:
+    """Centre, divide by the scale, project on the principal components; arguments as for `project`, (B, P)."""
+    return (embedding - mean) / scale.abs() @ components.T
+
+
+def project(
+    embedding: Tensor, mean: Tensor, scale: Tensor, components: Tensor, *, domain_coordinate: float | None = None
+) -> Tensor:
     """Compress embeddings: centre, divide by the scale, project on the principal components, L2-normalise.
 
     Args:
@@ -31,14 +38,15 @@ def project(embedding: Tensor, mean: Tensor, scale: Tensor, components: Tensor, 
         mean: (D,) mean of the training embeddings.
         scale: (D,) divisor per dimension; its sign is ignored.
         components: (P, D) principal components.
-        told: Takes the place of the last coordinate, see `PrototypeHead.told`.
+        domain_coordinate: Takes the place of the last coordinate, see `PrototypeHead.domain_coordinate`.
 
     Returns:
         (B, P) of unit length.
     """
-    projected = (embedding - mean) / scale.abs() @ components.T
-    if told is not None:
-        projected = torch.cat([projected[..., :-1], torch.full_like(projected[..., -1:], told)], dim=-1)
+    projected = compress(embedding, mean, scale, components)
+    if domain_coordinate is not None:
+        last = torch.full_like(projected[..., -1:], domain_coordinate)
+        projected = torch.cat([projected[..., :-1], last], dim=-1)
     return functional.normalize(projected, dim=-1)
 
 
@@ -66,7 +74,7 @@ def score_embeddings(
     prototypes: Tensor,
     scores: Tensor,
     logit_scale: Tensor,
-    told: float | None = None,
+    domain_coordinate: float | None = None,
 ) -> Tensor:
     """The whole head as one pure function: (B, D) embeddings to (B,) scores; arguments as in the parts above.
 
@@ -80,7 +88,7 @@ def score_embeddings(
         >>> round(float(score), 4)
         0.9
     """
-    projected = project(embedding, mean, scale, components, told=told)
+    projected = project(embedding, mean, scale, components, domain_coordinate=domain_coordinate)
     weights = weigh_prototypes(projected, prototypes, logit_scale)
     return weights @ scores
 
@@ -94,12 +102,12 @@ class PrototypeHead(nn.Module):
         prototypes: K, number of prototypes.
 
     Attributes:
-        told: Where the domain of the images is known, what their last coordinate is then: that component tells the
-            domains apart (`CompressConfig.set_scale`). None leaves it to the image. Not part of the state dict.
+        domain_coordinate: Where the domain of the images is known, what their last coordinate is then: that component
+            tells the domains apart (`CompressConfig.set_scale`). None: each image's own. Not part of the state dict.
     """
 
     mean: Tensor
-    told: float | None = None
+    domain_coordinate: float | None = None
 
     def __init__(self, embed_dim: int, pca_dim: int, prototypes: int) -> None:
         super().__init__()
@@ -124,7 +132,7 @@ class PrototypeHead(nn.Module):
         with torch.autocast(embedding.device.type, enabled=False):
             projected = project(
                 embedding.to(tensors["mean"].dtype), tensors["mean"], tensors["scale"], tensors["components"],
-                told=self.told,
+                domain_coordinate=self.domain_coordinate,
             )  # fmt: skip
             return weigh_prototypes(projected, tensors["prototypes"], tensors["logit_scale"])
 
@@ -132,7 +140,8 @@ class PrototypeHead(nn.Module):
         """(B, D) embeddings of any floating dtype to (B,) scores in float32 or better."""
         tensors = self._tensors()
         with torch.autocast(embedding.device.type, enabled=False):
-            return score_embeddings(embedding.to(tensors["mean"].dtype), **tensors, told=self.told)
+            embedding = embedding.to(tensors["mean"].dtype)
+            return score_embeddings(embedding, **tensors, domain_coordinate=self.domain_coordinate)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {**dict(self.named_parameters(recurse=False)), **dict(self.named_buffers(recurse=False))}

@@ -44,7 +44,7 @@ class RaliModel(nn.Module):
         prototypes: K, number of prototypes.
         coverage: How `forward` scores images that are not square, by default.
         attributes: Attributes of its probes; without any, `probes` is None.
-        domains: Kinds of images that can be told, see `set_domain`, with `head.told` of each.
+        domains: Kinds of images that can be told, see `set_domain`, with `head.domain_coordinate` of each.
 
     Attributes:
         domain: The one that was told, or None.
@@ -97,7 +97,7 @@ class RaliModel(nn.Module):
             ValueError: None of them, or several, begin so.
         """
         self.domain = find_domain(self.domains, name)
-        self.head.told = None if self.domain is None else self.domains[self.domain]
+        self.head.domain_coordinate = None if self.domain is None else self.domains[self.domain]
 
     def preprocess(self, pixels: Tensor, *, coverage: Coverage | None = None) -> Tensor:
         """(B, 3, H, W) pixels in [0, 1] to (B, T, 3, S, S) encoder input; see `preprocess.preprocess`."""

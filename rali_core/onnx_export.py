@@ -244,17 +244,18 @@ def _check_joints(before: onnx.ModelProto, core: onnx.ModelProto, after: onnx.Mo
 class _Core(nn.Module):
     """(N, 3, S, S) crops to (N,) scores: encoder and head without what `RaliModel` does for a CPU's memory."""
 
-    def __init__(self, encoder: nn.Module, head: dict[str, Tensor], told: float | None) -> None:
+    def __init__(self, encoder: nn.Module, head: dict[str, Tensor], domain_coordinate: float | None) -> None:
         super().__init__()
         self.encoder = encoder
         for name, tensor in head.items():
             self.register_buffer(name, tensor.detach().float())
-        self.names, self.told = tuple(head), told
+        self.names, self.domain_coordinate = tuple(head), domain_coordinate
 
     def forward(self, crops: Tensor) -> Tensor:
         embedding = self.encoder(crops.to(next(self.encoder.parameters()).dtype))
         pooled = embedding[0] if isinstance(embedding, tuple) else embedding
-        return score_embeddings(pooled.float(), **{name: getattr(self, name) for name in self.names}, told=self.told)
+        tensors = {name: getattr(self, name) for name in self.names}
+        return score_embeddings(pooled.float(), **tensors, domain_coordinate=self.domain_coordinate)
 
 
 def _export_core(model: RaliModel, precision: ExportPrecision) -> onnx.ModelProto:
@@ -262,7 +263,7 @@ def _export_core(model: RaliModel, precision: ExportPrecision) -> onnx.ModelProt
 
     encoder = copy.deepcopy(model.encoder).cpu().to(getattr(torch, precision)).eval()
     head = {name: tensor.cpu() for name, tensor in model.head.state_dict().items()}
-    core = _Core(encoder, head, model.head.told).eval()
+    core = _Core(encoder, head, model.head.domain_coordinate).eval()
     size = model.preprocess_config.image_size
     try:
         with torch.no_grad():

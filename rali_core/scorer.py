@@ -335,8 +335,9 @@ class RaliScorer:
 
             scoring = {name: value for name, value in self.model.state_dict().items() if not name.startswith("probes.")}
             self._model_key = f"{tensors_key(scoring)}|{self.model.preprocess_config}"
-        told = "" if self.model.domain is None else f"|{self.model.head.told}"
-        return f"{RULES}|{self._model_key}{told}|{self.dtype}|{self.device.type}|{coverage or self.coverage}"
+        told = self.model.head.domain_coordinate
+        domain = "" if told is None else f"|{told}"
+        return f"{RULES}|{self._model_key}{domain}|{self.dtype}|{self.device.type}|{coverage or self.coverage}"
 
     def cache_keys(self, digest: bytes, coverage: Coverage | None = None, *, attributes: bool = False) -> list[Key]:
         """Where an image's score stands in the cache and, where they are asked for, the values of its attributes.

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data
 
 from rali_core.checkpoint import parameter_count, read_metadata
-from rali_core.constants import BAND_NAMES
+from rali_core.constants import BAND_NAMES, DOMAINS
 from rali_core.hub import bundled_model_path, find_model
 from rali_core.scorer import RaliScorer
 from rali_core.training.config import read_config, to_json
@@ -97,6 +97,7 @@ def test_the_module_gives_the_scorers_scores_with_a_gradient(
 
 def test_the_file_states_its_provenance() -> None:
     metadata = read_metadata(bundled_model_path())
+    assert tuple(metadata["domains"]) == DOMAINS, "the choices of RALI Load Model"
     training = metadata["training"]
     assert metadata["licence"] == "Apache-2.0"
     assert metadata["source"]["origin"]["backbone"]["name"] == "DINOv2 ViT-S/14"

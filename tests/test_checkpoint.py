@@ -222,7 +222,7 @@ def test_unusable_probes_are_refused(
 def test_domains_come_back_from_the_model_file(telling_file: Path) -> None:
     loaded = load_model(telling_file).model
     assert loaded.domains == {"photographs": -3.0, "generated images": 4.0}
-    assert loaded.domain is loaded.head.told is None, "nothing is told yet"
+    assert loaded.domain is loaded.head.domain_coordinate is None, "nothing is told yet"
     assert read_metadata(telling_file)["domains"] == loaded.domains
 
 

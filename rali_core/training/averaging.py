@@ -16,8 +16,8 @@ def average_models(models: Sequence[RaliModel], weights: Sequence[float] | None 
     """The weighted average of models of one architecture, encoder and head.
 
     Heads of different trainings have unrelated prototypes, so the averaged encoder needs a new head: train with the
-    averaged file as backbone, without align and tune. Probes of attributes are left out: they
-    belong to one encoder.
+    averaged file as backbone, without align and tune. Probes of attributes and domains are left
+    out: they belong to one encoder.
 
     Args:
         models: At least two.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..head import PrototypeHead
+from ..head import PrototypeHead, compress
 from .config import CompressConfig
 
 logger = logging.getLogger("rali")
@@ -143,7 +143,7 @@ def compress_embeddings(
 
 
 def domains_metadata(head: PrototypeHead, embeddings: Mapping[str, NDArray[np.float32]]) -> dict[str, str]:
-    """What `head.told` is for each domain: the mean of the last coordinate of its images.
+    """`head.domain_coordinate` of each domain: the mean of the last coordinate of its images.
 
     Args:
         head: With the component that tells sets apart.
@@ -152,12 +152,12 @@ def domains_metadata(head: PrototypeHead, embeddings: Mapping[str, NDArray[np.fl
     Returns:
         The metadata `domains` of a model file, JSON; nothing without any domain.
     """
-    told = {}
     with torch.no_grad():
-        for name, each in embeddings.items():
-            last = (torch.from_numpy(each) - head.mean) / head.scale.abs() @ head.components[-1]
-            told[name] = round(float(last.mean()), 4)
-    return {"domains": json.dumps(told)} if told else {}
+        means = {
+            name: compress(torch.from_numpy(each), head.mean, head.scale, head.components[-1:]).mean().item()
+            for name, each in embeddings.items()
+        }
+    return {"domains": json.dumps({name: round(mean, 4) for name, mean in means.items()})} if means else {}
 
 
 def _principal_components(
