@@ -323,6 +323,21 @@ def test_a_closed_console_changes_nothing(tiny_file: Path, tmp_path: Path) -> No
     assert (tmp_path / "keep" / "a.png").exists()
 
 
+def test_the_end_of_the_process_searches_for_no_garbage(tiny_file: Path, tmp_path: Path) -> None:
+    """With torch loaded that takes a second, a quarter of `rali score one.png`."""
+    save(tmp_path / "a.png")
+    code = (
+        "import atexit, gc, sys; from rali_core.cli import main\n"
+        "atexit.register(lambda: print('frozen', gc.get_freeze_count() > 10_000))\n"  # runs after those of `main`
+        "sys.exit(main())"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, "score", "a.png", "--csv", "s.csv", "--model", str(tiny_file)]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("frozen True\n")
+    assert "a.png" in (tmp_path / "s.csv").read_text()
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """A web server on this machine, of `tmp_path`/web."""

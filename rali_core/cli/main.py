@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -61,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 all went well; 1 some images could not be scored, or the work failed; 2 wrong usage;
         130 stopped with Ctrl-C.
     """
+    if arguments is None:  # the process is ours: at its end nothing of torch need be searched for garbage, for a second
+        atexit.register(gc.freeze)
     set_up_console()
     options = build_parser().parse_args(arguments)
     handler = _ToStandardError()
