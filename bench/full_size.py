@@ -64,6 +64,7 @@ RULES: dict[str, Callable[[Sequence[ViewScore]], float]] = {
     "0.3 crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 0.3),
     "0.5 crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 0.5),
     "0.7 crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 0.7),
+    "0.8 crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 0.8),
     "0.5 lowest quarter": lowest_quarter,
 }
 
@@ -76,19 +77,23 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="the part of the labels table (default: test)")
     parser.add_argument("--images", action="append", default=[], metavar="FOLDER", help="undistorted images")
     parser.add_argument("--size", action="append", type=int, default=[], help="side at which images are distorted")
+    parser.add_argument("--shrink", type=int, default=1, metavar="N", help="N of frames that were enlarged N times")
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="images of each size (default: 8)")
     parser.add_argument("--crops", action="append", type=int, default=[], help="most crops at full size (default: 4)")
+    parser.add_argument("--domain", help="what the images are, see `rali info`")
     parser.add_argument("--time", action="store_true", help="seconds per image by coverage and size")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args()
     figures: dict[str, object] = {}
     for crops in options.crops or [4]:
-        scorer = RaliScorer.from_pretrained(options.model, coverage="full", full_size_crops=crops)
+        scorer = RaliScorer.from_pretrained(
+            options.model, coverage="full", full_size_crops=crops, domain=options.domain
+        )
         for named in options.labels:
             name, _, path = named.partition("=")
             figures[f"{name}, {crops} crops"] = agreement(scorer, Path(path), options.split)
         for size in options.size:
-            images = large_images(options.images, size, options.limit)
+            images = large_images(options.images, size, options.limit, options.shrink)
             figures[f"{size} pixels, {len(images)} images, {crops} crops"] = ordered(scorer, images)
     if options.time:
         figures["seconds per image"] = seconds(options.model)
@@ -113,19 +118,40 @@ def agreement(scorer: RaliScorer, labels: Path, split: str) -> dict[str, object]
     return result
 
 
-def large_images(folders: list[str], size: int, limit: int) -> list[Image.Image]:
-    """The middle `size` pixels of the images that have as many on both sides; drawings where they do not suffice."""
-    images: list[Image.Image] = []
+def large_images(folders: list[str], size: int, limit: int, shrink: int = 1) -> list[Image.Image]:
+    """Squares of `size` pixels: the middle of each image that is large enough, at 1 / `shrink` of its size.
+
+    Where none is, each square is put together from the middles of several; where images do not suffice, the rest are
+    synthetic graphics.
+    """
+    sources = []
     for path in find_images(folders, recursive=True) if folders else []:
         with Image.open(path) as file:
-            if min(file.size) < size:
-                continue
-            image = to_rgb(file)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        images.append(image.crop((left, top, left + size, top + size)))
-        if len(images) == limit:
-            return images
-    return images + [render_graphic(2**31 + number, size=size) for number in range(limit - len(images))]
+            sources.append(to_rgb(file).reduce(shrink))
+    large = [image for image in sources if min(image.size) >= size]
+    images = [_middle(image, size) for image in large] or _mosaics(sources, size)
+    missing = range(max(0, limit - len(images)))
+    return images[:limit] + [render_graphic(2**31 + number, size=size) for number in missing]
+
+
+def _middle(image: Image.Image, size: int) -> Image.Image:
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _mosaics(images: list[Image.Image], size: int) -> list[Image.Image]:
+    """As few squares a side as the images allow; half as many mosaics as images, each begins two images later."""
+    each = 2
+    while images and min(min(image.size) for image in images) < size // each:
+        each *= 2
+    mosaics = []
+    for first in range(0, len(images), 2):
+        mosaic = Image.new("RGB", (size, size))
+        for number in range(each * each):
+            square = _middle(images[(first + number) % len(images)], size // each)
+            mosaic.paste(square, (number % each * (size // each), number // each * (size // each)))
+        mosaics.append(mosaic)
+    return mosaics
 
 
 def ordered(scorer: RaliScorer, images: list[Image.Image]) -> dict[str, object]:

@@ -13,8 +13,7 @@ class Identity:
     """Remembers objects, by weak references where possible.
 
     Plain values are compared by value and type, lists, tuples and mappings entry by entry, everything else by identity:
-        a
-    tensor or a model differs from another one even if their contents are equal.
+    a tensor or a model differs from another one even if their contents are equal.
 
     Args:
         things: What to remember.

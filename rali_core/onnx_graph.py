@@ -29,7 +29,7 @@ def _double(value: float) -> Any:
 
 
 GOLDEN, ZERO, ONE, TWO = _double(content.GOLDEN_RATIO), _double(0.0), _double(1.0), _double(2.0)
-FULL_SIZE_SHARE, FULL_SIZE_RATIO = preprocess.FULL_SIZE_SHARE, preprocess.FULL_SIZE_RATIO
+FULL_SIZE_GROWTH = preprocess.FULL_SIZE_GROWTH
 BORDER, MAX_ROWS, MAX_COLUMNS, BLOCK = content.BORDER, content.MAX_ROWS, content.MAX_COLUMNS, content.BLOCK
 MIN_SIDE, WEAK, WEAK_SHARE = content.MIN_SIDE, content.WEAK, content.WEAK_SHARE
 STRONG, STRONG_COUNT = content.STRONG, content.STRONG_COUNT - 0.5
@@ -245,12 +245,12 @@ def cut_full_size(
 
 @script(default_opset=op)
 def weigh_views(
-    whole: INT64[...], crops: INT64[...], height: INT64[...], width: INT64[...], size: INT64[...]
+    whole: INT64[...], crops: INT64[...], height: INT64[...], width: INT64[...], size: INT64[...], most: DOUBLE[...]
 ) -> FLOAT[...]:
     """What each view counts for: from the numbers of those of the whole image and of those at its own size."""
     ratio = op.Cast(op.Min(height, width), to=FLOAT_TYPE) / op.Cast(size, to=FLOAT_TYPE)
-    larger = op.Min((ratio - 1.0) / (FULL_SIZE_RATIO - 1.0), 1.0)
-    share = FULL_SIZE_SHARE * larger * op.Cast(op.Min(crops, 1), to=FLOAT_TYPE)
+    grown = op.Min(FULL_SIZE_GROWTH * (ratio - 1.0), op.Cast(most, to=FLOAT_TYPE))
+    share = grown * op.Cast(op.Min(crops, 1), to=FLOAT_TYPE)
     of_whole = op.Expand((1.0 - share) / op.Cast(whole, to=FLOAT_TYPE), whole)
     of_crops = op.Expand(share / op.Cast(op.Max(crops, 1), to=FLOAT_TYPE), crops)
     return op.Concat(of_whole, of_crops, axis=0)
@@ -264,6 +264,7 @@ def make_preparation(config: PreprocessConfig, coverage: Coverage) -> onnx.Model
     shape_of_crops = helper.make_tensor("value", INT_TYPE, [4], [-1, 3, size, size])
     mean, std = (helper.make_tensor("value", FLOAT_TYPE, [3, 1, 1], values) for values in (config.mean, config.std))
     most, least = config.full_size_crops, _double(preprocess.FULL_SIZE_FROM.get(coverage, 0.0) * size)
+    share = _double(preprocess.FULL_SIZE_SHARE.get(coverage, 0.0))
     grids = [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
     grid_rows, grid_columns = (
         helper.make_tensor("value", INT_TYPE, [len(grids)], side) for side in zip(*grids, strict=True)
@@ -297,7 +298,7 @@ def make_preparation(config: PreprocessConfig, coverage: Coverage) -> onnx.Model
         count = op.Shape(views, start=1, end=2)
         height = op.Squeeze(op.Shape(pixels, start=1, end=2))
         width = op.Squeeze(op.Shape(pixels, start=2, end=3))
-        shares = weigh_views(count, count * 0, height, width, op.Constant(value_int=size))
+        shares = weigh_views(count, count * 0, height, width, op.Constant(value_int=size), op.Constant(value=share))
         found = have_content(pixels, height, width)
         return crops, shares, found
 
@@ -313,8 +314,9 @@ def make_preparation(config: PreprocessConfig, coverage: Coverage) -> onnx.Model
         )  # fmt: skip
         crops = normalise(op.Concat(whole, own, axis=1))
         shares = weigh_views(
-            op.Shape(whole, start=1, end=2), op.Shape(own, start=1, end=2), height, width, op.Constant(value_int=size)
-        )
+            op.Shape(whole, start=1, end=2), op.Shape(own, start=1, end=2), height, width, op.Constant(value_int=size),
+            op.Constant(value=share),
+        )  # fmt: skip
         found = have_content(pixels, height, width)
         return crops, shares, found
 

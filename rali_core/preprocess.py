@@ -34,13 +34,13 @@ FULL_SIZE_FROM: dict[str, float] = {"adaptive": 3.0, "full": 1.25}
 FULL_SIZE_CROPS = 4
 """Default maximum of crops at the image's own size."""
 
-FULL_SIZE_SHARE = 0.5
-"""Largest total weight of the crops at the image's own size; the whole image has the rest."""
+FULL_SIZE_GROWTH = 1 / 6
+"""Total weight of the crops at the image's own size for each time that its shorter side exceeds the encoder's; the
+whole image has the rest. An image that is resized less shows more of its damage as a whole."""
 
-FULL_SIZE_RATIO = 4.0
-"""Where the image's shorter side is this many times the encoder's, they have that weight; it falls to 0 as the ratio
-falls to 1, because an image that is resized less shows more of its damage as a whole."""
-
+FULL_SIZE_SHARE: dict[str, float] = {"adaptive": 1 / 2, "full": 2 / 3}
+"""The most that this weight becomes. People's scores of large photographs agree better with a half; with two thirds
+damage that shows at full size alone counts more."""
 
 OPTIONAL = {"eight_bit", "full_size_crops"}
 """Fields of `PreprocessConfig` that a model file may leave out."""
@@ -322,13 +322,13 @@ def view_weights(height: int, width: int, config: PreprocessConfig, *, coverage:
         coverage: Likewise.
 
     Returns:
-        (T,) float32, summing to 1: equal where all crops are of the whole image; those at its own size have up to
-        `FULL_SIZE_SHARE` together, see `FULL_SIZE_RATIO`.
+        (T,) float32, summing to 1: equal where all crops are of the whole image; those at its own size have
+        `FULL_SIZE_GROWTH` together for each time that it is larger, `FULL_SIZE_SHARE` at most.
     """
     views = locate_views(height, width, config, coverage=coverage)
     crops = sum(view.full_size for view in views)
-    larger = (min(height, width) / config.image_size - 1) / (FULL_SIZE_RATIO - 1)
-    share = FULL_SIZE_SHARE * min(larger, 1.0) if crops else 0.0
+    larger = min(height, width) / config.image_size - 1
+    share = min(FULL_SIZE_GROWTH * larger, FULL_SIZE_SHARE[coverage]) if crops else 0.0
     whole = (1 - share) / (len(views) - crops)
     return torch.tensor([share / crops if view.full_size else whole for view in views])
 

@@ -52,8 +52,9 @@ __getattr__ = renamed(__name__, {"Progress": "ProgressCallback"})
 
 DEFAULT_BATCH_SIZE = 8
 
-RULES = "content-1"
-"""Part of the cache's keys: how images are read, and what counts as content. Change it when that changes scores."""
+RULES = "content-1, crops-2"
+"""Part of the cache's keys: how images are read, what counts as content, and how much crops count. Change it when one
+of these changes scores."""
 
 _Made = TypeVar("_Made")
 

@@ -150,10 +150,15 @@ def test_full_size_crops_are_spread_evenly(height: int, width: int, places: list
     assert full_size_boxes(height, width, PLAIN) == places
 
 
-@pytest.mark.parametrize(("side", "share"), [(32, 0.0), (39, 0.0), (40, 0.25 / 6), (64, 1 / 6), (128, 0.5), (512, 0.5)])
-def test_crops_count_more_the_larger_the_image_is(side: int, share: float) -> None:
-    weights = view_weights(side, side, PLAIN, coverage="full")
-    assert float(weights[1:].sum()) == pytest.approx(share)
+@pytest.mark.parametrize(
+    ("side", "share", "adaptive"),
+    [(32, 0, 0), (39, 0, 0), (40, 0.25 / 6, 0), (64, 1 / 6, 0), (112, 2.5 / 6, 2.5 / 6), (128, 0.5, 0.5),
+     (160, 2 / 3, 0.5), (512, 2 / 3, 0.5)],
+)  # fmt: skip
+def test_crops_count_more_the_larger_the_image_is(side: int, share: float, adaptive: float) -> None:
+    for coverage, expected in (("full", share), ("adaptive", adaptive)):
+        weights = view_weights(side, side, PLAIN, coverage=coverage)  # type: ignore[arg-type]
+        assert float(weights[1:].sum()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("side", [40, 95, 96, 128])
