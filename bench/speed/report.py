@@ -49,7 +49,8 @@ def format_markdown(result: Mapping[str, Any], command: str, plots: Mapping[str,
             "One image of 512 x 512 pixels at a time. All run in turns on one machine, each in its own process; "
             "figures are medians over the rounds, ratios the medians of the ratios within a round. Weights are random "
             "where the published ones would have to be downloaded: the cost is the same. The official recipe is "
-            "transformers' `CLIPModel` (ViT-L/14 at 336 pixels) in float32 with its image processor."
+            "transformers' `CLIPModel` (ViT-L/14 at 336 pixels) in float32 with its image processor. What `auto` chose "
+            "is measured twice: what lies between both lines is the machine's noise."
         ),
         format_table(result),
     ]
