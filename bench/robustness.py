@@ -45,8 +45,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images of the folders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--dtype", default="float32", help="arithmetic of the encoder (default: float32)")
+    parser.add_argument("--domain", help="what the images are, see `rali info`")
     options = parser.parse_args()
-    scorer = RaliScorer.from_pretrained(options.model, dtype=options.dtype)
+    scorer = RaliScorer.from_pretrained(options.model, dtype=options.dtype, domain=options.domain)
     files = find_images(options.images, recursive=True)[: options.limit] if options.images else []
     images = [_open(path) for path in files]
     figures = {"images": measure(scorer, images)} if images else {}
