@@ -17,6 +17,7 @@ KEEPS_ITS_PANEL: dict[str, Any] = {
     field.name: True for field in fields(io.Schema) if field.name == "has_intermediate_output"
 }
 DIRECTIONS = ["higher is better", "lower is better"]
+PRUNE_AT = "0.2, 0.4, 0.6"
 ANY_SCALE = 1e6
 """Range of the widgets for other scorers' numbers, from minus to plus this."""
 

@@ -18,6 +18,7 @@ from ..rali_core.identity import Identity
 from ..rali_core.images import ImageError
 from ..rali_core.replay import Replay
 from ..rali_core.seed_search import OUT_OF_MEMORY, SeedSearch, Try, search_seeds
+from ._inputs import PRUNE_AT
 from ._models import ModelHandle, get_model
 from ._panel import Note, tell_tries
 from ._sampling import Sampling, StepReporter, decode, planned_steps, prepare_samples, to_latent
@@ -25,7 +26,6 @@ from ._scoring import Scores, chosen_coverage, score_panel, score_what_can_be
 
 log = logging.getLogger("rali")
 
-PRUNE_AT = "0.2, 0.4, 0.6"
 KEPT_SEARCHES = 4
 """Interrupted searches that are remembered."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..rali_core.guidance import GuidanceSettings, Guide
 from ..rali_core.inference_tensors import input_gradient
 from ._inputs import coverage_input, model_input
 from ._models import ModelHandle, get_model, load_on_device
 from ._scoring import chosen_coverage
+
+if TYPE_CHECKING:
+    from ..rali_core.guidance import Guide
 
 
 class RaliGuidance(io.ComfyNode):
@@ -94,6 +96,8 @@ class RaliGuidance(io.ComfyNode):
         rali_model: ModelHandle | None = None,
     ) -> io.NodeOutput:
         from comfy.patcher_extension import CallbacksMP
+
+        from ..rali_core.guidance import GuidanceSettings, Guide
 
         settings = GuidanceSettings(scale, clip, start_percent, end_percent, regularisation)
         if not scale:

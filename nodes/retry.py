@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from math import isnan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
-from ..rali_core.graph_loop import Attempt, Retry, copy_between, nodes_between
-from ..rali_core.seed_search import MAX_SEED, SEED_STEP
+from ..rali_core.constants import MAX_SEED, SEED_STEP
 from ._attachments import block_output
 from ._convert import check_numbers, join_images, split_images
 from ._inputs import (
@@ -33,6 +32,11 @@ from ._scoring import (
     score_panel,
     score_what_can_be,
 )
+
+if TYPE_CHECKING:
+    from ..rali_core.graph_loop import Attempt, Retry
+
+# What repeats nodes is imported where it is used, because ComfyUI imports this module at its start.
 
 RetryType = io.Custom("RALI_RETRY")
 VALUES = ("value_1", "value_2", "value_3")
@@ -77,6 +81,8 @@ class RaliRetryStart(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int) -> io.NodeOutput:
+        from ..rali_core.graph_loop import Retry
+
         return io.NodeOutput(Retry(cls.hidden.unique_id, (seed,)), seed, 1)
 
 
@@ -187,6 +193,8 @@ def _single(images: list[Tensor], values: dict[str, list[Any]]) -> tuple[Tensor,
 
 
 def _attempt(seed: int, scored: Scores, aggregation: Any, result: Any) -> Attempt:
+    from ..rali_core.graph_loop import Attempt
+
     number = scored.aggregate(aggregation)
     remarks = scored.remarks()
     if all(isnan(value) for value in scored.values):
@@ -201,6 +209,8 @@ def _again(loop: Retry, here: str, graph: Any, outputs: int) -> io.NodeOutput:
     Raises:
         ValueError: The seed is not used between the two nodes.
     """
+    from ..rali_core.graph_loop import copy_between
+
     end = loop.end or here
     following = loop.next(end)
     if not _uses_seed(loop.start, end, graph):
@@ -220,6 +230,8 @@ def _again(loop: Retry, here: str, graph: Any, outputs: int) -> io.NodeOutput:
 
 
 def _uses_seed(start: str, end: str, graph: Any) -> bool:
+    from ..rali_core.graph_loop import nodes_between
+
     inputs = [graph.get_node(name)["inputs"] for name in nodes_between(graph.get_node, start, end)]
     return any([start, number] in each.values() for each in inputs for number in (SEED, ATTEMPT))
 

@@ -7,10 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..rali_core.seed_search import MAX_SEED, SEED_STEP
-from ._inputs import KEEPS_ITS_PANEL, coverage_input, model_input, threshold_input
-from ._sampling import CustomSampling, KSampling
-from ._seed_search import PRUNE_AT, Options, count_interrupts, run_search
+from ..rali_core.constants import MAX_SEED, SEED_STEP
+from ._inputs import KEEPS_ITS_PANEL, PRUNE_AT, coverage_input, model_input, threshold_input
+
+# What searches is imported where it is used, because ComfyUI imports this module at its start.
 
 HOW = (
     "Samples n seeds, decodes and scores each, and keeps the best. Stops early once they are good enough. Memory grows "
@@ -140,6 +140,8 @@ class RaliBestOfNSampler(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **constants: Any) -> int:
+        from ._seed_search import count_interrupts
+
         return count_interrupts(cls.hidden.unique_id, constants)
 
     @classmethod
@@ -157,6 +159,9 @@ class RaliBestOfNSampler(io.ComfyNode):
         vae: Any,
         **options: Any,
     ) -> io.NodeOutput:
+        from ._sampling import KSampling
+        from ._seed_search import Options, run_search
+
         sampling = KSampling(model, positive, negative, steps, cfg, sampler_name, scheduler, denoise)
         return run_search(cls, sampling, latent_image, vae, Options.of(**options))
 
@@ -200,6 +205,8 @@ class RaliBestOfNCustom(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **constants: Any) -> int:
+        from ._seed_search import count_interrupts
+
         return count_interrupts(cls.hidden.unique_id, constants)
 
     @classmethod
@@ -214,6 +221,9 @@ class RaliBestOfNCustom(io.ComfyNode):
         noise: Any = None,
         **options: Any,
     ) -> io.NodeOutput:
+        from ._sampling import CustomSampling
+        from ._seed_search import Options, run_search
+
         first = seed if noise is None else getattr(noise, "seed", seed)
         sampling = CustomSampling(noise, guider, sampler, sigmas)
         return run_search(cls, sampling, latent_image, vae, Options.of(seed=first, **options))

@@ -45,3 +45,9 @@ BAND_THRESHOLDS: tuple[float, float, float, float] = (0.2, 0.4, 0.6, 0.8)
 
 DOMAINS = ("photographs", "generated images")
 """The kinds of images that the bundled model can be told, see `RaliModel.set_domain`."""
+
+MAX_SEED = 2**64 - 1
+"""The largest seed that ComfyUI and torch's generators take."""
+
+SEED_STEP = 1_000_000
+"""Distance between the seeds of one search, so that a start seed one higher (ComfyUI's "increment") repeats none."""

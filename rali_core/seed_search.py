@@ -11,13 +11,9 @@ from dataclasses import dataclass, replace
 from math import isnan, nan
 from typing import Any
 
+from .constants import MAX_SEED, SEED_STEP
 from .content import NO_CONTENT
 from .halving import SuccessiveHalving
-
-MAX_SEED = 2**64 - 1
-
-SEED_STEP = 1_000_000
-"""Distance between the seeds of one search, so that a start seed one higher (ComfyUI's "increment") repeats none."""
 
 OUT_OF_MEMORY = "out of memory"
 

@@ -7,11 +7,12 @@ from math import isnan, nan
 import pytest
 import torch
 
+from rali_core.constants import MAX_SEED
 from rali_core.content import NO_CONTENT
 from rali_core.halving import SuccessiveHalving
 from rali_core.identity import Identity
 from rali_core.replay import Replay
-from rali_core.seed_search import MAX_SEED, OUT_OF_MEMORY, SeedSearch, Try, search_seeds
+from rali_core.seed_search import OUT_OF_MEMORY, SeedSearch, Try, search_seeds
 
 SCORES = dict(enumerate([0.3, 0.9, 0.1, 0.7, 0.5, 0.8, 0.2, 0.6]))
 

@@ -88,6 +88,8 @@ def test_a_renamed_pack_beside_packs_with_the_same_module_names_loads_its_own_mo
     assert ours["on the path"] == []
     own = ours["pack"].replace(".", "_x_")
     assert f"{own}.rali_core" in ours["imported"]
+    searching = ("nodes._seed_search", "rali_core.seed_search", "rali_core.graph_loop", "rali_core.guidance")
+    assert not {f"{own}.{name}" for name in searching} & set(ours["imported"])
     foreign = {name.split(".")[0] for name in ours["imported"] if not name.startswith(own)}
     # What costs time at start is importing; bench/comfy_start.py measures how much that is. xxhash is one small C file.
     assert foreign <= sys.stdlib_module_names | {"xxhash"}
