@@ -58,14 +58,16 @@ def lowest_quarter(views: Sequence[ViewScore]) -> float:
     return either(mean_of(views, full_size=False), float(np.quantile(own, 0.25)) if own else float("nan"), 0.5)
 
 
+def blend(share: float) -> Callable[[Sequence[ViewScore]], float]:
+    """A rule: the crops at full size count for `share`, the whole for the rest."""
+    return lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), share)
+
+
 RULES: dict[str, Callable[[Sequence[ViewScore]], float]] = {
     "coverage full": lambda views: sum(part.share * part.score for part in views),
     "whole": lambda views: mean_of(views, full_size=False),
-    "crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 1.0),
-    "0.3 crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 0.3),
-    "0.5 crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 0.5),
-    "0.7 crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 0.7),
-    "0.8 crops": lambda views: either(mean_of(views, full_size=False), mean_of(views, full_size=True), 0.8),
+    "crops": blend(1.0),
+    **{f"{share} crops": blend(share) for share in (0.3, 0.5, 0.7, 0.8)},
     "0.5 lowest quarter": lowest_quarter,
 }
 
@@ -171,25 +173,27 @@ def ordered(scorer: RaliScorer, images: list[Image.Image]) -> dict[str, object]:
     result: dict[str, object] = {}
     for name, rule in RULES.items():
         undistorted = np.array([rule(part) for part in clean])
-        shares = {}
-        for kind, levels in series.items():
-            steps = np.stack([undistorted, *(np.array([rule(part) for part in level]) for level in levels)])
-            shares[kind] = round(float((np.diff(steps, axis=0) < 0).mean()), 4)
+        shares = {kind: _in_order(_steps(undistorted, levels, rule)) for kind, levels in series.items()}
+        filters = {filter_: _steps(undistorted, levels, rule) for filter_, levels in enlarged.items()}
         result[name] = {
             "adjacent pairs in order": round(float(np.mean(list(shares.values()))), 4), **shares,
             f"lost by JPEG {JPEG_LIMIT}, mean and least": _lost(undistorted, coded, rule),
             "undistorted, mean": round(float(undistorted.mean()), 4),
-            **{f"{FACTORS} times by {filter_}, in order": _by_filter(undistorted, levels, rule)
-               for filter_, levels in enlarged.items()},
+            **{f"{FACTORS} times by {filter_}, in order": [*steps[1:].mean(axis=1).round(4).tolist(), _in_order(steps)]
+               for filter_, steps in filters.items()},
         }  # fmt: skip
     return result
 
 
-def _by_filter(
+def _steps(
     clean: NDArray[np.float64], levels: list[list[tuple[ViewScore, ...]]], rule: Callable[[Sequence[ViewScore]], float]
-) -> list[float]:
-    steps = np.stack([clean, *(np.array([rule(part) for part in level]) for level in levels)])
-    return [round(float(value), 4) for value in (*steps[1:].mean(axis=1), (np.diff(steps, axis=0) < 0).mean())]
+) -> NDArray[np.float64]:
+    """(1 + L, N) scores of N images, undistorted and at each of L levels."""
+    return np.stack([clean, *(np.array([rule(part) for part in level]) for level in levels)])
+
+
+def _in_order(steps: NDArray[np.float64]) -> float:
+    return round(float((np.diff(steps, axis=0) < 0).mean()), 4)
 
 
 def _levels(scorer: RaliScorer, images: list[Image.Image], kind: Distortion) -> list[list[tuple[ViewScore, ...]]]:

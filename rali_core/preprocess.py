@@ -35,8 +35,8 @@ FULL_SIZE_CROPS = 4
 """Default maximum of crops at the image's own size."""
 
 FULL_SIZE_GROWTH = 1 / 6
-"""Total weight of the crops at the image's own size for each time that its shorter side exceeds the encoder's; the
-whole image has the rest. An image that is resized less shows more of its damage as a whole."""
+"""How fast the total weight of the crops at the image's own size grows with the ratio of its shorter side to the
+encoder's, from 0 at 1. The whole image has the rest: one that is resized less shows more of its damage as a whole."""
 
 FULL_SIZE_SHARE: dict[str, float] = {"adaptive": 1 / 2, "full": 2 / 3}
 """The most that this weight becomes. People's scores of large photographs agree better with a half; with two thirds
@@ -323,7 +323,7 @@ def view_weights(height: int, width: int, config: PreprocessConfig, *, coverage:
 
     Returns:
         (T,) float32, summing to 1: equal where all crops are of the whole image; those at its own size have
-        `FULL_SIZE_GROWTH` together for each time that it is larger, `FULL_SIZE_SHARE` at most.
+        together what `FULL_SIZE_GROWTH` and `FULL_SIZE_SHARE` say.
     """
     views = locate_views(height, width, config, coverage=coverage)
     crops = sum(view.full_size for view in views)
